@@ -1,0 +1,339 @@
+//! What can go wrong, by what the caller does next.
+//!
+//! Three kinds of wrong have three answers: a bug stops the process, input from outside gets a
+//! [`Refusal`], a failing disk is [`StorageFailed`] and stops the process. A message never names
+//! a manager's address.
+
+use crate::codec::{wire_enum, wire_struct};
+use crate::types::{LeaseId, NodeId, Revision};
+
+/// What a request ended with, when not with an answer. Each variant says what to do next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The request itself is at fault: nothing was changed; send it again only if altered.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// Certainly not done; it is safe to send it again, after a pause.
+    #[error("not done: {0}")]
+    NotDone(NotDone),
+    /// It may have been done, may still be done, or never: look before you send it again.
+    #[error("outcome unknown: {0}")]
+    Unknown(Unknown),
+    /// This node has stopped for good; the process should end.
+    #[error("stopped: {0}")]
+    Stopped(String),
+}
+wire_enum!(Error { 1 => Refused(refusal), 2 => NotDone(why), 3 => Unknown(why), 4 => Stopped(why) });
+
+/// Why a request was certainly not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// No leader is known now.
+    #[error("the cluster has no leader now; try again in a second")]
+    NoLeader,
+    /// The member asked was not the leader any more.
+    #[error("leadership moved; try again")]
+    NotLeader,
+    /// A queue is full.
+    #[error("too many requests; try again after a pause")]
+    Busy,
+    /// The node is shutting down.
+    #[error("this node is shutting down; ask another")]
+    ShuttingDown,
+    /// Time ran out before anything was sent.
+    #[error("the deadline passed before the request was proposed")]
+    Deadline,
+    /// Another membership change is under way, or the leader has not yet taken on its duties.
+    #[error("another membership change is under way; try again when it has ended")]
+    ChangeUnderWay,
+    /// No endpoint could be reached.
+    #[error("{0}")]
+    Unreachable(String),
+}
+wire_enum!(NotDone {
+    1 => NoLeader, 2 => NotLeader, 3 => Busy, 4 => ShuttingDown, 5 => Deadline, 6 => ChangeUnderWay,
+    7 => Unreachable(why),
+});
+
+/// Why an outcome is not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unknown {
+    /// Time ran out after the request was handed on.
+    #[error("the deadline passed while the cluster was working on it")]
+    Deadline,
+    /// The leader changed after the request was handed on.
+    #[error("the leader changed while the cluster was working on it")]
+    LeaderChanged,
+    /// The connection broke after the request was sent.
+    #[error("the connection broke after the request was sent")]
+    ConnectionLost,
+    /// The node stopped after the request was handed on.
+    #[error("this node stopped while the cluster was working on it")]
+    ShuttingDown,
+}
+wire_enum!(Unknown { 1 => Deadline, 2 => LeaderChanged, 3 => ConnectionLost, 4 => ShuttingDown });
+
+/// Why a request was refused: what, why, and what to do. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A key must have at least one byte.
+    #[error("the key is empty; give a key of at least one byte")]
+    EmptyKey,
+    /// A key is too long.
+    #[error("the key has {len} bytes, the limit is {max}; use a shorter key")]
+    KeyTooLarge {
+        /// Bytes given.
+        len: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// A value is too large.
+    #[error("the value has {len} bytes, the limit is {max}; split it or store a reference")]
+    ValueTooLarge {
+        /// Bytes given.
+        len: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// A request is too large as a whole.
+    #[error("the request has {len} bytes, the limit is {max}; split it")]
+    RequestTooLarge {
+        /// Bytes given.
+        len: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// A transaction has too many operations.
+    #[error("the transaction has {len} {list} entries, the limit is {max}; split it")]
+    TooManyOps {
+        /// Which list.
+        list: String,
+        /// Entries given.
+        len: u64,
+        /// Entries allowed.
+        max: u64,
+    },
+    /// Transactions nest too deep.
+    #[error("transactions nest deeper than {max}; flatten the request")]
+    NestedTooDeep {
+        /// Levels allowed.
+        max: u64,
+    },
+    /// A transaction changes one key twice.
+    #[error("the transaction changes the key \"{key}\" twice; let it change each key once")]
+    DuplicateKey {
+        /// The key, readable.
+        key: String,
+    },
+    /// A range ends before it starts.
+    #[error("the range is empty: its end is not behind its start; give an end that is")]
+    EmptyRange,
+    /// A limit is negative.
+    #[error("the limit is {limit}; give 0 for no limit, or a positive number")]
+    NegativeLimit {
+        /// The limit given.
+        limit: i64,
+    },
+    /// A revision is negative where that means nothing.
+    #[error("the revision is {revision}; give 0 or a positive number")]
+    NegativeRevision {
+        /// The revision given.
+        revision: Revision,
+    },
+    /// History at that revision is gone.
+    #[error("revision {requested} has been compacted, the oldest kept is {compacted}; read a newer one")]
+    Compacted {
+        /// Asked for.
+        requested: Revision,
+        /// The oldest that can be read.
+        compacted: Revision,
+    },
+    /// That revision has not been made.
+    #[error("revision {requested} is in the future, the newest is {current}")]
+    FutureRevision {
+        /// Asked for.
+        requested: Revision,
+        /// The newest.
+        current: Revision,
+    },
+    /// `ignore_value` or `ignore_lease` on a key that does not exist.
+    #[error(
+        "the key does not exist, so there is no value or lease of it to keep; put it without ignore_value and ignore_lease"
+    )]
+    KeyNotFound,
+    /// A value was given together with `ignore_value`.
+    #[error("a value is given together with ignore_value; give one of the two")]
+    ValueProvided,
+    /// A lease was given together with `ignore_lease`.
+    #[error("a lease is given together with ignore_lease; give one of the two")]
+    LeaseProvided,
+    /// The lease does not exist (any more).
+    #[error("lease {id:x} does not exist or has ended; grant a new one")]
+    LeaseNotFound {
+        /// The lease asked for.
+        id: LeaseId,
+    },
+    /// A lease with that id exists.
+    #[error("lease {id:x} exists already; choose another id, or 0 to have one chosen")]
+    LeaseExists {
+        /// The lease asked for.
+        id: LeaseId,
+    },
+    /// A lease id or time to live is out of bounds.
+    #[error("the lease's {field} is {value}; it must be from {min} to {max}")]
+    LeaseOutOfBounds {
+        /// `id` or `ttl`.
+        field: String,
+        /// Given.
+        value: i64,
+        /// Smallest allowed.
+        min: i64,
+        /// Largest allowed.
+        max: i64,
+    },
+    /// A repeated request is older than the last one answered for that client.
+    #[error("request {seq} of this client was overtaken by {newest}; its answer is not kept any more")]
+    OnceOvertaken {
+        /// The number repeated.
+        seq: u64,
+        /// The newest answered.
+        newest: u64,
+    },
+    /// A decision of a leader that had been deposed when it was applied.
+    #[error("the deciding leader was of term {decided}, the entry is of term {applied}")]
+    StaleLeader {
+        /// The term of the decision.
+        decided: u64,
+        /// The term of the entry.
+        applied: u64,
+    },
+    /// No such member.
+    #[error("no member has the id {id}; `raft-kv member ls` lists them")]
+    MemberNotFound {
+        /// Asked for.
+        id: NodeId,
+    },
+    /// A name or address that another member has.
+    #[error("the {field} {value:?} belongs to member {owner}; choose another, or remove that member first")]
+    MemberTaken {
+        /// `name` or `address`.
+        field: String,
+        /// Given.
+        value: String,
+        /// Whose it is.
+        owner: NodeId,
+    },
+    /// A change that the group would not survive.
+    #[error("member {id} can't be removed: {why}")]
+    MemberNeeded {
+        /// The member.
+        id: NodeId,
+        /// Which rule, and the way out.
+        why: String,
+    },
+    /// A change of role that does not fit.
+    #[error("member {id} {why}")]
+    MemberUnfit {
+        /// The member.
+        id: NodeId,
+        /// What does not fit, and the way out.
+        why: String,
+    },
+    /// The group is full.
+    #[error("the group has {max} members, which is the limit; remove one first")]
+    TooManyMembers {
+        /// Allowed.
+        max: u64,
+    },
+    /// A join token is not one.
+    #[error("the join token is not valid: {why}")]
+    BadToken {
+        /// Which part, and the way out.
+        why: String,
+    },
+    /// A certificate is not accepted.
+    #[error("the certificate is not accepted: {why}")]
+    BadCertificate {
+        /// Which rule, and the way out.
+        why: String,
+    },
+    /// The role may not do this.
+    #[error("a {role} certificate does not allow this request; use one that does")]
+    NotAllowed {
+        /// The caller's role.
+        role: String,
+    },
+    /// Any other input out of its bounds.
+    #[error("{field} is not valid: {why}")]
+    Invalid {
+        /// Which part of the request.
+        field: String,
+        /// What is wrong, and the way out.
+        why: String,
+    },
+    /// The bytes are not a request.
+    #[error("the request can't be read: {what}; is the client of a newer version?")]
+    Malformed {
+        /// The first part that was wrong.
+        what: String,
+    },
+}
+wire_enum!(Refusal {
+    1 => EmptyKey, 2 => KeyTooLarge { len, max }, 3 => ValueTooLarge { len, max },
+    4 => RequestTooLarge { len, max }, 5 => TooManyOps { list, len, max }, 6 => NestedTooDeep { max },
+    7 => DuplicateKey { key }, 8 => EmptyRange, 9 => NegativeLimit { limit },
+    10 => NegativeRevision { revision }, 11 => Compacted { requested, compacted },
+    12 => FutureRevision { requested, current }, 13 => KeyNotFound, 14 => ValueProvided,
+    15 => LeaseProvided, 16 => LeaseNotFound { id }, 17 => LeaseExists { id },
+    18 => LeaseOutOfBounds { field, value, min, max }, 19 => OnceOvertaken { seq, newest },
+    20 => StaleLeader { decided, applied }, 21 => MemberNotFound { id },
+    22 => MemberTaken { field, value, owner }, 23 => MemberNeeded { id, why },
+    24 => MemberUnfit { id, why }, 25 => TooManyMembers { max }, 26 => BadToken { why },
+    27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
+    30 => Malformed { what },
+});
+
+impl Refusal {
+    /// A refusal of `field`, saying `why`.
+    pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), why: why.into() }
+    }
+}
+
+/// The disk under a node failed, or holds what this software never wrote. The process stops and
+/// nothing is retried: after a failed sync nobody knows what is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {why}; {next}")]
+pub struct StorageFailed {
+    /// The file or folder concerned.
+    pub file: String,
+    /// What happened.
+    pub why: String,
+    /// What to do.
+    pub next: String,
+}
+wire_struct!(StorageFailed { file, why, next });
+
+impl StorageFailed {
+    /// An I/O error on `file` during `action`.
+    pub fn io(file: impl Into<String>, action: &str, error: &std::io::Error) -> Self {
+        Self {
+            file: file.into(),
+            why: format!("{action} failed: {error}"),
+            next: "check the disk, then start this member again; if it can't be trusted, remove \
+                   the member and let it join anew"
+                .into(),
+        }
+    }
+
+    /// `file` holds something that was never written by a healthy member.
+    pub fn damaged(file: impl Into<String>, why: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            why: why.into(),
+            next: "this member's data can't be trusted: remove it from the cluster (`raft-kv \
+                   member rm`), empty its data directory and let it join anew"
+                .into(),
+        }
+    }
+}

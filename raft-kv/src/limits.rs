@@ -1,0 +1,102 @@
+//! Every bound of the product, in one place and checked against each other when compiled.
+//! Reaching one gives a typed refusal or back-pressure, never a crash.
+
+use std::time::Duration;
+
+/// Longest key, in bytes.
+pub const MAX_KEY_BYTES: usize = 32 * 1024;
+/// Largest value, in bytes.
+pub const MAX_VALUE_BYTES: usize = 1024 * 1024 + 512 * 1024 - MAX_KEY_BYTES;
+/// Largest request in its encoded form, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 1024 * 1024 + 512 * 1024;
+/// Operations in each of a transaction's three lists.
+pub const MAX_TXN_OPS: usize = 128;
+/// How deep transactions nest.
+pub const MAX_TXN_DEPTH: usize = 8;
+/// Longest time to live of a lease, in seconds (etcd's own bound).
+pub const MAX_LEASE_TTL: i64 = 9_000_000_000;
+/// Shortest time to live of a lease, in seconds; less is raised to it.
+pub const MIN_LEASE_TTL: i64 = 2;
+/// Leases that one log entry may end.
+pub const MAX_LEASES_PER_EXPIRY: usize = 256;
+/// Longest member name, in bytes.
+pub const MAX_NAME_BYTES: usize = 128;
+/// Longest address, in bytes.
+pub const MAX_ADDR_BYTES: usize = 256;
+/// Members of a raft group, learners included.
+pub const MAX_MEMBERS: usize = 15;
+/// Clients whose last answer is kept for repeats.
+pub const MAX_ONCE_CLIENTS: u64 = 10_000;
+/// Physical removals of old versions between two batches of entries.
+pub const COMPACT_STEP_KEYS: usize = 1000;
+
+/// Payload that one log entry gathers from many callers, in bytes; one larger request goes alone.
+pub const MAX_ENTRY_BATCH_BYTES: usize = 64 * 1024;
+/// Requests that one log entry gathers.
+pub const MAX_ENTRY_BATCH_REQUESTS: usize = 256;
+/// Largest log entry, in bytes: a whole batch and one largest request.
+pub const MAX_ENTRY_BYTES: usize = MAX_REQUEST_BYTES + MAX_ENTRY_BATCH_BYTES + 64 * 1024;
+/// Entry bytes in one append message, as raft counts them (one larger entry goes alone).
+pub const MAX_APPEND_BYTES: u64 = 256 * 1024;
+/// Append messages on their way to one follower.
+pub const MAX_INFLIGHT_APPENDS: usize = 64;
+/// Entry bytes proposed and not yet committed; beyond it callers are told to wait.
+pub const MAX_UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
+/// Entry bytes handed to the state machine in one go.
+pub const MAX_COMMITTED_BYTES: u64 = 4 * 1024 * 1024;
+/// Committed entry bytes that wait for the state machine before proposals are refused.
+pub const MAX_APPLY_LAG_BYTES: usize = 32 * 1024 * 1024;
+/// Requests of local callers waiting for an answer on one node.
+pub const MAX_WAITING_REQUESTS: usize = 32 * 1024;
+/// Bytes of requests of local callers waiting on one node.
+pub const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
+/// Largest frame between peers, in bytes.
+pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Frames queued for one peer.
+pub const MAX_PEER_OUTBOX_FRAMES: usize = 4096;
+/// Bytes queued for one peer; beyond it frames are dropped and raft is told.
+pub const MAX_PEER_OUTBOX_BYTES: usize = 16 * 1024 * 1024;
+/// Log kept in memory for followers, in bytes.
+pub const LOG_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Recent changes kept in memory for watchers, in bytes.
+pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
+/// Events gathered in one answer to a watcher, in bytes (one larger revision goes alone).
+pub const WATCH_BATCH_BYTES: usize = 1024 * 1024;
+/// Watchers of one node.
+pub const MAX_WATCHERS: usize = 200_000;
+/// Bytes of a range's answer before it must be asked for in pages.
+pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Connections of one node, in all.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// Handshakes under way on one node.
+pub const MAX_HANDSHAKES: usize = 256;
+/// A handshake that takes longer is dropped.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+/// Streams that one connection may have open towards us.
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// A request from outside must arrive whole within this.
+pub const REQUEST_READ_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a request waits for its answer where the caller names no deadline.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(7);
+
+/// One tick of raft's clock.
+pub const TICK: Duration = Duration::from_millis(50);
+/// Ticks between heartbeats.
+pub const HEARTBEAT_TICKS: usize = 2;
+/// Ticks without a leader before an election, at least.
+pub const ELECTION_TICKS: usize = 20;
+/// Ticks without a leader before an election, below this.
+pub const ELECTION_TICKS_MAX: usize = 30;
+
+const _: () = {
+    assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES <= MAX_REQUEST_BYTES);
+    assert!(MAX_ENTRY_BYTES < MAX_FRAME_BYTES);
+    assert!(MAX_ENTRY_BATCH_BYTES < MAX_APPEND_BYTES as usize);
+    assert!((MAX_APPEND_BYTES as usize) + MAX_ENTRY_BYTES < MAX_FRAME_BYTES);
+    assert!(MAX_FRAME_BYTES < MAX_PEER_OUTBOX_BYTES);
+    // A nested transaction is a list and an operation: two levels, and a few round the whole.
+    assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
+    assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
+    assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
+};

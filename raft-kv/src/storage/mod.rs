@@ -1,0 +1,3 @@
+//! The disk: the raft log, the state on RocksDB, checkpoints.
+
+pub mod files;

@@ -1,0 +1,70 @@
+//! Members: who they are, how to reach them and what their certificates allow.
+
+use super::NodeId;
+use crate::codec::{wire_enum, wire_struct};
+
+/// What the cluster knows of a member besides its place in raft.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MemberRecord {
+    /// Its raft id.
+    pub id: NodeId,
+    /// For people; unique among members.
+    pub name: String,
+    /// `host:port` where peers, joiners and clients reach it.
+    pub addr: String,
+}
+wire_struct!(MemberRecord { id, name, addr });
+
+/// A member's place in the raft group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemberRole {
+    /// Votes and counts for the quorum.
+    Voter,
+    /// Receives the log; becomes a voter once caught up.
+    Learner,
+}
+wire_enum!(MemberRole { 1 => Voter, 2 => Learner });
+
+/// A member as `member ls` shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Name and address.
+    pub record: MemberRecord,
+    /// Its place in the group.
+    pub role: MemberRole,
+}
+wire_struct!(Member { record, role });
+
+/// What a certificate lets its holder do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Role {
+    /// A raft member: everything.
+    Manager,
+    /// An orchestrator process or a tool: keys, within its grants.
+    Client,
+    /// Its own tasks and nothing else.
+    Worker,
+}
+wire_enum!(Role { 1 => Manager, 2 => Client, 3 => Worker });
+
+impl Role {
+    /// The word in certificates (OU) and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::Client => "client",
+            Self::Worker => "worker",
+        }
+    }
+
+    /// The role that `word` names.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Manager, Self::Client, Self::Worker].into_iter().find(|role| role.as_str() == word)
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -6,6 +6,8 @@
 pub mod codec;
 pub mod error;
 pub mod limits;
+#[doc(hidden)]
+pub mod planted;
 pub mod types;
 // 1 pure
 pub mod machine;

@@ -1,1 +1,3 @@
-//! Placeholder until this layer is written.
+//! The door that a manager process links: one handle, local or over QUIC.
+
+pub mod api;

@@ -1,0 +1,209 @@
+//! The calls a node answers, as values: one list for callers in the process and for callers over
+//! QUIC. Tags are on the wire between versions: they never change meaning.
+
+use bytes::Bytes;
+
+use crate::codec::{wire_enum, wire_struct};
+use crate::error::Error;
+use crate::machine::Answer;
+use crate::machine::command::Command;
+use crate::types::{
+    ClusterId, Header, Index, LeaseId, LeaseStatus, Member, NodeId, OnceId, RangeRequest, RangeResponse,
+    Revision, Role, Term, TxnRequest, TxnResponse, WatchBatch, WatchRequest,
+};
+
+/// A request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// Reads keys.
+    Range(RangeRequest),
+    /// Changes the store: put, delete, a transaction that writes, leases.
+    Command {
+        /// What to change.
+        command: Command,
+        /// The caller's name for it, so that a repeat is answered and not done again.
+        once: Option<OnceId>,
+    },
+    /// A transaction that only reads.
+    ReadTxn(TxnRequest),
+    /// Forgets old versions.
+    Compact {
+        /// The oldest revision that stays readable.
+        revision: Revision,
+        /// Answer only when this member has removed them from its store.
+        physical: bool,
+    },
+    /// Gives a lease its full time again.
+    LeaseKeepAlive(LeaseId),
+    /// What a lease has left.
+    LeaseTimeToLive {
+        /// Which lease.
+        id: LeaseId,
+        /// Also list its keys.
+        keys: bool,
+    },
+    /// Every lease.
+    Leases,
+    /// The members.
+    Members,
+    /// Makes a learner a voter.
+    MemberPromote(NodeId),
+    /// Takes a member out for good.
+    MemberRemove(NodeId),
+    /// The answering member and what it knows of the cluster.
+    Info,
+    /// The join token of a role.
+    JoinToken(Role),
+    /// A certificate for a client or tool.
+    IssueCertificate {
+        /// Its name (goes into the certificate).
+        name: String,
+        /// What it may do; managers come by `join`, not by this.
+        role: Role,
+        /// The certificate request (DER); only its public key is taken.
+        request: Bytes,
+    },
+    /// Moves leadership to a member, or to the most caught-up one.
+    Transfer(Option<NodeId>),
+    /// Follows keys: answered by a stream of [`Reply::Watch`].
+    Watch(WatchRequest),
+    /// Joins the cluster; the one call that needs a token and no certificate.
+    Join(JoinRequest),
+}
+wire_enum!(Call {
+    1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
+    4 => Compact { revision, physical }, 5 => LeaseKeepAlive(id), 6 => LeaseTimeToLive { id, keys },
+    7 => Leases, 8 => Members, 9 => MemberPromote(id), 10 => MemberRemove(id), 11 => Info,
+    12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
+    15 => Watch(request), 16 => Join(request),
+});
+
+/// The answer to a [`Call`] of the same place in the list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// To a range.
+    Range(RangeResponse),
+    /// To a command.
+    Command(Answer),
+    /// To a transaction that only reads.
+    Txn(TxnResponse),
+    /// To anything that has nothing to tell.
+    Done,
+    /// To a question about one lease.
+    Lease(LeaseStatus),
+    /// Ids and granted seconds of all leases.
+    Leases(Vec<(LeaseId, i64)>),
+    /// To members and to changes of them.
+    Members(Vec<Member>),
+    /// To info.
+    Info(Info),
+    /// A join token.
+    Token(String),
+    /// A certificate (DER) and the roots (DER) to trust.
+    Certificate {
+        /// The leaf first.
+        chain: Vec<Bytes>,
+        /// All trusted roots.
+        roots: Vec<Bytes>,
+    },
+    /// Of a watch.
+    Watch(WatchBatch),
+    /// To a join.
+    Joined(Joined),
+}
+wire_enum!(Reply {
+    1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
+    6 => Leases(leases), 7 => Members(members), 8 => Info(info), 9 => Token(token),
+    10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
+});
+
+/// What goes back over the wire: where it comes from, and the answer or the error.
+pub type Answered = Result<(Header, Reply), Error>;
+
+/// What a joiner sends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JoinRequest {
+    /// The token's secret part.
+    pub secret: String,
+    /// The certificate request (DER).
+    pub request: Bytes,
+    /// The name it wants.
+    pub name: String,
+    /// Where it can be reached.
+    pub addr: String,
+}
+wire_struct!(JoinRequest { secret, request, name, addr });
+
+/// What a joiner gets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Joined {
+    /// The cluster joined.
+    pub cluster: ClusterId,
+    /// The joiner's id for ever.
+    pub node: NodeId,
+    /// Its certificate chain (DER), leaf first.
+    pub chain: Vec<Bytes>,
+    /// The roots to trust (DER).
+    pub roots: Vec<Bytes>,
+    /// The members, itself included.
+    pub members: Vec<Member>,
+}
+wire_struct!(Joined { cluster, node, chain, roots, members });
+
+/// A member and what it knows of the cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Info {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member that answers.
+    pub member: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its advertised address.
+    pub addr: String,
+    /// The leader it knows, if any.
+    pub leader: Option<NodeId>,
+    /// Its raft term.
+    pub term: Term,
+    /// Whether it only learns.
+    pub learner: bool,
+    /// Last entry it knows committed.
+    pub committed: Index,
+    /// Last entry in its state.
+    pub applied: Index,
+    /// Its current revision.
+    pub revision: Revision,
+    /// The oldest revision that can be read, or 0.
+    pub compacted: Revision,
+    /// Bytes of its state on disk.
+    pub state_bytes: u64,
+    /// `raft-kv`'s version.
+    pub version: String,
+    /// SHA-256 of the root certificate, hexadecimal.
+    pub root_digest: String,
+    /// When its own certificate ends, in seconds since 1970.
+    pub certificate_ends: i64,
+    /// Watchers it serves.
+    pub watchers: u64,
+    /// Syncs to disk and requests proposed since it started: (syncs, requests).
+    pub syncs: (u64, u64),
+}
+wire_struct!(Info {
+    cluster,
+    member,
+    name,
+    addr,
+    leader,
+    term,
+    learner,
+    committed,
+    applied,
+    revision,
+    compacted,
+    state_bytes,
+    version,
+    root_digest,
+    certificate_ends,
+    watchers,
+    syncs,
+});

@@ -27,6 +27,12 @@ pub const MAX_ADDR_BYTES: usize = 256;
 pub const MAX_MEMBERS: usize = 15;
 /// Clients whose last answer is kept for repeats.
 pub const MAX_ONCE_CLIENTS: u64 = 10_000;
+/// Largest answer kept for repeats, in bytes; a request whose answer is larger can't be named.
+pub const MAX_ONCE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+/// Keys and values that one delete may remove, in bytes.
+pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
+/// Longest secret of a join token, in bytes.
+pub const MAX_SECRET_BYTES: usize = 256;
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 

@@ -18,6 +18,18 @@ pub enum Bug {
     DropEvent = 4,
     /// A log that ends before its marker is opened all the same.
     IgnoreMarker = 5,
+    /// A nested transaction's compares see what the outer one wrote.
+    CompareAfterWrites = 20,
+    /// A read of an old revision finds versions that had ended by then.
+    IgnoreVersionEnd = 21,
+    /// Compaction removes versions that are still readable at its mark.
+    CompactNewestVersion = 22,
+    /// A deposed leader's decision that a lease has expired is carried out.
+    AcceptStaleExpiry = 23,
+    /// A put without a lease keeps the key on the lease it had.
+    KeepLeaseOnPut = 24,
+    /// A repeated request is done again.
+    RepeatOnce = 25,
 }
 
 #[cfg(feature = "sim")]

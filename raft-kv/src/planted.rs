@@ -18,6 +18,18 @@ pub enum Bug {
     DropEvent = 4,
     /// A log that ends before its marker is opened all the same.
     IgnoreMarker = 5,
+    /// The log's marker is written before the log itself is synced.
+    MarkerBeforeLog = 20,
+    /// A record of the log is taken without a look at the record before it.
+    SkipChainCheck = 21,
+    /// A file of the log is used again under a new name with its old header.
+    RecycleUnstamped = 22,
+    /// The name of a new file of the log is not synced.
+    SkipFolderSync = 23,
+    /// Files of the log are emptied before the cut that frees them is on disk.
+    RecycleEarly = 24,
+    /// A sync of the log that failed is tried again.
+    RetrySync = 25,
 }
 
 #[cfg(feature = "sim")]

@@ -64,6 +64,10 @@ pub const MAX_PEER_OUTBOX_FRAMES: usize = 4096;
 pub const MAX_PEER_OUTBOX_BYTES: usize = 16 * 1024 * 1024;
 /// Log kept in memory for followers, in bytes.
 pub const LOG_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of one file of the raft log; a larger record gets a larger file of its own.
+pub const LOG_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Emptied files of the raft log that are kept for reuse.
+pub const LOG_SPARE_SEGMENTS: usize = 2;
 /// Recent changes kept in memory for watchers, in bytes.
 pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
 /// Events gathered in one answer to a watcher, in bytes (one larger revision goes alone).
@@ -101,6 +105,7 @@ const _: () = {
     assert!(MAX_ENTRY_BATCH_BYTES < MAX_APPEND_BYTES as usize);
     assert!((MAX_APPEND_BYTES as usize) + MAX_ENTRY_BYTES < MAX_FRAME_BYTES);
     assert!(MAX_FRAME_BYTES < MAX_PEER_OUTBOX_BYTES);
+    assert!((MAX_ENTRY_BYTES as u64) < LOG_SEGMENT_BYTES && LOG_SEGMENT_BYTES < u32::MAX as u64);
     // A nested transaction is a list and an operation: two levels, and a few round the whole.
     assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);

@@ -18,6 +18,12 @@ pub enum Bug {
     DropEvent = 4,
     /// A log that ends before its marker is opened all the same.
     IgnoreMarker = 5,
+    /// Consensus lets promises out before the disk has what they rest on.
+    SendBeforeDurable = 20,
+    /// Consensus steps peers' messages without looking at them.
+    SkipVetting = 21,
+    /// Consensus writes its term without its vote.
+    ForgetVote = 22,
 }
 
 #[cfg(feature = "sim")]

@@ -42,13 +42,12 @@ pub enum Bug {
     RecycleEarly,
     /// A sync of the log that failed is tried again.
     RetrySync,
-    IgnoreMarker = 5,
     /// Consensus lets promises out before the disk has what they rest on.
-    SendBeforeDurable = 20,
+    SendBeforeDurable,
     /// Consensus steps peers' messages without looking at them.
-    SkipVetting = 21,
+    SkipVetting,
     /// Consensus writes its term without its vote.
-    ForgetVote = 22,
+    ForgetVote,
 }
 
 #[cfg(feature = "sim")]

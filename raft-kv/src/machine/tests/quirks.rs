@@ -464,6 +464,25 @@ fn collection_goes_in_bounded_steps_and_only_behind_the_mark() {
 }
 
 #[test]
+fn keys_with_many_versions_are_read_at_each_revision() {
+    let mut bench = Bench::new();
+    for at in 0..120 {
+        // Long runs of one key's versions, longer than are passed over one by one.
+        let key = ["a", "a\0", "b", "c"][at / 10 % 4];
+        bench.put(key, &format!("{at}")).unwrap();
+    }
+    bench.ask(delete(KeyRange::key(bytes("b")))).unwrap();
+    for revision in 1..=bench.machine.revision() {
+        let request = RangeRequest { range: KeyRange::all(), revision, ..Default::default() };
+        let found = bench.range(&request).unwrap().kvs;
+        let one_by_one = ["a", "a\0", "b", "c"].into_iter().filter_map(|key| bench.get(key, revision));
+        assert_eq!(found, one_by_one.collect::<Vec<_>>(), "at {revision}");
+        let newest = found.iter().map(|kv| kv.mod_revision).max();
+        assert!(newest == Some(revision) || revision == 1 || revision == 122, "at {revision}: {newest:?}");
+    }
+}
+
+#[test]
 fn history_comes_in_whole_revisions() {
     let mut bench = Bench::new();
     for at in 0..10 {

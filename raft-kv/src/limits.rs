@@ -64,6 +64,8 @@ pub const MAX_PEER_CONTEXT_BYTES: usize = 64;
 pub const MAX_PENDING_READS: usize = 4096;
 /// Largest frame between peers, in bytes.
 pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Frames from peers that wait for the loop, in bytes.
+pub const MAX_INBOX_BYTES: usize = 32 * 1024 * 1024;
 /// Frames queued for one peer.
 pub const MAX_PEER_OUTBOX_FRAMES: usize = 4096;
 /// Bytes queued for one peer; beyond it frames are dropped and raft is told.

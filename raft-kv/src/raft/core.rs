@@ -192,7 +192,8 @@ impl<L: LogView> Core<L> {
         (self.raw.raft.term, self.raw.raft.state == StateRole::Leader)
     }
 
-    fn leadership(&self) -> Leadership {
+    /// Role, term and leader.
+    pub fn leadership(&self) -> Leadership {
         let raft = &self.raw.raft;
         let role = match raft.state {
             StateRole::Leader => Role::Leader,

@@ -50,6 +50,7 @@ impl Default for Options {
 }
 
 /// What [`Log::open`] found.
+#[allow(clippy::large_enum_variant)] // Made once for each run of a process.
 pub enum Opened<F: Files> {
     /// All that was acknowledged is there.
     Ready {

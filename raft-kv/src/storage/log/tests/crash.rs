@@ -108,6 +108,7 @@ fn all_crash_points(seeds: u64) -> Result<u64, String> {
 #[test]
 fn a_crash_at_any_operation_loses_nothing_durable() {
     let states = all_crash_points(6).expect("every crash is recovered from");
+    println!("{states} states after a crash");
     assert!(states >= 2000, "{states} states");
 }
 

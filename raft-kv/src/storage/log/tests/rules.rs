@@ -116,7 +116,7 @@ fn a_log_with_no_segment_is_behind_and_one_without_marker_damaged() {
     let disk = healthy(1);
     let gone = disk.restore_files(&empty, |name| name == "marker");
     assert_eq!(Log::find(&gone), Ok(None));
-    check(&gone, Some(boundary(1, 1)), Answer::Damaged("opening it"));
+    check(&gone, Some(boundary(1, 1)), Answer::Damaged("it is missing"));
     assert_eq!(Log::find(&healthy(1)), Ok(Some(IDENTITY)));
 }
 

@@ -192,7 +192,11 @@ impl<L: LogView> Core<L> {
         (self.raw.raft.term, self.raw.raft.state == StateRole::Leader)
     }
 
+<<<<<<< HEAD
     /// Role, term and leader.
+=======
+    /// Who leads, as [`Output::leadership`] last said.
+>>>>>>> core
     pub fn leadership(&self) -> Leadership {
         let raft = &self.raw.raft;
         let role = match raft.state {
@@ -240,16 +244,18 @@ impl<L: LogView> Core<L> {
     fn tick(&mut self) -> bool {
         let leads = self.raw.raft.state == StateRole::Leader;
         if !leads && !self.may_campaign() {
-            self.raw.raft.election_elapsed = 0;
+            // Time passes all the same: others must not be refused a vote for longer.
+            self.raw.raft.election_elapsed += 1;
+            return false;
         }
         let acted = self.raw.tick();
         acted && !leads
     }
 
     /// raft panics when it stands for election while the state machine is behind the log's start,
-    /// or when it would win by its own vote alone with a log that is not on disk.
+    /// or when it wins (by its own vote alone, say) with a log that is not on disk.
     fn may_campaign(&self) -> bool {
-        !self.installing() && !(self.unpersisted() && self.raw.raft.prs().is_singleton())
+        !self.installing() && !self.unpersisted()
     }
 
     fn installing(&self) -> bool {

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use rand::RngCore;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
@@ -22,8 +22,8 @@ pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const MAX_REQUEST_DER: usize = 8 * 1024;
 /// P-256, as a request's public key must name it: the whole prefix of its DER form.
 const P256_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
-    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 /// Whom a certificate is for. The authority fills it in; no part comes from a request.
@@ -107,9 +107,7 @@ pub fn request_key(csr_der: &[u8]) -> Result<Vec<u8>, Refusal> {
     if key.len() != P256_PREFIX.len() + 65 || !key.starts_with(&P256_PREFIX) {
         return Err(bad("the certificate request's key is not of the kind P-256"));
     }
-    request
-        .verify_signature()
-        .map_err(|_| bad("the certificate request is not signed by its own key"))?;
+    request.verify_signature().map_err(|_| bad("the certificate request is not signed by its own key"))?;
     Ok(key.to_vec())
 }
 
@@ -126,8 +124,7 @@ pub fn issue(
     validity: Duration,
     random: &mut dyn RngCore,
 ) -> Result<Vec<u8>, Refusal> {
-    let key = SubjectPublicKeyInfo::from_der(public_key)
-        .map_err(|_| bad("the public key can't be read"))?;
+    let key = SubjectPublicKeyInfo::from_der(public_key).map_err(|_| bad("the public key can't be read"))?;
     if !public_key.starts_with(&P256_PREFIX) {
         return Err(bad("the public key is not of the kind P-256"));
     }
@@ -152,9 +149,8 @@ pub fn issue(
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
     }
     params.subject_alt_names = alternative_names(&subject.hosts);
-    let cert = params
-        .signed_by(&key, &root.issuer())
-        .map_err(|error| bad(&format!("it can't be made: {error}")))?;
+    let cert =
+        params.signed_by(&key, &root.issuer()).map_err(|error| bad(&format!("it can't be made: {error}")))?;
     Ok(cert.der().to_vec())
 }
 
@@ -184,8 +180,7 @@ fn alternative_names(hosts: &[String]) -> Vec<SanType> {
 /// # Errors
 /// [`Refusal::BadCertificate`] if it can't be read.
 pub fn validity_of(cert_der: &[u8]) -> Result<(SystemTime, SystemTime), Refusal> {
-    let (_, cert) = X509Certificate::from_der(cert_der)
-        .map_err(|_| bad("the certificate can't be read"))?;
+    let (_, cert) = X509Certificate::from_der(cert_der).map_err(|_| bad("the certificate can't be read"))?;
     let at = |time: x509_parser::time::ASN1Time| {
         SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
     };

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -69,8 +69,7 @@ impl RootKey {
     pub fn from_parts(cert_der: &[u8], key_der: &[u8]) -> Result<Self, Refusal> {
         let bad = |why: &str| Refusal::BadCertificate { why: why.into() };
         let key = KeyPair::try_from(key_der).map_err(|_| bad("the root's key can't be read"))?;
-        let (rest, cert) =
-            X509Certificate::from_der(cert_der).map_err(|_| bad("the root can't be read"))?;
+        let (rest, cert) = X509Certificate::from_der(cert_der).map_err(|_| bad("the root can't be read"))?;
         if !rest.is_empty() || !cert.is_ca() {
             return Err(bad("it is not a root certificate"));
         }

@@ -111,8 +111,7 @@ impl FromStr for JoinToken {
         }
         let damaged = || bad("it is damaged; copy it again");
         let (digest, tail) = rest.split_once('-').ok_or_else(damaged)?;
-        let digest: [u8; 32] =
-            decode(digest).and_then(|bytes| bytes.try_into().ok()).ok_or_else(damaged)?;
+        let digest: [u8; 32] = decode(digest).and_then(|bytes| bytes.try_into().ok()).ok_or_else(damaged)?;
         let tail = decode(tail).filter(|tail| tail.len() == SECRET_BYTES + 4).ok_or_else(damaged)?;
         let secret = Secret(tail[..SECRET_BYTES].try_into().expect("that many bytes"));
         let token = Self { root: RootDigest(digest), secret };
@@ -165,10 +164,7 @@ mod tests {
 
     fn token(seed: u64) -> JoinToken {
         let mut random = rand::rngs::StdRng::seed_from_u64(seed);
-        JoinToken {
-            root: RootDigest::of(&seed.to_le_bytes()),
-            secret: Secret::generate(&mut random),
-        }
+        JoinToken { root: RootDigest::of(&seed.to_le_bytes()), secret: Secret::generate(&mut random) }
     }
 
     fn check(text: &str, expect: &str) {

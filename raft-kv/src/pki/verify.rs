@@ -94,10 +94,7 @@ pub fn check_dialled(
 }
 
 /// The certificate of a presented chain that a join token pins. Only this one may be believed.
-pub fn pinned_root<'a>(
-    mut chain: impl Iterator<Item = &'a [u8]>,
-    digest: &RootDigest,
-) -> Option<&'a [u8]> {
+pub fn pinned_root<'a>(mut chain: impl Iterator<Item = &'a [u8]>, digest: &RootDigest) -> Option<&'a [u8]> {
     if crate::planted!(AcceptAnyRoot) {
         return chain.last();
     }

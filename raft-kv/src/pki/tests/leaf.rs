@@ -93,7 +93,8 @@ fn nothing_but_the_key_comes_from_a_request() {
     for (key, request) in requests {
         let public = request_key(&request).unwrap();
         assert_eq!(public, key.subject_public_key_info());
-        let (asked, plain) = (make(Role::Worker, &public, 1), make(Role::Worker, &NodeKey::generate().public(), 1));
+        let (asked, plain) =
+            (make(Role::Worker, &public, 1), make(Role::Worker, &NodeKey::generate().public(), 1));
         let expect = Identity { cluster: ClusterId(0xc1), node: NodeId(0xa1), role: Role::Worker };
         assert_eq!(Identity::from_cert(&asked).unwrap(), expect);
         let (_, asked) = X509Certificate::from_der(&asked).unwrap();
@@ -170,8 +171,7 @@ fn credentials_come_back_from_their_files() {
     let root = RootKey::generate(ClusterId(0xc1), at(NOW));
     let key = NodeKey::generate();
     let mut random = StdRng::seed_from_u64(1);
-    let leaf =
-        issue(&root, &subject(Role::Client), &key.public(), at(NOW), LEAF_VALIDITY, &mut random);
+    let leaf = issue(&root, &subject(Role::Client), &key.public(), at(NOW), LEAF_VALIDITY, &mut random);
     let credentials = Credentials {
         chain: vec![leaf.unwrap()],
         key: key.der().to_vec(),

@@ -357,7 +357,8 @@ fn certificate_error(error: &rustls::Error) -> String {
         NotValidYet | NotValidYetContext { .. } => {
             "its certificate is not valid yet, or the clock here is wrong".into()
         }
-        UnknownIssuer => "its certificate comes from a root that is not believed here: it \
+        // Roots of one cluster share a name: another key under it is another root.
+        UnknownIssuer | BadSignature => "its certificate comes from a root that is not believed here: it \
                           belongs to another cluster, or the cluster's root was replaced"
             .into(),
         other => format!("its certificate is not valid ({other})"),
@@ -368,12 +369,12 @@ fn certificate_error(error: &rustls::Error) -> String {
 pub(super) fn alert_refusal(alert: u64) -> Option<Refusal> {
     let why = match alert {
         45 => "this side's certificate has expired, or a clock is wrong; get a new one",
-        48 => {
+        48 | 51 => {
             "this side's certificate comes from a root that is not believed there: it belongs to \
              another cluster, or the cluster's root was replaced"
         }
         44 => "this side's certificate was revoked",
-        42 | 43 | 46 | 49 | 51 => "the other side does not accept this side's certificate",
+        42 | 43 | 46 | 49 => "the other side does not accept this side's certificate",
         116 => "the other side wants a certificate",
         120 => "the other side does not speak this protocol; are both of one version?",
         _ => return None,

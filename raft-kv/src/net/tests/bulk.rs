@@ -89,7 +89,8 @@ fn a_folder_that_holds_more_than_files_is_not_sent() {
         let from = tempfile::tempdir().unwrap();
         fs::create_dir(from.path().join("folder")).unwrap();
         let ours = Authority::new(CLUSTER);
-        let sent = ours.manager(1).send_snapshot(NodeId(2), "127.0.0.1:1", Bytes::new(), from.path(), None);
+        let one = ours.manager(1);
+        let sent = one.send_snapshot(NodeId(2), "127.0.0.1:1", Bytes::new(), from.path(), None);
         assert!(matches!(sent.await, Err(BulkError::Storage(_))));
     });
 }

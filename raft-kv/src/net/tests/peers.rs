@@ -131,7 +131,7 @@ fn a_killed_peer_is_noticed_as_soon_as_it_is_back() {
         one.net.set_peers(vec![(NodeId(2), listen.to_string())]);
         one.until(PeerEvent::Connected(NodeId(2))).await;
         victim.shutdown_background();
-        std::mem::forget(two);
+        drop(two);
         let endpoint = loop {
             match Endpoint::bind(listen, LiveTrust::new(credentials.clone()).unwrap()) {
                 Ok(endpoint) => break endpoint,

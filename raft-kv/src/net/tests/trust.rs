@@ -52,11 +52,8 @@ fn without_a_certificate_only_joining_is_possible() {
         let server = ours.manager(1);
         serve_echo(server.clone());
         for purpose in [Purpose::Peer, Purpose::Bulk, Purpose::Client] {
-            let result = super::super::dial::without_certificate(
-                &addr(&server),
-                &ours.node(2, Role::Manager),
-                purpose,
-            );
+            let (to, believes) = (addr(&server), ours.node(2, Role::Manager));
+            let result = super::super::dial::without_certificate(&to, &believes, purpose);
             refused(result.await, "none was presented");
         }
         assert!(server.connections().is_empty());

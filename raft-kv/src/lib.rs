@@ -15,7 +15,7 @@ pub mod pki;
 pub mod raft;
 pub mod watch;
 // 2 edges
-#[cfg(feature = "node")]
+#[cfg(feature = "net")]
 pub mod net;
 pub mod storage;
 // 3 loop

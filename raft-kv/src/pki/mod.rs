@@ -1,1 +1,31 @@
-//! Placeholder until this layer is written.
+//! Certificates, join tokens and chains: what the cluster's own authority makes, and what is
+//! asked of whatever others present.
+//!
+//! Nothing here opens a socket or a file or reads a clock: time is an argument, and so is chance,
+//! except that keys are drawn by the crypto library's own generator. A certificate's content is
+//! decided by the authority alone; nothing but the public key is ever taken from a request.
+
+mod identity;
+mod leaf;
+mod root;
+mod token;
+mod verify;
+
+pub use identity::{Credentials, Identity, PemFiles};
+pub use leaf::{LEAF_VALIDITY, MAX_REQUEST_DER, NodeKey, Subject, issue, request_key, validity_of};
+pub use root::{RootDigest, RootKey};
+pub use token::{JoinToken, Secret};
+pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};
+
+use std::time::{Duration, SystemTime};
+
+/// Certificates begin this long before they are made: clocks differ.
+pub const BACK_DATE: Duration = Duration::from_secs(3600);
+
+/// A moment as certificates carry it: whole seconds, and never before 1970.
+fn moment(at: SystemTime) -> time::OffsetDateTime {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    // Certificates can't say more than the year 9999.
+    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).min(253_402_300_799);
+    time::OffsetDateTime::from_unix_timestamp(seconds).expect("bounded to years that exist")
+}

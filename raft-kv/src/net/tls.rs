@@ -1,0 +1,383 @@
+//! TLS: who proves what to whom, in both directions.
+//!
+//! The rules themselves are in `pki`; here they are put into rustls' handshake. Sessions are never
+//! resumed and nothing is sent early: each connection proves itself anew, with what is valid then.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+
+use super::live::LiveTrust;
+use crate::error::Refusal;
+use crate::pki::{Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, pinned_root};
+use crate::types::{ClusterId, NodeId};
+
+fn bad(why: impl Into<String>) -> Refusal {
+    Refusal::BadCertificate { why: why.into() }
+}
+
+/// The one crypto provider. Always passed explicitly: a process may link others.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// A node at the other end of a connection whose certificate was verified in the handshake, whose
+/// cluster and role fit the connection's purpose. Only this file makes one.
+#[derive(Clone, Debug)]
+pub struct VerifiedPeer {
+    identity: Identity,
+    chain: Arc<[CertificateDer<'static>]>,
+}
+
+impl VerifiedPeer {
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The certificates it presented, leaf first, in DER.
+    pub fn chain(&self) -> impl Iterator<Item = &[u8]> {
+        self.chain.iter().map(AsRef::as_ref)
+    }
+
+    fn of(connection: &quinn::Connection) -> Result<Option<Self>, Refusal> {
+        // rustls has verified this chain, or there is none: the verifiers below see to it.
+        let Some(chain) = connection.peer_identity() else { return Ok(None) };
+        let chain = chain.downcast::<Vec<CertificateDer<'static>>>().expect("what rustls gives");
+        let leaf = chain.first().ok_or_else(|| bad("there is none"))?;
+        Ok(Some(Self { identity: Identity::from_cert(leaf)?, chain: (*chain).into() }))
+    }
+
+    /// What a listener makes of a connection whose handshake is complete. On
+    /// [`Purpose::Join`] nobody need prove anything; on every other one there is a peer.
+    pub(super) fn accept(
+        connection: &quinn::Connection,
+        live: &LiveTrust,
+    ) -> Result<(Purpose, Option<Self>), Refusal> {
+        let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        let purpose = data
+            .and_then(|data| data.protocol)
+            .and_then(|name| Purpose::from_alpn(&name))
+            .ok_or_else(|| bad("no protocol of this version was asked for"))?;
+        if purpose == Purpose::Join {
+            return Ok((purpose, None));
+        }
+        let peer = Self::of(connection)?.ok_or_else(|| bad("none was presented"))?;
+        admit(&peer.identity, purpose, live.identity().cluster)?;
+        if live.refuses(peer.identity.node) {
+            return Err(bad("this node was removed from the cluster; let it join anew"));
+        }
+        Ok((purpose, Some(peer)))
+    }
+
+    /// What a dialler makes of a connection whose handshake is complete: its verifier has checked
+    /// everything already.
+    pub(super) fn dialled(connection: &quinn::Connection) -> Result<Self, Refusal> {
+        Self::of(connection)?.ok_or_else(|| bad("the node that answers presented none"))
+    }
+}
+
+/// One node's credentials in the form that rustls uses.
+pub(super) struct Trust {
+    pub(super) credentials: Credentials,
+    pub(super) identity: Identity,
+    roots: Arc<RootCertStore>,
+    clients: Arc<dyn ClientCertVerifier>,
+    key: Arc<CertifiedKey>,
+    /// The same with the roots behind the chain: a joiner has only a root's digest.
+    key_for_joiners: Arc<CertifiedKey>,
+}
+
+impl Trust {
+    pub(super) fn new(credentials: Credentials) -> Result<Self, Refusal> {
+        let identity = credentials.check()?;
+        let roots = root_store(&credentials.roots)?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| bad(error.to_string()))?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.clone()));
+        let key = provider().key_provider.load_private_key(key).map_err(|e| bad(e.to_string()))?;
+        let chain = certificates(&credentials.chain);
+        let mut with_roots = chain.clone();
+        with_roots.extend(certificates(&credentials.roots));
+        Ok(Self {
+            identity,
+            roots,
+            clients,
+            key: Arc::new(CertifiedKey::new(chain, key.clone())),
+            key_for_joiners: Arc::new(CertifiedKey::new(with_roots, key)),
+            credentials,
+        })
+    }
+}
+
+fn certificates(all: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
+    all.iter().cloned().map(CertificateDer::from).collect()
+}
+
+fn root_store(roots: &[Vec<u8>]) -> Result<Arc<RootCertStore>, Refusal> {
+    let mut store = RootCertStore::empty();
+    for root in certificates(roots) {
+        store.add(root).map_err(|_| bad("a root can't be read"))?;
+    }
+    if store.is_empty() {
+        return Err(bad("there is no root to believe in"));
+    }
+    Ok(Arc::new(store))
+}
+
+/// The listening side: reads [`LiveTrust`] in each handshake, so it is built only once.
+pub(super) fn server_config(live: LiveTrust) -> quinn::ServerConfig {
+    let live = Arc::new(Listener(live));
+    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider speaks TLS 1.3")
+        .with_client_cert_verifier(live.clone())
+        .with_cert_resolver(live);
+    config.alpn_protocols = Purpose::ALL.map(|purpose| purpose.alpn().to_vec()).to_vec();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    let crypto = QuicServerConfig::try_from(config).expect("TLS 1.3 has the suite that QUIC needs");
+    quinn::ServerConfig::with_crypto(Arc::new(crypto))
+}
+
+#[derive(Debug)]
+struct Listener(LiveTrust);
+
+impl ResolvesServerCert for Listener {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let trust = self.0.current();
+        let joins = hello.alpn().is_some_and(|mut names| names.any(|name| name == Purpose::Join.alpn()));
+        Some(if joins { trust.key_for_joiners.clone() } else { trust.key.clone() })
+    }
+}
+
+impl ClientCertVerifier for Listener {
+    fn offer_client_auth(&self) -> bool {
+        true
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        // A joiner has no certificate yet; `VerifiedPeer::accept` asks everybody else for one.
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Whoever knocks is told nothing about the cluster.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.current().clients.verify_client_cert(leaf, others, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What a dialler asks of the node that answers.
+#[derive(Debug)]
+pub(super) enum Expect {
+    /// A chain to one of our roots, our cluster, and this node if one is meant.
+    Member { roots: Arc<RootCertStore>, cluster: ClusterId, node: Option<NodeId> },
+    /// A chain to the root that a join token pins.
+    Pinned(RootDigest),
+}
+
+impl Expect {
+    pub(super) fn member(credentials: &Credentials, node: Option<NodeId>) -> Result<Self, Refusal> {
+        let cluster = credentials.identity()?.cluster;
+        Ok(Self::Member { roots: root_store(&credentials.roots)?, cluster, node })
+    }
+
+    pub(super) fn member_of(trust: &Trust, node: Option<NodeId>) -> Self {
+        Self::Member { roots: trust.roots.clone(), cluster: trust.identity.cluster, node }
+    }
+}
+
+/// Checks the answering node within the handshake, before this side has sent its own certificate,
+/// and keeps the reason where it refuses: TLS carries none.
+#[derive(Debug)]
+pub(super) struct DialVerifier {
+    expect: Expect,
+    why: Mutex<Option<Refusal>>,
+    root: Mutex<Option<Vec<u8>>>,
+}
+
+impl DialVerifier {
+    pub(super) fn new(expect: Expect) -> Arc<Self> {
+        Arc::new(Self { expect, why: Mutex::new(None), root: Mutex::new(None) })
+    }
+
+    /// Why it refused, if it did.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.why.lock().clone()
+    }
+
+    /// The root that the token pinned, once verified.
+    pub(super) fn pinned(&self) -> Option<Vec<u8>> {
+        self.root.lock().clone()
+    }
+
+    fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Refusal> {
+        let (roots, cluster, node) = match &self.expect {
+            Expect::Member { roots, cluster, node } => (roots.clone(), Some(*cluster), *node),
+            Expect::Pinned(digest) => {
+                let root = pinned_root(others.iter().map(AsRef::as_ref), digest).ok_or_else(|| {
+                    bad("the node that answers does not belong to the token's cluster, or the \
+                         token is older than the cluster's root; nothing was sent to it")
+                })?;
+                *self.root.lock() = Some(root.to_vec());
+                (root_store(&[root.to_vec()])?, None, None)
+            }
+        };
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots, provider())
+            .build()
+            .map_err(|error| bad(error.to_string()))?;
+        let name = ServerName::try_from(TLS_NAME).expect("a fixed name");
+        webpki
+            .verify_server_cert(leaf, others, &name, &[], now)
+            .map_err(|error| bad(format!("the node that answers: {}", certificate_error(&error))))?;
+        check_dialled(&Identity::from_cert(leaf)?, cluster, node)
+    }
+}
+
+impl ServerCertVerifier for DialVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.check(leaf, others, now).map(|()| ServerCertVerified::assertion()).map_err(|refusal| {
+            *self.why.lock() = Some(refusal);
+            CertificateError::ApplicationVerificationFailure.into()
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The dialling side, for one purpose; without `credentials` only [`Purpose::Join`] gets anywhere.
+pub(super) fn client_config(
+    purpose: Purpose,
+    credentials: Option<&Credentials>,
+    verifier: Arc<DialVerifier>,
+) -> Result<quinn::ClientConfig, Refusal> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider speaks TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match credentials {
+        Some(own) => {
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
+            builder
+                .with_client_auth_cert(certificates(&own.chain), key)
+                .map_err(|error| bad(error.to_string()))?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![purpose.alpn().to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    config.enable_early_data = false;
+    let crypto = QuicClientConfig::try_from(config).expect("TLS 1.3 has the suite that QUIC needs");
+    Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+}
+
+fn certificate_error(error: &rustls::Error) -> String {
+    use CertificateError::*;
+    let rustls::Error::InvalidCertificate(kind) = error else { return error.to_string() };
+    match kind {
+        Expired | ExpiredContext { .. } => "its certificate has expired, or the clock here is wrong".into(),
+        NotValidYet | NotValidYetContext { .. } => {
+            "its certificate is not valid yet, or the clock here is wrong".into()
+        }
+        // Roots of one cluster share a name: another key under it is another root.
+        UnknownIssuer | BadSignature => "its certificate comes from a root that is not believed here: it \
+                          belongs to another cluster, or the cluster's root was replaced"
+            .into(),
+        other => format!("its certificate is not valid ({other})"),
+    }
+}
+
+/// What a TLS alert from the other side means for the one that gets it. `None`: not about us.
+pub(super) fn alert_refusal(alert: u64) -> Option<Refusal> {
+    let why = match alert {
+        45 => "this side's certificate has expired, or a clock is wrong; get a new one",
+        48 | 51 => {
+            "this side's certificate comes from a root that is not believed there: it belongs to \
+             another cluster, or the cluster's root was replaced"
+        }
+        44 => "this side's certificate was revoked",
+        42 | 43 | 46 | 49 => "the other side does not accept this side's certificate",
+        116 => "the other side wants a certificate",
+        120 => "the other side does not speak this protocol; are both of one version?",
+        _ => return None,
+    };
+    Some(bad(why))
+}

@@ -1,0 +1,169 @@
+//! Who a certificate speaks for, and the files a node proves itself with.
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::error::Refusal;
+use crate::types::{ClusterId, NodeId, Role};
+
+/// Who somebody is. By itself it proves nothing: only `net` turns a verified handshake into one
+/// that counts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Identity {
+    /// The cluster it belongs to.
+    pub cluster: ClusterId,
+    /// Its id; for a member its raft id.
+    pub node: NodeId,
+    /// What it may do.
+    pub role: Role,
+}
+
+fn bad<T>(why: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::BadCertificate { why: why.into() })
+}
+
+impl Identity {
+    /// Reads the identity from a leaf that the cluster's authority made. Strict: exactly one of
+    /// each field, nothing else in the subject, no leniency in spelling, no authority.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] naming the field.
+    pub fn from_cert(cert_der: &[u8]) -> Result<Self, Refusal> {
+        let Ok((rest, cert)) = X509Certificate::from_der(cert_der) else {
+            return bad("it can't be read");
+        };
+        if !rest.is_empty() {
+            return bad("it has bytes after its end");
+        }
+        if cert.is_ca() {
+            return bad("it is an authority's, not a node's");
+        }
+        let subject = cert.subject();
+        if subject.iter_attributes().count() != 3 {
+            return bad("its subject does not have exactly CN, OU and O");
+        }
+        let one = |mut values: Vec<&str>, field: &str| match values.len() {
+            1 => Ok(values.remove(0).to_owned()),
+            _ => bad(format!("its subject does not have exactly one {field}")),
+        };
+        let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            attribute.as_str().unwrap_or("").to_owned()
+        };
+        let names: Vec<String> = subject.iter_common_name().map(text).collect();
+        let units: Vec<String> = subject.iter_organizational_unit().map(text).collect();
+        let organizations: Vec<String> = subject.iter_organization().map(text).collect();
+        let node = one(names.iter().map(String::as_str).collect(), "CN")?;
+        let role = one(units.iter().map(String::as_str).collect(), "OU")?;
+        let cluster = one(organizations.iter().map(String::as_str).collect(), "O")?;
+        let Some(role) = Role::parse(&role) else {
+            return bad("its OU is not a role that this version knows");
+        };
+        Ok(Self {
+            cluster: ClusterId(hex_id(&cluster, "O, the cluster's id,")?),
+            node: NodeId(hex_id(&node, "CN, the node's id,")?),
+            role,
+        })
+    }
+}
+
+fn hex_id(text: &str, field: &str) -> Result<u64, Refusal> {
+    let plain = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    match u64::from_str_radix(text, 16) {
+        Ok(id) if id != 0 && text.len() == 16 && text.chars().all(plain) => Ok(id),
+        _ => bad(format!("its {field} is not 16 hexadecimal digits")),
+    }
+}
+
+/// What a node proves itself with, and what it believes others by. All in DER.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Credentials {
+    /// The leaf first, then whatever leads from it to a root (cross certificates); roots not
+    /// included.
+    pub chain: Vec<Vec<u8>>,
+    /// The leaf's private key, PKCS #8.
+    pub key: Vec<u8>,
+    /// The roots that are believed; one, or two while a root is being replaced.
+    pub roots: Vec<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Shows who it is; never the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("identity", &self.identity()).finish_non_exhaustive()
+    }
+}
+
+/// [`Credentials`] as three files in PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PemFiles {
+    /// The roots.
+    pub cacert: String,
+    /// The chain, leaf first.
+    pub cert: String,
+    /// The private key: for its owner's eyes alone.
+    pub key: String,
+}
+
+impl Credentials {
+    /// Whom the leaf names.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if there is no leaf or it can't be read.
+    pub fn identity(&self) -> Result<Identity, Refusal> {
+        match self.chain.first() {
+            Some(leaf) => Identity::from_cert(leaf),
+            None => bad("there is no certificate"),
+        }
+    }
+
+    /// The three files.
+    pub fn to_pem(&self) -> PemFiles {
+        let blocks = |tag: &str, all: &[Vec<u8>]| -> String {
+            all.iter().map(|der| pem::encode(&pem::Pem::new(tag, der.clone()))).collect()
+        };
+        PemFiles {
+            cacert: blocks("CERTIFICATE", &self.roots),
+            cert: blocks("CERTIFICATE", &self.chain),
+            key: blocks("PRIVATE KEY", std::slice::from_ref(&self.key)),
+        }
+    }
+
+    /// Reads the three files and checks that they belong together: the key to the leaf, and a
+    /// leaf that names somebody. Whether a root signed it is for the other side to say.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] naming the file and what is wrong in it.
+    pub fn from_pem(files: &PemFiles) -> Result<Self, Refusal> {
+        let roots = certificates(&files.cacert, "cacert")?;
+        let chain = certificates(&files.cert, "cert")?;
+        let keys = pem::parse_many(&files.key).unwrap_or_default();
+        let key = match keys.as_slice() {
+            [key] if key.tag() == "PRIVATE KEY" => key.contents().to_vec(),
+            _ => return bad("the key file does not hold one private key (PKCS #8 in PEM)"),
+        };
+        let credentials = Self { chain, key, roots };
+        credentials.check()?;
+        Ok(credentials)
+    }
+
+    /// Whether leaf and key belong together and the leaf names somebody.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if not.
+    pub fn check(&self) -> Result<Identity, Refusal> {
+        let identity = self.identity()?;
+        let key = super::NodeKey::from_der(&self.key)?;
+        let (_, leaf) = X509Certificate::from_der(&self.chain[0]).expect("read just above");
+        if leaf.public_key().raw != key.public() {
+            return bad("the private key belongs to another certificate");
+        }
+        Ok(identity)
+    }
+}
+
+fn certificates(text: &str, file: &str) -> Result<Vec<Vec<u8>>, Refusal> {
+    let blocks = pem::parse_many(text).unwrap_or_default();
+    if blocks.is_empty() || blocks.iter().any(|block| block.tag() != "CERTIFICATE") {
+        return bad(format!("the {file} file does not hold certificates in PEM"));
+    }
+    Ok(blocks.into_iter().map(pem::Pem::into_contents).collect())
+}

@@ -1,0 +1,192 @@
+//! Leaf certificates: who a node is, as the cluster's authority decides it.
+//!
+//! A request proves that its sender holds a key, and says nothing else that counts.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use rand::RngCore;
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
+
+use super::{BACK_DATE, RootKey, TLS_NAME, moment};
+use crate::error::Refusal;
+use crate::types::{ClusterId, NodeId, Role};
+
+/// How long a leaf is valid unless its issuer is told otherwise.
+pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Largest certificate request that is looked at, in bytes; an honest one has about 250.
+pub const MAX_REQUEST_DER: usize = 8 * 1024;
+/// P-256, as a request's public key must name it: the whole prefix of its DER form.
+const P256_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
+    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// Whom a certificate is for. The authority fills it in; no part comes from a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Subject {
+    /// The cluster; O in the certificate.
+    pub cluster: ClusterId,
+    /// The node; CN in the certificate.
+    pub node: NodeId,
+    /// What it may do; OU in the certificate.
+    pub role: Role,
+    /// Host names and addresses that foreign TLS clients check; may be empty. What is neither is
+    /// left out.
+    pub hosts: Vec<String>,
+}
+
+/// A node's own key.
+pub struct NodeKey(KeyPair);
+
+impl NodeKey {
+    /// Draws a new P-256 key.
+    pub fn generate() -> Self {
+        Self(KeyPair::generate().expect("the system draws keys"))
+    }
+
+    /// The key that [`der`](Self::der) gave.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if it can't be read.
+    pub fn from_der(der: &[u8]) -> Result<Self, Refusal> {
+        KeyPair::try_from(der).map(Self).map_err(|_| bad("the private key can't be read"))
+    }
+
+    /// The private key, PKCS #8 in DER.
+    pub fn der(&self) -> &[u8] {
+        self.0.serialized_der()
+    }
+
+    /// The public key, SPKI in DER: what [`issue`] takes.
+    pub fn public(&self) -> Vec<u8> {
+        use rcgen::PublicKeyData;
+        self.0.subject_public_key_info()
+    }
+
+    /// The request that proves possession of this key: a CSR in DER with no names in it.
+    pub fn request(&self) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        let request = params.serialize_request(&self.0).expect("an empty request is always valid");
+        request.der().to_vec()
+    }
+}
+
+impl std::fmt::Debug for NodeKey {
+    /// Shows nothing of the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeKey(..)")
+    }
+}
+
+fn bad(why: &str) -> Refusal {
+    Refusal::BadCertificate { why: why.into() }
+}
+
+/// The public key (SPKI in DER) of a request whose signature proves that the sender holds the
+/// private one. Names, roles and extensions in it are not looked at.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] for a request that is too large, unreadable, not signed by its own
+/// key, or of another kind of key than P-256.
+pub fn request_key(csr_der: &[u8]) -> Result<Vec<u8>, Refusal> {
+    if csr_der.len() > MAX_REQUEST_DER {
+        return Err(bad("the certificate request is too large"));
+    }
+    let (rest, request) = X509CertificationRequest::from_der(csr_der)
+        .map_err(|_| bad("the certificate request can't be read"))?;
+    if !rest.is_empty() {
+        return Err(bad("the certificate request has bytes after its end"));
+    }
+    let key = request.certification_request_info.subject_pki.raw;
+    if key.len() != P256_PREFIX.len() + 65 || !key.starts_with(&P256_PREFIX) {
+        return Err(bad("the certificate request's key is not of the kind P-256"));
+    }
+    request.verify_signature().map_err(|_| bad("the certificate request is not signed by its own key"))?;
+    Ok(key.to_vec())
+}
+
+/// A certificate for `subject` over `public_key` (SPKI in DER, as [`request_key`] gives it),
+/// valid for `validity` from `now` and an hour before. Its serial number is 128 bits of `random`.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] if the public key is not a P-256 key.
+pub fn issue(
+    root: &RootKey,
+    subject: &Subject,
+    public_key: &[u8],
+    now: SystemTime,
+    validity: Duration,
+    random: &mut dyn RngCore,
+) -> Result<Vec<u8>, Refusal> {
+    let key = SubjectPublicKeyInfo::from_der(public_key).map_err(|_| bad("the public key can't be read"))?;
+    if !public_key.starts_with(&P256_PREFIX) {
+        return Err(bad("the public key is not of the kind P-256"));
+    }
+    let mut serial = [0; 16];
+    random.fill_bytes(&mut serial);
+    // A serial number is positive and has no leading zero byte.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    let mut params = CertificateParams::default();
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.distinguished_name = DistinguishedName::new();
+    let name = &mut params.distinguished_name;
+    name.push(DnType::CommonName, subject.node.to_string());
+    name.push(DnType::OrganizationalUnitName, subject.role.as_str());
+    name.push(DnType::OrganizationName, subject.cluster.to_string());
+    params.not_before = moment(now.checked_sub(BACK_DATE).unwrap_or(now));
+    params.not_after = moment(now + validity);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if subject.role == Role::Manager {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params.subject_alt_names = alternative_names(&subject.hosts);
+    let cert =
+        params.signed_by(&key, &root.issuer()).map_err(|error| bad(&format!("it can't be made: {error}")))?;
+    Ok(cert.der().to_vec())
+}
+
+fn alternative_names(hosts: &[String]) -> Vec<SanType> {
+    let fixed = SanType::DnsName(TLS_NAME.try_into().expect("a fixed name"));
+    let mut names = vec![fixed];
+    for host in hosts {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        let name = if let Ok(ip) = bare.parse::<IpAddr>() {
+            SanType::IpAddress(ip)
+        } else if !host.is_empty() && host.len() <= 253 && host.chars().all(plain) {
+            let Ok(dns) = host.as_str().try_into() else { continue };
+            SanType::DnsName(dns)
+        } else {
+            continue;
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// From when until when a certificate is valid: whoever holds it renews in time.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] if it can't be read.
+pub fn validity_of(cert_der: &[u8]) -> Result<(SystemTime, SystemTime), Refusal> {
+    let (_, cert) = X509Certificate::from_der(cert_der).map_err(|_| bad("the certificate can't be read"))?;
+    let at = |time: x509_parser::time::ASN1Time| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or(0))
+    };
+    Ok((at(cert.validity().not_before), at(cert.validity().not_after)))
+}
+
+#[cfg(test)]
+#[path = "tests/leaf.rs"]
+mod tests;

@@ -18,6 +18,10 @@ pub enum Bug {
     DropEvent = 4,
     /// A log that ends before its marker is opened all the same.
     IgnoreMarker = 5,
+    /// A watcher whose next event has left the ring goes on with what is still there.
+    ForgetEvicted = 30,
+    /// A progress note is sent to a watcher that is still owed events.
+    ProgressOvertakes = 31,
 }
 
 #[cfg(feature = "sim")]

@@ -60,11 +60,10 @@ pub enum Bug {
     SkipChunkChecksum,
     /// Frames of an older connection are delivered after those of a newer one.
     DeliverStaleFrames,
-    IgnoreMarker = 5,
     /// A watcher whose next event has left the ring goes on with what is still there.
-    ForgetEvicted = 30,
+    ForgetEvicted,
     /// A progress note is sent to a watcher that is still owed events.
-    ProgressOvertakes = 31,
+    ProgressOvertakes,
 }
 
 #[cfg(feature = "sim")]

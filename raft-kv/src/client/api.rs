@@ -69,13 +69,23 @@ pub enum Call {
     Watch(WatchRequest),
     /// Joins the cluster; the one call that needs a token and no certificate.
     Join(JoinRequest),
+    /// A member whose log was lost asks to be taken in under a new id; its certificate says who it
+    /// was.
+    Rejoin {
+        /// The certificate request (DER).
+        request: Bytes,
+        /// Its name.
+        name: String,
+        /// Where it can be reached.
+        addr: String,
+    },
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
     4 => Compact { revision, physical }, 5 => LeaseKeepAlive(id), 6 => LeaseTimeToLive { id, keys },
     7 => Leases, 8 => Members, 9 => MemberPromote(id), 10 => MemberRemove(id), 11 => Info,
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
-    15 => Watch(request), 16 => Join(request),
+    15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr },
 });
 
 /// The answer to a [`Call`] of the same place in the list.

@@ -117,6 +117,9 @@ impl<L: LogView> Replica<L> {
 
     pub(super) fn tick(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
         self.step(now, raft::Input::Tick, out)?;
+        if self.leadership.leader.is_none() && self.applied.conf.voters == [self.me] {
+            self.step(now, raft::Input::Campaign, out)?;
+        }
         let no_leader = self.leadership.leader.is_none();
         for (ticket, error) in self.waiting.tick(now, no_leader) {
             out.answers.push((ticket, Err(error)));

@@ -192,11 +192,7 @@ impl<L: LogView> Core<L> {
         (self.raw.raft.term, self.raw.raft.state == StateRole::Leader)
     }
 
-<<<<<<< HEAD
-    /// Role, term and leader.
-=======
     /// Who leads, as [`Output::leadership`] last said.
->>>>>>> core
     pub fn leadership(&self) -> Leadership {
         let raft = &self.raw.raft;
         let role = match raft.state {

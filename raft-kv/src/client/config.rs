@@ -1,0 +1,370 @@
+//! How a node is started, what can keep it from starting, and the file in which it remembers who
+//! it is.
+
+use std::fs::{self, File, TryLockError};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Refusal, StorageFailed};
+use crate::limits;
+use crate::net::write_private;
+use crate::types::{ClusterId, NodeId};
+
+/// The layout of a data directory that this version writes and reads.
+const FORMAT: u32 = 1;
+/// The file that says whose data directory it is.
+const NODE_FILE: &str = "node";
+/// The file that a running process holds locked.
+const LOCK_FILE: &str = "lock";
+
+/// What a new node needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept; made if it does not exist. Nobody else may use it.
+    pub data_dir: PathBuf,
+    /// For people; unique in the cluster; at most [`limits::MAX_NAME_BYTES`].
+    pub name: String,
+    /// The UDP address to listen on, for peers, joiners and clients.
+    pub listen_addr: SocketAddr,
+    /// `host:port` under which others reach it; needed where the listen address names no one
+    /// address and the machine has several.
+    pub advertise_addr: Option<String>,
+    /// Sizes; the default suits.
+    pub tuning: Tuning,
+}
+
+/// Sizes that rarely need to change.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Bytes of a segment of the raft log.
+    pub log_segment_bytes: u64,
+    /// Bytes of RocksDB's block cache.
+    pub block_cache_bytes: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { log_segment_bytes: limits::LOG_SEGMENT_BYTES, block_cache_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+/// What may differ from the remembered configuration when a node is started again.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// Another address to listen on.
+    pub listen_addr: Option<SocketAddr>,
+    /// Another address to be reached at.
+    pub advertise_addr: Option<String>,
+}
+
+/// Why a node did not start. Nothing was changed in its data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration, the token or the certificate is at fault.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The data directory can't be used as it is.
+    #[error("data directory {dir}: {why}")]
+    DataDir {
+        /// Which.
+        dir: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// The disk failed, or holds what was never written.
+    #[error("{0}")]
+    Storage(#[from] StorageFailed),
+    /// The cluster did not take the node in, or the address can't be used.
+    #[error("{0}")]
+    Cluster(Error),
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => Self::Refused(refusal),
+            other => Self::Cluster(other),
+        }
+    }
+}
+
+/// What a node remembers of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remembered {
+    pub(super) cluster: ClusterId,
+    pub(super) node: NodeId,
+    pub(super) name: String,
+    pub(super) listen_addr: SocketAddr,
+    pub(super) advertise_addr: String,
+    /// Members to reach until the state names them: (id, address).
+    pub(super) members: Vec<(NodeId, String)>,
+}
+
+/// A data directory that this process alone uses.
+#[derive(Debug)]
+pub(super) struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Takes the directory, making it if it does not exist.
+    pub(super) fn take(path: &Path, make: bool) -> Result<Self, StartError> {
+        let wrong = |why: String| StartError::DataDir { dir: path.display().to_string(), why };
+        if make {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(|error| {
+                wrong(format!("it can't be made: {error}; choose a folder that this user may write"))
+            })?;
+        } else if !path.join(NODE_FILE).exists() && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+            // Unreadable is told apart from empty below.
+            fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
+            return Err(wrong("it holds no member; make one with `raft-kv init` or `raft-kv join`".into()));
+        } else if !path.exists() {
+            return Err(wrong(
+                "it does not exist; make a member with `raft-kv init` or `raft-kv join`".into(),
+            ));
+        }
+        let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_FILE));
+        let file = file.map_err(|error| wrong(format!("its lock can't be opened: {error}; {RIGHTS}")))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(wrong(
+                    "another process uses it; stop that one first, or give this one its own".into(),
+                ));
+            }
+            Err(TryLockError::Error(error)) => return Err(wrong(format!("it can't be locked: {error}"))),
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(|error| wrong(format!("its mode can't be set to 0700: {error}; {RIGHTS}")))?;
+        Ok(Self { path: path.to_path_buf(), _lock: file })
+    }
+
+    /// A folder or file within.
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn wrong(&self, why: impl Into<String>) -> StartError {
+        StartError::DataDir { dir: self.path.display().to_string(), why: why.into() }
+    }
+
+    /// Refuses a directory that holds a member; clears what a start that was cut short left.
+    pub(super) fn expect_vacant(&self) -> Result<(), StartError> {
+        if self.join(NODE_FILE).exists() {
+            let node = self.recall()?;
+            let why = format!(
+                "it holds member {} ({}) of cluster {}; start that one with `raft-kv run`, or choose an empty folder",
+                node.node, node.name, node.cluster
+            );
+            return Err(self.wrong(why));
+        }
+        self.clear()
+    }
+
+    /// Removes everything but the lock.
+    pub(super) fn clear(&self) -> Result<(), StartError> {
+        for name in ["log", "state", "state.old", "checkpoints", "incoming", "cert"] {
+            match fs::remove_dir_all(self.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(self.wrong(format!("{name} can't be removed: {error}; {RIGHTS}")));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Who the node is.
+    pub(super) fn recall(&self) -> Result<Remembered, StartError> {
+        let text = fs::read_to_string(self.join(NODE_FILE))
+            .map_err(|error| self.wrong(format!("its file `node` can't be read: {error}; {RIGHTS}")))?;
+        parse(&text).map_err(|why| self.wrong(why))
+    }
+
+    /// Remembers who the node is: the last step of making one.
+    pub(super) fn remember(&self, node: &Remembered) -> Result<(), StartError> {
+        Ok(write_private(&self.join(NODE_FILE), format(node).as_bytes())?)
+    }
+}
+
+const RIGHTS: &str = "check its owner and mode, or run as the user it belongs to";
+
+/// Who the node is whose data directory this is, without taking it.
+pub(super) fn recall_from(dir: &Path) -> Result<Remembered, String> {
+    let text = fs::read_to_string(dir.join(NODE_FILE));
+    parse(&text.map_err(|error| {
+        format!("its file `node` can't be read: {error}; is it a member's data directory?")
+    })?)
+}
+
+fn format(node: &Remembered) -> String {
+    let mut text = format!(
+        "format = {FORMAT}\ncluster = {}\nnode = {}\nname = {}\nlisten = {}\nadvertise = {}\n",
+        node.cluster, node.node, node.name, node.listen_addr, node.advertise_addr
+    );
+    for (id, addr) in &node.members {
+        text.push_str(&format!("member = {id} {addr}\n"));
+    }
+    text
+}
+
+fn parse(text: &str) -> Result<Remembered, String> {
+    let all = || text.lines().filter_map(|line| line.split_once(" = "));
+    let field = |name: &str| {
+        all()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
+            .ok_or(format!("its file `node` has no `{name}`; {DAMAGED}"))
+    };
+    let format: u32 = field("format")?
+        .parse()
+        .map_err(|_| format!("its file `node` has no number for `format`; {DAMAGED}"))?;
+    if format != FORMAT {
+        return Err(format!(
+            "it was written in format {format} by a newer version, this one reads format {FORMAT}; start it with that version"
+        ));
+    }
+    let bad = |name: &str| format!("its file `node` has a `{name}` that can't be read; {DAMAGED}");
+    let mut members = Vec::new();
+    for (_, value) in all().filter(|(key, _)| *key == "member") {
+        let (id, addr) = value.split_once(' ').ok_or_else(|| bad("member"))?;
+        members.push((id.parse().map_err(|_| bad("member"))?, addr.to_owned()));
+    }
+    Ok(Remembered {
+        cluster: field("cluster")?.parse().map_err(|_| bad("cluster"))?,
+        node: field("node")?.parse().map_err(|_| bad("node"))?,
+        name: field("name")?.to_owned(),
+        listen_addr: field("listen")?.parse().map_err(|_| bad("listen"))?,
+        advertise_addr: field("advertise")?.to_owned(),
+        members,
+    })
+}
+
+const DAMAGED: &str = "remove this member from the cluster, empty the directory and let it join anew";
+
+/// Checks a name before anything is made.
+pub(super) fn check_name(name: &str) -> Result<(), Refusal> {
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > limits::MAX_NAME_BYTES || !name.chars().all(fit) {
+        let why = format!("{name:?}: give 1 to {} letters, digits, `-`, `_` or `.`", limits::MAX_NAME_BYTES);
+        return Err(Refusal::invalid("name", why));
+    }
+    Ok(())
+}
+
+/// The address that others are told: the given one, the one listened on, or the machine's only one.
+pub(super) fn advertised(listen: SocketAddr, advertise: Option<&str>) -> Result<String, Refusal> {
+    if let Some(addr) = advertise {
+        return check_addr(addr).map(|()| addr.to_owned());
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok(listen.to_string());
+    }
+    let found: Vec<String> = machine_addresses(listen).iter().map(ToString::to_string).collect();
+    if let [only] = &machine_addresses(listen)[..] {
+        return Ok(SocketAddr::new(*only, listen.port()).to_string());
+    }
+    let why = if found.is_empty() {
+        "this machine has no address that others could dial".to_owned()
+    } else {
+        format!("this machine has several: {}", found.join(", "))
+    };
+    Err(Refusal::invalid(
+        "advertise address",
+        format!(
+            "listening on {listen} names no single address, and {why}; say which one others dial with \
+             --advertise-addr HOST:PORT"
+        ),
+    ))
+}
+
+pub(super) fn check_addr(addr: &str) -> Result<(), Refusal> {
+    let port = addr
+        .rsplit_once(':')
+        .filter(|(host, _)| !host.is_empty())
+        .and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if port != 0 && addr.len() <= limits::MAX_ADDR_BYTES => Ok(()),
+        _ => Err(Refusal::invalid(
+            "advertise address",
+            format!("{addr:?} is not HOST:PORT with a port from 1 to 65535"),
+        )),
+    }
+}
+
+/// The addresses of this machine that others may reach, of the family listened on.
+fn machine_addresses(listen: SocketAddr) -> Vec<IpAddr> {
+    let Ok(interfaces) = if_addrs::get_if_addrs() else {
+        return Vec::new();
+    };
+    let outward = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        // An IPv6 socket on any address may serve both families; link-local ones are of no use.
+        IpAddr::V6(ip) => listen.is_ipv6() && !ip.is_loopback() && (ip.segments()[0] & 0xffc0) != 0xfe80,
+    };
+    interfaces.iter().map(if_addrs::Interface::ip).filter(outward).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Remembered {
+        Remembered {
+            cluster: ClusterId(7),
+            node: NodeId(9),
+            name: "m1".into(),
+            listen_addr: "127.0.0.1:2380".parse().unwrap(),
+            advertise_addr: "host:2380".into(),
+            members: vec![(NodeId(9), "host:2380".into()), (NodeId(10), "other:1".into())],
+        }
+    }
+
+    #[test]
+    fn the_node_file_reads_back() {
+        assert_eq!(parse(&format(&sample())).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let text = format(&sample()).replace("format = 1", "format = 2");
+        let why = parse(&text).unwrap_err();
+        assert!(why.contains("format 2") && why.contains("newer version"), "{why}");
+    }
+
+    #[test]
+    fn damage_is_named() {
+        for field in ["cluster", "node", "listen", "format", "advertise", "name"] {
+            let text: String = format(&sample())
+                .lines()
+                .filter(|line| !line.starts_with(field))
+                .map(|l| format!("{l}\n"))
+                .collect();
+            assert!(parse(&text).unwrap_err().contains(field), "{field}");
+        }
+    }
+
+    #[test]
+    fn addresses_must_be_told() {
+        let check = |listen: &str, advertise: Option<&str>, expect: Result<&str, &str>| {
+            let got = advertised(listen.parse().unwrap(), advertise);
+            match expect {
+                Ok(addr) => assert_eq!(got.unwrap(), addr),
+                Err(part) => assert!(got.unwrap_err().to_string().contains(part)),
+            }
+        };
+        check("127.0.0.1:5", None, Ok("127.0.0.1:5"));
+        check("0.0.0.0:5", Some("a.example:9"), Ok("a.example:9"));
+        check("127.0.0.1:5", Some("nohost"), Err("HOST:PORT"));
+        check("127.0.0.1:5", Some("h:0"), Err("HOST:PORT"));
+        check("127.0.0.1:5", Some(":80"), Err("HOST:PORT"));
+    }
+}

@@ -1,0 +1,299 @@
+//! The handle: one set of methods for callers in the process and for callers over QUIC.
+//!
+//! Every method says by its error whether the request was refused, certainly not done, or has an
+//! unknown outcome; nothing that might have been done is ever sent twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::api::{Answered, Call, Info, Reply};
+use super::local::Local;
+use super::remote::Remote;
+use super::watch::Watch;
+use crate::error::{Error, Refusal};
+use crate::limits;
+use crate::machine::Answer;
+use crate::machine::command::Command;
+use crate::pki::Credentials;
+use crate::types::{
+    DeleteRequest, DeleteResponse, Header, LeaseId, LeaseStatus, Member, NodeId, OnceId, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Revision, Role, TxnRequest, TxnResponse, WatchRequest,
+};
+
+#[derive(Clone)]
+enum Door {
+    Local(Arc<Local>),
+    Remote(Arc<Remote>),
+}
+
+/// A door to the cluster. Clones share one connection or one node.
+#[derive(Clone)]
+pub struct Handle {
+    door: Door,
+    patience: Duration,
+}
+
+/// What a method says when the other side answers something else: a bug there, or a newer version.
+fn unexpected(reply: &Reply) -> Error {
+    let what = format!("the answer is of another kind than the question ({reply:?})");
+    Error::Refused(Refusal::Malformed { what: what.chars().take(200).collect() })
+}
+
+macro_rules! expect {
+    ($answered:expr, $pattern:pat => $value:expr) => {
+        match $answered? {
+            (header, $pattern) => {
+                let value = $value;
+                Ok((header, value))
+            }
+            (_, other) => Err(unexpected(&other)),
+        }
+    };
+}
+
+impl Handle {
+    pub(super) fn local(local: Arc<Local>) -> Self {
+        Self { door: Door::Local(local), patience: limits::REQUEST_DEADLINE }
+    }
+
+    /// Connects to the first of `endpoints` (`https://host:port` or `host:port`) that answers; the
+    /// others are used when it does not any more.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where a certificate or an endpoint is not accepted, [`Error::NotDone`]
+    /// where nobody answers.
+    pub async fn connect(endpoints: &[String], credentials: Credentials) -> Result<Self, Error> {
+        let remote = Remote::connect(endpoints, credentials).await?;
+        Ok(Self { door: Door::Remote(Arc::new(remote)), patience: limits::REQUEST_DEADLINE })
+    }
+
+    /// The same door with another patience: how long a request may take, at most.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Makes a call and waits for its one answer. The methods below are this with types.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn call(&self, call: Call) -> Answered {
+        match &self.door {
+            Door::Local(local) => local.call(call, self.patience).await,
+            Door::Remote(remote) => remote.call(call, self.patience).await,
+        }
+    }
+
+    /// Reads keys; linearizable unless the request says otherwise.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], and see [`Error`].
+    pub async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
+        expect!(self.call(Call::Range(request)).await, Reply::Range(response) => response)
+    }
+
+    /// One key's value and revisions, or `None`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<crate::types::KeyValue>, Error> {
+        let range = crate::types::KeyRange::key(key);
+        let (_, response) = self.range(RangeRequest { range, ..RangeRequest::default() }).await?;
+        Ok(response.kvs.into_iter().next())
+    }
+
+    async fn command(&self, command: Command) -> Result<(Header, Answer), Error> {
+        let call = Call::Command { command, once: None };
+        expect!(self.call(call).await, Reply::Command(answer) => answer)
+    }
+
+    /// Does a command at most once per name: a repeat with the same [`OnceId`] is answered from
+    /// memory. Use it where an unknown outcome must be resolved by asking again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn once(&self, id: OnceId, command: Command) -> Result<(Header, Answer), Error> {
+        let call = Call::Command { command, once: Some(id) };
+        expect!(self.call(call).await, Reply::Command(answer) => answer)
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// [`Refusal::LeaseNotFound`], [`Refusal::KeyNotFound`] with `ignore_value` or
+    /// `ignore_lease`, bounds, and see [`Error`].
+    pub async fn put(&self, request: PutRequest) -> Result<(Header, PutResponse), Error> {
+        match self.command(Command::Put(request)).await? {
+            (header, Answer::Put(response)) => Ok((header, response)),
+            (_, other) => Err(unexpected(&Reply::Command(other))),
+        }
+    }
+
+    /// Removes keys.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, request: DeleteRequest) -> Result<(Header, DeleteResponse), Error> {
+        match self.command(Command::Delete(request)).await? {
+            (header, Answer::Delete(response)) => Ok((header, response)),
+            (_, other) => Err(unexpected(&Reply::Command(other))),
+        }
+    }
+
+    /// Runs a transaction; one that only reads costs no log entry.
+    ///
+    /// # Errors
+    /// [`Refusal::DuplicateKey`], bounds, and see [`Error`].
+    pub async fn txn(&self, request: TxnRequest) -> Result<(Header, TxnResponse), Error> {
+        if request.is_read_only() {
+            return expect!(self.call(Call::ReadTxn(request)).await, Reply::Txn(response) => response);
+        }
+        match self.command(Command::Txn(request)).await? {
+            (header, Answer::Txn(response)) => Ok((header, response)),
+            (_, other) => Err(unexpected(&Reply::Command(other))),
+        }
+    }
+
+    /// Forgets versions that were superseded before `revision`; `physical` waits until this
+    /// member has removed them from its store.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], and see [`Error`].
+    pub async fn compact(&self, revision: Revision, physical: bool) -> Result<Header, Error> {
+        Ok(self.call(Call::Compact { revision, physical }).await?.0)
+    }
+
+    /// Grants a lease of `ttl` seconds; `id` 0 has one chosen. Answers its id and granted seconds.
+    ///
+    /// # Errors
+    /// [`Refusal::LeaseExists`], [`Refusal::LeaseOutOfBounds`], and see [`Error`].
+    pub async fn lease_grant(&self, id: LeaseId, ttl: i64) -> Result<(Header, LeaseId, i64), Error> {
+        match self.command(Command::LeaseGrant { id, ttl }).await? {
+            (header, Answer::Lease { id, ttl }) => Ok((header, id, ttl)),
+            (_, other) => Err(unexpected(&Reply::Command(other))),
+        }
+    }
+
+    /// Ends a lease and removes its keys, in one revision.
+    ///
+    /// # Errors
+    /// [`Refusal::LeaseNotFound`], and see [`Error`].
+    pub async fn lease_revoke(&self, id: LeaseId) -> Result<Header, Error> {
+        Ok(self.command(Command::LeaseRevoke { id }).await?.0)
+    }
+
+    /// Gives a lease its full time again.
+    ///
+    /// # Errors
+    /// [`Refusal::LeaseNotFound`], and see [`Error`].
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<(Header, LeaseStatus), Error> {
+        expect!(self.call(Call::LeaseKeepAlive(id)).await, Reply::Lease(status) => status)
+    }
+
+    /// What a lease has left; `ttl` -1 where it does not exist.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<(Header, LeaseStatus), Error> {
+        expect!(self.call(Call::LeaseTimeToLive { id, keys }).await, Reply::Lease(status) => status)
+    }
+
+    /// All leases: their ids and granted seconds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn leases(&self) -> Result<(Header, Vec<(LeaseId, i64)>), Error> {
+        expect!(self.call(Call::Leases).await, Reply::Leases(leases) => leases)
+    }
+
+    /// Follows keys.
+    ///
+    /// # Errors
+    /// [`Refusal::EmptyRange`], [`Refusal::NegativeRevision`], and see [`Error`].
+    pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+        match &self.door {
+            Door::Local(local) => local.watch(request),
+            Door::Remote(remote) => remote.watch(request, self.patience).await,
+        }
+    }
+
+    /// The members.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn members(&self) -> Result<(Header, Vec<Member>), Error> {
+        expect!(self.call(Call::Members).await, Reply::Members(members) => members)
+    }
+
+    /// Makes a learner a voter; learners that have caught up become voters by themselves.
+    ///
+    /// # Errors
+    /// [`Refusal::MemberNotFound`], [`Refusal::MemberUnfit`], and see [`Error`].
+    pub async fn member_promote(&self, id: NodeId) -> Result<(Header, Vec<Member>), Error> {
+        expect!(self.call(Call::MemberPromote(id)).await, Reply::Members(members) => members)
+    }
+
+    /// Takes a member out for good.
+    ///
+    /// # Errors
+    /// [`Refusal::MemberNotFound`], [`Refusal::MemberNeeded`], and see [`Error`].
+    pub async fn member_remove(&self, id: NodeId) -> Result<(Header, Vec<Member>), Error> {
+        expect!(self.call(Call::MemberRemove(id)).await, Reply::Members(members) => members)
+    }
+
+    /// The answering member and what it knows of the cluster.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn info(&self) -> Result<(Header, Info), Error> {
+        expect!(self.call(Call::Info).await, Reply::Info(info) => info)
+    }
+
+    /// The token with which a node of that role joins.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn join_token(&self, role: Role) -> Result<String, Error> {
+        match self.call(Call::JoinToken(role)).await? {
+            (_, Reply::Token(token)) => Ok(token),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    /// A certificate for the key that signed `request` (DER): the chain, leaf first, and the
+    /// roots to trust.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`], and see [`Error`].
+    pub async fn issue_certificate(
+        &self,
+        name: &str,
+        role: Role,
+        request: Bytes,
+    ) -> Result<(Vec<Bytes>, Vec<Bytes>), Error> {
+        match self.call(Call::IssueCertificate { name: name.into(), role, request }).await? {
+            (_, Reply::Certificate { chain, roots }) => Ok((chain, roots)),
+            (_, other) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Moves leadership to a voter, or to the most caught-up one.
+    ///
+    /// # Errors
+    /// [`Refusal::MemberUnfit`], and see [`Error`].
+    pub async fn transfer(&self, to: Option<NodeId>) -> Result<Header, Error> {
+        Ok(self.call(Call::Transfer(to)).await?.0)
+    }
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.door {
+            Door::Local(_) => "Handle(local)",
+            Door::Remote(_) => "Handle(remote)",
+        })
+    }
+}

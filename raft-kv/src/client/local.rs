@@ -1,0 +1,320 @@
+//! Calls on the node in this process: writes go through the loop, linearizable reads wait for a
+//! confirmed index and are then served from the node's own state.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use rand::RngCore;
+
+use super::api::{Answered, Call, Info, Reply};
+use super::watch::Watch;
+use crate::error::{Error, NotDone, Refusal, StorageFailed};
+use crate::machine::command::Command;
+use crate::machine::{self, Read, Store};
+use crate::net::LiveTrust;
+use crate::node::ask::{Told, What};
+use crate::node::shell::Shell;
+use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
+use crate::types::{
+    ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision, Role,
+    TxnOp, TxnRequest, WatchRequest,
+};
+
+/// How long a refused wait for leadership or time is repeated inside one call.
+const WATCH_PROGRESS: Duration = Duration::from_secs(600);
+
+/// The node in this process, as its callers see it.
+pub(super) struct Local {
+    pub(super) shell: Shell,
+    pub(super) cluster: ClusterId,
+    pub(super) me: NodeId,
+    pub(super) name: String,
+    pub(super) addr: String,
+    pub(super) trust: LiveTrust,
+}
+
+/// The id of a token in the state: one for each role.
+pub(super) fn token_id(role: Role) -> String {
+    format!("default-{role}")
+}
+
+fn failed(error: StorageFailed) -> Error {
+    Error::Stopped(error.to_string())
+}
+
+impl Local {
+    fn header(&self, revision: Revision) -> Header {
+        let term = self.shell.leadership().borrow().term;
+        Header { cluster: self.cluster, member: self.me, revision, term }
+    }
+
+    fn read<R>(&self, read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>) -> Result<R, Error> {
+        self.shell.read(read).map_err(failed)
+    }
+
+    fn header_now(&self) -> Result<Header, Error> {
+        Ok(self.header(self.read(machine::read::current_revision)?))
+    }
+
+    /// Waits until this member's state holds everything that was answered before the call.
+    async fn barrier(&self, patience: Duration) -> Result<(), Error> {
+        match self.shell.ask(What::Barrier, patience).await? {
+            Told::MayRead => Ok(()),
+            other => unreachable!("a barrier is told {other:?}"),
+        }
+    }
+
+    /// Carries a call out. Watches and joins come by their own ways.
+    pub(super) async fn call(&self, call: Call, patience: Duration) -> Answered {
+        match call {
+            Call::Range(request) => self.range(request, patience).await,
+            Call::ReadTxn(request) => self.read_txn(request, patience).await,
+            Call::Command { command, once } => self.command(command, once, patience).await,
+            Call::Compact { revision, physical } => self.compact(revision, physical, patience).await,
+            Call::LeaseKeepAlive(id) => self.lease(What::Lease { id, renew: true }, false, patience).await,
+            Call::LeaseTimeToLive { id, keys } => {
+                self.lease(What::Lease { id, renew: false }, keys, patience).await
+            }
+            Call::Leases => {
+                self.barrier(patience).await?;
+                Ok((self.header_now()?, Reply::Leases(self.read(machine::read::leases)?)))
+            }
+            Call::Members => {
+                self.barrier(patience).await?;
+                Ok((self.header_now()?, Reply::Members(self.read(machine::read::members)?)))
+            }
+            Call::MemberPromote(id) => self.conf(ConfChange::Promote(id), patience).await,
+            Call::MemberRemove(id) => self.conf(ConfChange::Remove(id), patience).await,
+            Call::Info => self.info().await,
+            Call::JoinToken(role) => {
+                self.barrier(patience).await?;
+                Ok((self.header_now()?, Reply::Token(self.token(role)?.to_string())))
+            }
+            Call::IssueCertificate { name, role, request } => {
+                self.barrier(patience).await?;
+                super::config::check_name(&name)?;
+                if role != Role::Client {
+                    let why = format!("{role} certificates are not issued by name; give the role client");
+                    return Err(Refusal::invalid("role", why).into());
+                }
+                let node = NodeId(random());
+                let (chain, roots) = self.issue(node, role, &request, Vec::new())?;
+                Ok((self.header_now()?, Reply::Certificate { chain, roots }))
+            }
+            Call::Transfer(to) => {
+                self.shell.ask(What::Transfer { to }, patience).await?;
+                Ok((self.header_now()?, Reply::Done))
+            }
+            Call::Watch(_) | Call::Join(_) => {
+                Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
+            }
+        }
+    }
+
+    async fn range(&self, request: RangeRequest, patience: Duration) -> Answered {
+        machine::validate_range(&request)?;
+        if !request.serializable {
+            self.barrier(patience).await?;
+        }
+        let large = !request.range.is_single() && (request.limit == 0 || request.limit > 100);
+        let state = self.shell.state().clone();
+        let read = move || state.view(|view| machine::read::range(view, &request));
+        let (revision, response) = run(large, read).await.map_err(failed)??;
+        Ok((self.header(revision), Reply::Range(response)))
+    }
+
+    async fn read_txn(&self, request: TxnRequest, patience: Duration) -> Answered {
+        machine::validate::validate_txn(&request)?;
+        if !request.is_read_only() {
+            return Err(Refusal::invalid("transaction", "it writes, so it must be sent as a command").into());
+        }
+        let serializable = |op: &TxnOp| matches!(op, TxnOp::Range(range) if range.serializable);
+        if !request.success.iter().chain(&request.failure).all(serializable) {
+            self.barrier(patience).await?;
+        }
+        let state = self.shell.state().clone();
+        let read = move || state.view(|view| machine::read::txn_read_only(view, &request));
+        let (revision, response) = run(true, read).await.map_err(failed)??;
+        Ok((self.header(revision), Reply::Txn(response)))
+    }
+
+    async fn command(
+        &self,
+        mut command: Command,
+        once: Option<crate::types::OnceId>,
+        patience: Duration,
+    ) -> Answered {
+        match &mut command {
+            Command::LeaseGrant { id, .. } if *id == 0 => *id = random::<u64>() as i64 & i64::MAX | 1,
+            Command::Put(_)
+            | Command::Delete(_)
+            | Command::Txn(_)
+            | Command::LeaseGrant { .. }
+            | Command::LeaseRevoke { .. }
+            | Command::Noop => {}
+            _ => return Err(Refusal::invalid("command", "it is not for callers").into()),
+        }
+        let (revision, term, answer) = self.apply(What::Command { command, once }, patience).await?;
+        let header = Header { term, ..self.header(revision) };
+        Ok((header, Reply::Command(answer)))
+    }
+
+    async fn apply(
+        &self,
+        what: What,
+        patience: Duration,
+    ) -> Result<(Revision, crate::types::Term, machine::Answer), Error> {
+        match self.shell.ask(what, patience).await? {
+            Told::Applied { revision, term, answer } => Ok((revision, term, answer)),
+            other => unreachable!("an entry is told {other:?}"),
+        }
+    }
+
+    async fn compact(&self, revision: Revision, physical: bool, patience: Duration) -> Answered {
+        let what = What::Command { command: Command::Compact { revision }, once: None };
+        let (at, ..) = self.apply(what, patience).await?;
+        if physical {
+            let mut collected = self.shell.collected();
+            let done = collected.wait_for(|done| *done >= revision);
+            match tokio::time::timeout(patience, done).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => return Err(Error::NotDone(NotDone::ShuttingDown)),
+                Err(_) => return Err(Error::Unknown(crate::error::Unknown::Deadline)),
+            }
+        }
+        Ok((self.header(at), Reply::Done))
+    }
+
+    async fn lease(&self, what: What, keys: bool, patience: Duration) -> Answered {
+        let status = match self.shell.ask(what, patience).await? {
+            Told::Lease(status) => status,
+            other => unreachable!("a lease is told {other:?}"),
+        };
+        let keys = if keys && status.ttl >= 0 {
+            self.barrier(patience).await?;
+            self.read(|view| machine::read::lease_keys(view, status.id))?
+        } else {
+            Vec::new()
+        };
+        Ok((self.header_now()?, Reply::Lease(LeaseStatus { keys, ..status })))
+    }
+
+    async fn conf(&self, change: ConfChange, patience: Duration) -> Answered {
+        self.barrier(patience).await?;
+        self.read(|view| machine::read::admit_change(view, &change))??;
+        let (revision, term, answer) = self.apply(What::Conf(change), patience).await?;
+        let machine::Answer::Members(members) = answer else {
+            unreachable!("a membership change answers the members");
+        };
+        Ok((Header { term, ..self.header(revision) }, Reply::Members(members)))
+    }
+
+    async fn info(&self) -> Answered {
+        let (status, _) = self.shell.status().await?;
+        let (revision, compacted, members, root) = self.read(|view| {
+            let root = machine::read::root(view)?;
+            let read = machine::read::current_revision(view)?;
+            Ok((read, machine::read::compacted(view)?, machine::read::members(view)?, root))
+        })?;
+        let learner = |member: &Member| member.record.id == self.me && member.role == MemberRole::Learner;
+        let leaf = self.trust.credentials().chain.first().cloned().unwrap_or_default();
+        let ends = pki::validity_of(&leaf)?.1;
+        let stats = self.shell.log_stats();
+        let info = Info {
+            cluster: self.cluster,
+            member: self.me,
+            name: self.name.clone(),
+            addr: self.addr.clone(),
+            leader: status.leader,
+            term: status.term,
+            learner: members.iter().any(learner),
+            committed: status.commit,
+            applied: status.applied,
+            revision,
+            compacted: compacted.max(0),
+            state_bytes: self.shell.state().stats().disk,
+            version: env!("CARGO_PKG_VERSION").into(),
+            root_digest: RootDigest::of(&root.cert).to_string(),
+            certificate_ends: ends
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs() as i64),
+            watchers: self.shell.watches().len() as u64,
+            syncs: (stats.fsyncs, stats.writes),
+        };
+        Ok((self.header(revision), Reply::Info(info)))
+    }
+
+    /// The join token of a role.
+    pub(super) fn token(&self, role: Role) -> Result<JoinToken, Error> {
+        let (root, record) =
+            self.read(|view| Ok((machine::read::root(view)?, machine::read::token(view, &token_id(role))?)))?;
+        let missing = || Refusal::invalid("role", format!("there is no join token for the role {role}"));
+        let record = record.ok_or_else(missing)?;
+        let secret = Secret::from_text(&record.secret).ok_or_else(missing)?;
+        Ok(JoinToken { root: RootDigest::of(&root.cert), secret })
+    }
+
+    /// The role that a token's secret gives, if it is one.
+    pub(super) fn role_of_secret(&self, secret: &Secret) -> Result<Option<Role>, Error> {
+        let tokens = self.read(machine::read::tokens)?;
+        // Every token is looked at: how long it takes tells nothing.
+        let matching: Vec<_> = tokens.iter().filter(|(_, record)| secret.matches(&record.secret)).collect();
+        Ok(matching.first().map(|(_, record)| record.role))
+    }
+
+    /// Issues a certificate for the key that signed `request`, and the roots to trust.
+    pub(super) fn issue(
+        &self,
+        node: NodeId,
+        role: Role,
+        request: &[u8],
+        hosts: Vec<String>,
+    ) -> Result<(Vec<Bytes>, Vec<Bytes>), Error> {
+        let root = self.read(machine::read::root)?;
+        let root = RootKey::from_parts(&root.cert, &root.key)?;
+        let key = pki::request_key(request)?;
+        let subject = Subject { cluster: self.cluster, node, role, hosts };
+        let leaf =
+            pki::issue(&root, &subject, &key, SystemTime::now(), pki::LEAF_VALIDITY, &mut rand::rng())?;
+        Ok((vec![leaf.into()], vec![Bytes::copy_from_slice(root.cert_der())]))
+    }
+
+    /// Follows keys.
+    pub(super) fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+        let notify = request.progress_notify.then_some(WATCH_PROGRESS);
+        let subscription = self.shell.watches().subscribe(request, self.shell.state().clone())?;
+        Ok(Watch::local(subscription, notify))
+    }
+
+    /// The header of an answer given now.
+    pub(super) fn now(&self) -> Result<Header, Error> {
+        self.header_now()
+    }
+
+    /// Adds a learner to the group.
+    pub(super) async fn add_learner(
+        self: &Arc<Self>,
+        record: crate::types::MemberRecord,
+        patience: Duration,
+    ) -> Result<Vec<Member>, Error> {
+        match self.conf(ConfChange::AddLearner(record), patience).await? {
+            (_, Reply::Members(members)) => Ok(members),
+            (_, other) => unreachable!("a membership change answers {other:?}"),
+        }
+    }
+}
+
+/// A random number that is not 0.
+pub(super) fn random<T: From<u64>>() -> T {
+    loop {
+        let number = rand::rng().next_u64();
+        if number != 0 {
+            return T::from(number);
+        }
+    }
+}
+
+async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
+    if aside { tokio::task::spawn_blocking(work).await.expect("reading does not panic") } else { work() }
+}

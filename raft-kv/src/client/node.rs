@@ -1,0 +1,452 @@
+//! A member in this process: made by `init` or `join`, started again by `open`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::api::{Answered, Call, JoinRequest, Joined, Reply};
+use super::config::{Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, check_name};
+use super::handle::Handle;
+use super::local::{Local, random, token_id};
+use super::serve;
+use super::world::Outside;
+use crate::codec::Wire;
+use crate::error::{Error, Refusal, StorageFailed};
+use crate::limits;
+use crate::machine::command::TokenRecord;
+use crate::machine::{self, Genesis, Machine, Store};
+use crate::net::{Dialer, Endpoint, LiveTrust, PeerNet, read_credentials, write_credentials};
+use crate::node::replica::Identity;
+use crate::node::shell::{Parts, Shell};
+use crate::pki::{self, Credentials, JoinToken, NodeKey, RootKey, Secret, Subject};
+use crate::raft::Leadership;
+use crate::storage::files::FolderFiles;
+use crate::storage::log::{self, Log, Opened};
+use crate::storage::state::{State, StateOptions};
+use crate::types::{ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta};
+
+/// How long a joiner waits for the cluster to take it in.
+const JOIN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a clean stop waits for answers to reach their callers.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A running member. Dropping it without [`shutdown`](Self::shutdown) is like pulling the plug:
+/// safe, but others notice only by its silence.
+pub struct Node {
+    local: Arc<Local>,
+    endpoint: Endpoint,
+    served: Arc<()>,
+    tasks: Vec<JoinHandle<()>>,
+    dir: DataDir,
+}
+
+impl Node {
+    /// Makes a new cluster with this member alone, and runs it. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left behind that a second try would stumble over.
+    pub async fn init(config: Config) -> Result<Self, StartError> {
+        let addr = checked(&config)?;
+        let dir = DataDir::take(&config.data_dir, true)?;
+        dir.expect_vacant()?;
+        let (cluster, node) = (ClusterId(random()), NodeId(random()));
+        let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
+        let hosts = host_of(&addr).into_iter().collect();
+        let subject = Subject { cluster, node, role: Role::Manager, hosts };
+        let leaf = pki::issue(
+            &root,
+            &subject,
+            &key.public(),
+            SystemTime::now(),
+            pki::LEAF_VALIDITY,
+            &mut rand::rng(),
+        )?;
+        let credentials =
+            Credentials { chain: vec![leaf], key: key.der().to_vec(), roots: vec![root.cert_der().to_vec()] };
+        let record = MemberRecord { id: node, name: config.name.clone(), addr: addr.clone() };
+        make_first(&dir, &config.tuning, cluster, &record, &root)?;
+        save_credentials(&dir, &credentials)?;
+        let remembered = Remembered {
+            cluster,
+            node,
+            name: config.name,
+            listen_addr: config.listen_addr,
+            advertise_addr: addr.clone(),
+            members: vec![(node, addr)],
+        };
+        dir.remember(&remembered)?;
+        Self::run(dir, remembered, config.tuning).await
+    }
+
+    /// Joins the cluster that `token` belongs to, by way of any of `endpoints` (`host:port`), and
+    /// runs the new member. It votes as soon as it has caught up.
+    ///
+    /// # Errors
+    /// [`StartError`]: a token that is damaged or of another cluster, a name or address that
+    /// another member has, no member that answers.
+    pub async fn join(config: Config, token: &str, endpoints: &[String]) -> Result<Self, StartError> {
+        let token: JoinToken = token.parse()?;
+        let addr = checked(&config)?;
+        let dir = DataDir::take(&config.data_dir, true)?;
+        dir.expect_vacant()?;
+        // Found out before the cluster counts on this member.
+        drop(
+            std::net::UdpSocket::bind(config.listen_addr)
+                .map_err(|error| in_use(config.listen_addr, &error))?,
+        );
+        let key = NodeKey::generate();
+        let request = JoinRequest {
+            secret: token.secret.to_text(),
+            request: key.request().into(),
+            name: config.name.clone(),
+            addr: addr.clone(),
+        };
+        let joined = ask_to_join(&token, endpoints, request).await?;
+        let remembered = take_in(&dir, &config.tuning, &key, joined, config.name, config.listen_addr, addr)?;
+        Self::run(dir, remembered, config.tuning).await
+    }
+
+    /// Starts a member again from its data directory.
+    ///
+    /// # Errors
+    /// [`StartError`]: the directory holds no member, is in use, unreadable, damaged or of a newer
+    /// version; the certificate has expired; the address is taken.
+    pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
+        let dir = DataDir::take(data_dir, false)?;
+        let mut remembered = dir.recall()?;
+        let moved = overrides.listen_addr.is_some_and(|addr| addr != remembered.listen_addr);
+        if let Some(listen) = overrides.listen_addr {
+            remembered.listen_addr = listen;
+        }
+        if moved || overrides.advertise_addr.is_some() {
+            remembered.advertise_addr =
+                advertised(remembered.listen_addr, overrides.advertise_addr.as_deref())?;
+        }
+        dir.remember(&remembered)?;
+        Self::run(dir, remembered, tuning).await
+    }
+
+    async fn run(dir: DataDir, node: Remembered, tuning: Tuning) -> Result<Self, StartError> {
+        let credentials = load_credentials(&dir)?;
+        let identity = credentials.check()?;
+        if (identity.cluster, identity.node) != (node.cluster, node.node) {
+            let why = format!(
+                "its certificate belongs to member {} of cluster {}, its file `node` to member {} of cluster {}; \
+                 one of them was copied from elsewhere: restore the right one",
+                identity.node, identity.cluster, node.node, node.cluster
+            );
+            return Err(StartError::DataDir { dir: dir.path().display().to_string(), why });
+        }
+        let trust = LiveTrust::new(credentials)?;
+        let (parts, node) = open_parts(&dir, node, &tuning, &trust).await?;
+        let state = parts.state.clone();
+        let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
+        let refusing = state.clone();
+        trust.set_refused(move |id| refusing.view(|view| machine::read::removed(view, id)).unwrap_or(false));
+        let (events, incoming) = mpsc::channel(1024);
+        let peers = PeerNet::new(endpoint.clone(), events);
+        peers.set_peers(node.members.clone());
+        let outside = Arc::new(Outside::new(endpoint.clone(), peers.clone(), node.node));
+        let shell = Shell::start(parts, outside.clone())?;
+        let local = Arc::new(Local {
+            shell,
+            cluster: node.cluster,
+            me: node.node,
+            name: node.name.clone(),
+            addr: node.advertise_addr.clone(),
+            trust,
+        });
+        outside.connect(&local);
+        let served = Arc::new(());
+        let tasks = vec![
+            tokio::spawn(serve::pump(local.clone(), incoming)),
+            tokio::spawn(serve::accept(local.clone(), endpoint.clone(), peers, served.clone())),
+            tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
+            tokio::spawn(serve::announce_address(local.clone())),
+        ];
+        Ok(Self { local, endpoint, served, tasks, dir })
+    }
+
+    /// The handle through which this process uses the cluster.
+    pub fn handle(&self) -> Handle {
+        Handle::local(self.local.clone())
+    }
+
+    /// This member's id.
+    pub fn id(&self) -> NodeId {
+        self.local.me
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> ClusterId {
+        self.local.cluster
+    }
+
+    /// Where others reach this member.
+    pub fn addr(&self) -> &str {
+        &self.local.addr
+    }
+
+    /// This member's name.
+    pub fn name(&self) -> &str {
+        &self.local.name
+    }
+
+    /// Where everything is kept.
+    pub fn data_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Role, term and leader, as they change. A manager starts its duties when this says that it
+    /// leads and is ready, and passes the term along as a fencing token: a later leader's is higher.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.local.shell.leadership()
+    }
+
+    /// Syncs to disk, bytes and groups of the raft log since the start, for measurements.
+    pub fn log_stats(&self) -> log::Stats {
+        self.local.shell.log_stats()
+    }
+
+    /// Waits until the node has stopped by itself: its disk failed, or it was removed.
+    pub async fn stopped(&self) -> Error {
+        let mut ended = self.local.shell.ended();
+        let error = ended.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        error.unwrap_or(Error::Stopped("the node has ended".into()))
+    }
+
+    /// Stops cleanly: leadership moves to another member, who waits is answered, the state is
+    /// flushed, connections are closed.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if the node had failed before.
+    pub async fn shutdown(self) -> Result<(), Error> {
+        let stopped = self.local.shell.stop().await;
+        let drained = async {
+            while Arc::strong_count(&self.served) > 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Whoever does not take the answer by then hears that the connection broke.
+        let _ = tokio::time::timeout(DRAIN_PATIENCE, drained).await;
+        self.endpoint.close().await;
+        for task in self.tasks {
+            task.abort();
+        }
+        stopped
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.local.me)
+            .field("name", &self.local.name)
+            .finish_non_exhaustive()
+    }
+}
+
+fn checked(config: &Config) -> Result<String, StartError> {
+    check_name(&config.name)?;
+    Ok(advertised(config.listen_addr, config.advertise_addr.as_deref())?)
+}
+
+fn in_use(addr: SocketAddr, error: &std::io::Error) -> StartError {
+    let why = format!("{addr} can't be listened on: {error}; choose another, or stop what uses it");
+    StartError::Refused(Refusal::invalid("listen address", why))
+}
+
+/// The host part of `host:port`, for the certificate.
+pub(super) fn host_of(addr: &str) -> Option<String> {
+    addr.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned())
+}
+
+fn options(tuning: &Tuning) -> log::Options {
+    log::Options { segment_bytes: tuning.log_segment_bytes, ..log::Options::default() }
+}
+
+fn state_options(tuning: &Tuning) -> StateOptions {
+    StateOptions { block_cache_bytes: tuning.block_cache_bytes, ..StateOptions::default() }
+}
+
+fn log_files(dir: &DataDir) -> Result<FolderFiles, StartError> {
+    let path = dir.join("log");
+    let opened = FolderFiles::open(&path);
+    Ok(opened.map_err(|error| StorageFailed::io(path.display().to_string(), "opening the folder", &error))?)
+}
+
+/// Writes the state and the log of a new cluster's first member.
+fn make_first(
+    dir: &DataDir,
+    tuning: &Tuning,
+    cluster: ClusterId,
+    record: &MemberRecord,
+    root: &RootKey,
+) -> Result<(), StartError> {
+    let token = |role| {
+        let record = TokenRecord { role, secret: Secret::generate(&mut rand::rng()).to_text() };
+        (token_id(role), record)
+    };
+    let genesis = Genesis {
+        cluster,
+        member: record.clone(),
+        root_cert: Bytes::copy_from_slice(root.cert_der()),
+        root_key: Bytes::copy_from_slice(root.key_der()),
+        tokens: vec![token(Role::Manager), token(Role::Worker)],
+    };
+    let state = State::open(&dir.join("state"), state_options(tuning))?;
+    Machine::create(&state, &genesis)?;
+    let conf = ConfState { voters: vec![record.id], ..ConfState::default() };
+    let boundary = SnapshotMeta { index: 1, term: 1, conf };
+    let hard = HardState { term: 1, vote: NodeId(0), commit: 1 };
+    let identity = log::Identity { cluster, node: record.id };
+    Log::create(log_files(dir)?, options(tuning), identity, boundary, hard)?;
+    Ok(())
+}
+
+async fn ask_to_join(
+    token: &JoinToken,
+    endpoints: &[String],
+    request: JoinRequest,
+) -> Result<Joined, StartError> {
+    let call = Call::Join(request).to_bytes();
+    let asked = async {
+        let dialer = Dialer::join(endpoints, token).await?;
+        let answer = dialer.call(call).await?;
+        match Answered::from_bytes(answer)
+            .map_err(|error| Refusal::Malformed { what: error.to_string() })??
+        {
+            (_, Reply::Joined(joined)) => Ok(joined),
+            (_, other) => Err(Refusal::Malformed { what: format!("a join was answered {other:?}") }.into()),
+        }
+    };
+    let late = |_| Error::Unknown(crate::error::Unknown::Deadline);
+    let joined: Joined = tokio::time::timeout(JOIN_PATIENCE, asked).await.map_err(late)??;
+    Ok(joined)
+}
+
+/// Writes what a joiner was given: credentials, an empty log, and last who it is.
+fn take_in(
+    dir: &DataDir,
+    tuning: &Tuning,
+    key: &NodeKey,
+    joined: Joined,
+    name: String,
+    listen_addr: SocketAddr,
+    advertise_addr: String,
+) -> Result<Remembered, StartError> {
+    let der = |all: &[Bytes]| all.iter().map(|one| one.to_vec()).collect();
+    let credentials =
+        Credentials { chain: der(&joined.chain), key: key.der().to_vec(), roots: der(&joined.roots) };
+    credentials.check()?;
+    save_credentials(dir, &credentials)?;
+    let identity = log::Identity { cluster: joined.cluster, node: joined.node };
+    Log::create(log_files(dir)?, options(tuning), identity, SnapshotMeta::default(), HardState::default())?;
+    let addr_of = |member: &Member| (member.record.id, member.record.addr.clone());
+    let remembered = Remembered {
+        cluster: joined.cluster,
+        node: joined.node,
+        name,
+        listen_addr,
+        advertise_addr,
+        members: joined.members.iter().map(addr_of).collect(),
+    };
+    dir.remember(&remembered)?;
+    Ok(remembered)
+}
+
+fn save_credentials(dir: &DataDir, credentials: &Credentials) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = dir.join("cert");
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.map_err(|error| StorageFailed::io(path.display().to_string(), "making the folder", &error))?;
+    Ok(write_credentials(&path, credentials)?)
+}
+
+fn load_credentials(dir: &DataDir) -> Result<Credentials, StartError> {
+    let path = dir.join("cert");
+    Ok(read_credentials(&path.join("cacert.pem"), &path.join("cert.pem"), &path.join("key.pem"))?)
+}
+
+/// The credentials of a member on this machine, from its data directory, and the address at which
+/// it is reached.
+///
+/// # Errors
+/// [`StartError`]: the directory holds no member or can't be read.
+pub fn credentials_of(data_dir: &Path) -> Result<(Credentials, String), StartError> {
+    let wrong = |why: String| StartError::DataDir { dir: data_dir.display().to_string(), why };
+    let remembered = super::config::recall_from(data_dir).map_err(wrong)?;
+    let cert = data_dir.join("cert");
+    let credentials =
+        read_credentials(&cert.join("cacert.pem"), &cert.join("cert.pem"), &cert.join("key.pem"))?;
+    Ok((credentials, remembered.advertise_addr))
+}
+
+/// Opens the state and the log. A log that ends before what this member acknowledged may not be
+/// used any more: the member asks the others to take it in again under a new id.
+async fn open_parts(
+    dir: &DataDir,
+    node: Remembered,
+    tuning: &Tuning,
+    trust: &LiveTrust,
+) -> Result<(Parts, Remembered), StartError> {
+    let state = State::open(&dir.join("state"), state_options(tuning))?;
+    let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
+    let identity = log::Identity { cluster: node.cluster, node: node.node };
+    let opened = Log::open(log_files(dir)?, options(tuning), identity, applied)?;
+    let (log, writer) = match opened {
+        Opened::Ready { log, writer, .. } => (log, writer),
+        Opened::Behind { marker, end } => {
+            tracing::error!(
+                ?marker,
+                ?end,
+                "the raft log ends before what this member acknowledged; it rejoins under a new id"
+            );
+            let members = state.view(machine::read::members).unwrap_or_default();
+            drop(state);
+            return Box::pin(rejoin(dir, node, members, tuning, trust)).await;
+        }
+    };
+    let identity = Identity { me: node.node, boot: random(), seed: random() };
+    let folder = dir.path().to_path_buf();
+    Ok((Parts { identity, log, writer, state, folder }, node))
+}
+
+async fn rejoin(
+    dir: &DataDir,
+    node: Remembered,
+    members: Vec<Member>,
+    tuning: &Tuning,
+    trust: &LiveTrust,
+) -> Result<(Parts, Remembered), StartError> {
+    let mut endpoints: Vec<String> = members.into_iter().map(|member| member.record.addr).collect();
+    endpoints.extend(node.members.iter().map(|(_, addr)| addr.clone()));
+    endpoints.retain(|addr| *addr != node.advertise_addr);
+    endpoints.dedup();
+    let key = NodeKey::generate();
+    let call = Call::Rejoin {
+        request: key.request().into(),
+        name: node.name.clone(),
+        addr: node.advertise_addr.clone(),
+    };
+    let handle = Handle::connect(&endpoints, trust.credentials()).await?.with_patience(JOIN_PATIENCE);
+    let joined = match handle.call(call).await? {
+        (_, Reply::Joined(joined)) => joined,
+        (_, other) => {
+            return Err(Refusal::Malformed { what: format!("a rejoin was answered {other:?}") }.into());
+        }
+    };
+    dir.clear()?;
+    let remembered = take_in(dir, tuning, &key, joined, node.name, node.listen_addr, node.advertise_addr)?;
+    trust.replace(load_credentials(dir)?)?;
+    tracing::warn!(old = %node.node, new = %remembered.node, "rejoined under a new id; the state comes from the others");
+    open_parts(dir, remembered, tuning, trust).await
+}
+
+/// How long requests of the node itself may take.
+pub(super) const OWN_PATIENCE: Duration = limits::REQUEST_DEADLINE;

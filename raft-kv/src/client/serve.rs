@@ -1,0 +1,289 @@
+//! What others ask of this node over QUIC: members' frames and snapshots, clients' calls, joins.
+//! Each connection and each request is a task of its own; none can hold up the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::Rng;
+use tokio::sync::mpsc;
+
+use super::api::{Answered, Call, JoinRequest, Joined, Reply};
+use super::config::{check_addr, check_name};
+use super::local::{Local, random};
+use super::node::{OWN_PATIENCE, host_of};
+use super::world::removed_text;
+use crate::codec::Wire;
+use crate::error::{Error, NotDone, Refusal};
+use crate::machine;
+use crate::machine::command::Command;
+use crate::net::{Accepted, BulkConn, ClientConn, Endpoint, JoinConn, PeerEvent, PeerNet, RequestStream};
+use crate::node::ask::What;
+use crate::node::wire::PeerFrame;
+use crate::pki::Secret;
+use crate::raft::PeerMessage;
+use crate::types::{MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
+
+/// A snapshot that is larger is not taken.
+const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
+/// Without a leader for this long a member asks whether it still is one.
+const LEADERLESS: Duration = Duration::from_secs(5);
+/// How long the last answer of a request may take to arrive.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
+/// Carries members' frames to the loop.
+pub(super) async fn pump(local: Arc<Local>, mut events: mpsc::Receiver<PeerEvent>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            PeerEvent::Frame { from, frame } => {
+                let bytes = frame.len();
+                match PeerFrame::from_bytes(frame) {
+                    // A snapshot comes on a stream of its own, with its files.
+                    Ok(PeerFrame::Raft(message)) if message.is_snapshot() => {
+                        tracing::warn!(%from, "dropped a snapshot message without files");
+                    }
+                    Ok(frame) => local.shell.frame(from, frame, bytes).await,
+                    Err(error) => tracing::warn!(%from, %error, "dropped a frame"),
+                }
+            }
+            PeerEvent::Unreachable(id) | PeerEvent::Disconnected(id) => local.shell.unreachable(id),
+            PeerEvent::Connected(id) => tracing::debug!(%id, "connected"),
+        }
+    }
+}
+
+/// Takes connections in until the endpoint is closed.
+pub(super) async fn accept(local: Arc<Local>, endpoint: Endpoint, peers: PeerNet, served: Arc<()>) {
+    while let Some(accepted) = endpoint.accept().await {
+        let local = local.clone();
+        match accepted {
+            Accepted::Peer(connection) => peers.receive(connection),
+            Accepted::Bulk(connection) => drop(tokio::spawn(receive_snapshot(local, connection))),
+            Accepted::Client(connection) => {
+                drop(tokio::spawn(serve_client(local, connection, served.clone())))
+            }
+            Accepted::Join(connection) => drop(tokio::spawn(serve_joiner(local, connection))),
+        }
+    }
+}
+
+async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
+    let from = connection.identity().node;
+    let Ok(incoming) = connection.incoming().await else {
+        return;
+    };
+    let message = PeerMessage::from_bytes(incoming.header.clone()).ok().filter(PeerMessage::is_snapshot);
+    let Some(message) = message else {
+        return incoming.refuse(Refusal::invalid("header", "it is no snapshot message").into()).await;
+    };
+    let Some(folder) = local.shell.incoming().start() else {
+        return incoming.refuse(Error::NotDone(NotDone::Busy)).await;
+    };
+    tracing::info!(%from, bytes = incoming.bytes, "receiving a snapshot");
+    match incoming.receive_into(&folder, MAX_SNAPSHOT_BYTES).await {
+        Ok(()) => local.shell.snapshot_arrived(from, message, folder),
+        Err(error) => {
+            tracing::warn!(%from, %error, "a snapshot did not arrive");
+            local.shell.incoming().broken(&folder);
+        }
+    }
+}
+
+async fn serve_client(local: Arc<Local>, connection: ClientConn, served: Arc<()>) {
+    while let Some(stream) = connection.next_stream().await {
+        tokio::spawn(serve_request(local.clone(), stream, served.clone()));
+    }
+}
+
+async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Arc<()>) {
+    let call = match stream.recv().await {
+        Ok(Some(frame)) => {
+            Call::from_bytes(frame).map_err(|error| Refusal::Malformed { what: error.what.into() }.into())
+        }
+        Ok(None) => return,
+        Err(error) => Err(error),
+    };
+    let answered = match call {
+        Ok(Call::Watch(request)) => {
+            drop(served);
+            return serve_watch(&local, stream, request).await;
+        }
+        Ok(Call::Rejoin { request, name, addr }) => rejoin(&local, &stream, request, name, addr).await,
+        Ok(call) => local.call(call, OWN_PATIENCE).await,
+        Err(error) => Err(error),
+    };
+    answer(&mut stream, &answered).await;
+}
+
+async fn answer(stream: &mut RequestStream, answered: &Answered) {
+    if stream.send(answered.to_bytes()).await.is_ok() {
+        stream.finish();
+        // The asker has it all, or is gone, or will not take it.
+        let _ = tokio::time::timeout(LAST_ANSWER, stream.stopped()).await;
+    }
+}
+
+async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: WatchRequest) {
+    let watch = local.watch(request).and_then(|watch| Ok((local.now()?, watch)));
+    let (header, mut watch) = match watch {
+        Ok(begun) => begun,
+        Err(error) => return answer(&mut stream, &Err(error)).await,
+    };
+    let created: Answered = Ok((header, Reply::Done));
+    if stream.send(created.to_bytes()).await.is_err() {
+        return;
+    }
+    let stopped = stream.stopped();
+    tokio::pin!(stopped);
+    loop {
+        let batch = tokio::select! {
+            batch = watch.next() => batch,
+            () = &mut stopped => return,
+        };
+        let answered: Answered = match batch {
+            Ok(Some(batch)) => local.now().map(|header| (header, Reply::Watch(batch))),
+            Ok(None) => return stream.finish(),
+            Err(error) => Err(error),
+        };
+        let last = matches!(answered, Err(_) | Ok((_, Reply::Watch(WatchBatch::Compacted(_)))));
+        if last {
+            return answer(&mut stream, &answered).await;
+        }
+        if stream.send(answered.to_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn serve_joiner(local: Arc<Local>, connection: JoinConn) {
+    while let Some(mut stream) = connection.next_stream().await {
+        let answered = match stream.recv().await {
+            Ok(Some(frame)) => match Call::from_bytes(frame) {
+                Ok(Call::Join(request)) => join(&local, request).await,
+                Ok(_) => Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into()),
+                Err(error) => Err(Refusal::Malformed { what: error.what.into() }.into()),
+            },
+            Ok(None) => continue,
+            Err(error) => Err(error),
+        };
+        answer(&mut stream, &answered).await;
+    }
+}
+
+async fn join(local: &Arc<Local>, request: JoinRequest) -> Answered {
+    local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
+    let unknown = || Refusal::BadToken {
+        why: "the cluster does not know it (any more); `raft-kv token` on a member prints the valid one"
+            .into(),
+    };
+    let secret = Secret::from_text(&request.secret).ok_or_else(unknown)?;
+    match local.role_of_secret(&secret)?.ok_or_else(unknown)? {
+        Role::Manager => {}
+        role => {
+            let why = format!("it is for the role {role}, and a member needs one for the role manager");
+            return Err(Refusal::BadToken { why }.into());
+        }
+    }
+    admit_member(local, &request.request, request.name, request.addr, None).await
+}
+
+async fn rejoin(
+    local: &Arc<Local>,
+    stream: &RequestStream,
+    request: Bytes,
+    name: String,
+    addr: String,
+) -> Answered {
+    let identity = stream.identity.filter(|identity| identity.role == Role::Manager);
+    let Some(identity) = identity else {
+        return Err(Refusal::NotAllowed { role: "client".into() }.into());
+    };
+    local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
+    admit_member(local, &request, name, addr, Some(identity.node)).await
+}
+
+/// Takes a member in under a new id; `old` is the id under which it was known before.
+async fn admit_member(
+    local: &Arc<Local>,
+    request: &[u8],
+    name: String,
+    addr: String,
+    old: Option<NodeId>,
+) -> Answered {
+    check_name(&name)?;
+    check_addr(&addr)?;
+    crate::pki::request_key(request)?;
+    let members =
+        local.shell.read(machine::read::members).map_err(|failed| Error::Stopped(failed.to_string()))?;
+    // A join that was cut short leaves a learner of the same name and address that never came.
+    let abandoned = members.iter().find(|member| {
+        member.role == MemberRole::Learner && member.record.name == name && member.record.addr == addr
+    });
+    let old = old.filter(|old| members.iter().any(|member| member.record.id == *old));
+    if let Some(old) = old.or(abandoned.map(|member| member.record.id)) {
+        local.call(Call::MemberRemove(old), OWN_PATIENCE).await?;
+    }
+    let node = NodeId(random());
+    let hosts = host_of(&addr).into_iter().collect();
+    let members = local.add_learner(MemberRecord { id: node, name, addr }, OWN_PATIENCE).await?;
+    let (chain, roots) = local.issue(node, Role::Manager, request, hosts)?;
+    tracing::info!(%node, "a member joined");
+    let joined = Joined { cluster: local.cluster, node, chain, roots, members };
+    Ok((local.now()?, Reply::Joined(joined)))
+}
+
+/// A member that was removed while it was away hears it from the others, who turn it away.
+pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
+    let mut leadership = local.shell.leadership();
+    loop {
+        let led = leadership.wait_for(|leadership| leadership.leader.is_some());
+        match tokio::time::timeout(LEADERLESS, led).await {
+            Ok(Ok(_)) => {
+                let pause = LEADERLESS + Duration::from_millis(rand::rng().random_range(0..500));
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+            Ok(Err(_)) => return,
+            Err(_) => {}
+        }
+        let members = local.shell.read(machine::read::members).unwrap_or_default();
+        for member in members.into_iter().filter(|member| member.record.id != local.me) {
+            if let Err(Error::Refused(refusal)) =
+                endpoint.dialer(&member.record.addr, Some(member.record.id)).await
+            {
+                if refusal.to_string().contains("removed") {
+                    return local.shell.fail(Error::Stopped(removed_text()));
+                }
+            }
+        }
+    }
+}
+
+/// Tells the cluster where this member is reached, should that differ from what it knows.
+pub(super) async fn announce_address(local: Arc<Local>) {
+    loop {
+        let mut leadership = local.shell.leadership();
+        if leadership.wait_for(|leadership| leadership.leader.is_some()).await.is_err() {
+            return;
+        }
+        let members = local.shell.read(machine::read::members).unwrap_or_default();
+        let known = members.into_iter().find(|member| member.record.id == local.me);
+        match known {
+            Some(member) if member.record.addr == local.addr => return,
+            Some(member) => {
+                let record = MemberRecord { addr: local.addr.clone(), ..member.record };
+                let what = What::Command { command: Command::MemberUpdate(record), once: None };
+                match local.shell.ask(what, OWN_PATIENCE).await {
+                    Err(Error::Refused(refusal)) => {
+                        tracing::error!(%refusal, "the cluster does not take this member's new address");
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "could not announce the new address yet"),
+                    Ok(_) => return,
+                }
+            }
+            None => {} // the state has not arrived yet
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}

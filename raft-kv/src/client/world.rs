@@ -1,0 +1,99 @@
+//! What the loop's effects become outside: frames on QUIC, snapshots on streams of their own,
+//! connections that follow the membership.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock, Weak};
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::local::Local;
+use crate::codec::Wire;
+use crate::error::{Error, Refusal};
+use crate::net::{Endpoint, PeerNet, Priority};
+use crate::node::shell::World;
+use crate::node::wire::PeerFrame;
+use crate::raft::PeerMessage;
+use crate::types::{Member, NodeId};
+
+/// The world of one node.
+pub(super) struct Outside {
+    endpoint: Endpoint,
+    peers: PeerNet,
+    me: NodeId,
+    runtime: tokio::runtime::Handle,
+    addresses: Mutex<BTreeMap<NodeId, String>>,
+    local: OnceLock<Weak<Local>>,
+}
+
+impl Outside {
+    pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId) -> Self {
+        let runtime = tokio::runtime::Handle::current();
+        Self { endpoint, peers, me, runtime, addresses: Mutex::default(), local: OnceLock::new() }
+    }
+
+    /// Tells it whose world it is, once.
+    pub(super) fn connect(&self, local: &Arc<Local>) {
+        self.local.set(Arc::downgrade(local)).expect("connected once");
+    }
+
+    fn local(&self) -> Option<Arc<Local>> {
+        self.local.get()?.upgrade()
+    }
+}
+
+impl World for Outside {
+    fn send(&self, frames: Vec<(NodeId, PeerFrame)>) {
+        let mut by_peer: BTreeMap<NodeId, Vec<(Priority, Bytes)>> = BTreeMap::new();
+        for (to, frame) in frames {
+            let priority = if frame.urgent() { Priority::Urgent } else { Priority::Append };
+            by_peer.entry(to).or_default().push((priority, frame.to_bytes()));
+        }
+        for (to, frames) in by_peer {
+            self.peers.send(to, frames);
+        }
+    }
+
+    fn send_snapshot(&self, to: NodeId, message: PeerMessage, folder: PathBuf) {
+        let (endpoint, addr) = (self.endpoint.clone(), self.addresses.lock().get(&to).cloned());
+        let local = self.local();
+        self.runtime.spawn(async move {
+            let sent = match addr {
+                Some(addr) => endpoint.send_snapshot(to, &addr, message.to_bytes(), &folder, None).await,
+                None => Err(Error::Refused(Refusal::MemberNotFound { id: to }).into()),
+            };
+            match &sent {
+                Ok(()) => tracing::info!(%to, "sent a snapshot"),
+                Err(error) => tracing::warn!(%to, %error, "a snapshot was not sent; it is tried again"),
+            }
+            if let Some(local) = local {
+                local.shell.snapshot_sent(to, sent.is_ok());
+            }
+        });
+    }
+
+    fn members(&self, members: &[Member]) {
+        let addresses: BTreeMap<_, _> =
+            members.iter().map(|member| (member.record.id, member.record.addr.clone())).collect();
+        let known = addresses.contains_key(&self.me);
+        *self.addresses.lock() = addresses.clone();
+        let _runtime = self.runtime.enter();
+        self.peers.set_peers(addresses.into_iter().collect());
+        let live = self.endpoint.live().clone();
+        let why = Refusal::BadCertificate { why: removed_text() };
+        self.endpoint
+            .close_where(|info| info.identity.is_some_and(|identity| live.refuses(identity.node)), &why);
+        if !known {
+            if let Some(local) = self.local() {
+                local.shell.fail(Error::Stopped(removed_text()));
+            }
+        }
+    }
+}
+
+/// What a removed member and those who meet it are told.
+pub(super) fn removed_text() -> String {
+    "this member was removed from the cluster; empty its data directory and join anew with a token".into()
+}

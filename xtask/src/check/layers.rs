@@ -83,7 +83,8 @@ pub fn imports(path: &str, code: &str) -> Vec<Finding> {
     let Some(inner) = path.strip_prefix(SOURCE) else { return vec![] };
     let modules: Vec<&str> = inner.trim_end_matches(".rs").split('/').filter(|part| *part != "mod").collect();
     let own = modules[0];
-    if own == "lib" || modules.iter().any(|part| *part == "tests") {
+    let is_test = |part: &&str| *part == "tests" || part.ends_with("_tests");
+    if own == "lib" || modules.iter().any(is_test) {
         return vec![];
     }
     let mut findings = vec![];

@@ -40,6 +40,7 @@ pub fn run(place: &Workspace) -> Result<(), String> {
         sources += usize::from(path.ends_with(".rs"));
         findings.extend(look_at(path, &text));
     }
+    findings.extend(rules::linked(&tree(place)?));
     for finding in &findings {
         eprintln!("{}:{}: {}", finding.path, finding.line, finding.text);
     }
@@ -63,9 +64,6 @@ fn look_at(path: &str, text: &str) -> Vec<Finding> {
     if path == "ARCHITECTURE.md" {
         findings.extend(layers::map(path, text));
     }
-    if path == "Cargo.lock" {
-        findings.extend(rules::lock(path, text));
-    }
     findings
 }
 
@@ -84,6 +82,19 @@ pub fn fix(place: &Workspace) -> Result<(), String> {
         println!("fix: wrote the table of layers into ARCHITECTURE.md");
     }
     Ok(())
+}
+
+/// What the workspace links on this machine, one package a line.
+fn tree(place: &Workspace) -> Result<String, String> {
+    let output = place
+        .cargo()
+        .args(["tree", "--workspace", "--edges", "normal,build", "--prefix", "none", "--quiet"])
+        .output()
+        .map_err(|error| format!("cargo tree: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("cargo tree: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The files that git knows or would take.
@@ -146,8 +157,11 @@ mod tests {
         check("xtask/src/a.rs", "//! x\n#[ignore = \"slow\"]\nfn f() {}\n", &[(2, "ignore")]);
         check("raft-kv/src/raft/a.rs", "//! x\nfn f() { std::thread::sleep(d) }\n", &[(2, "thread::sleep")]);
         check("docs/a.md", concat!("x\nin /ro", "ot/x\n"), &[(2, "path of one machine")]);
-        check("docs/a.md", "x\nfrom https://packages.elsewhere.net/y\n", &[(2, "packages.elsewhere.net")]);
-        check("Cargo.lock", "[[package]]\nname = \"ring\"\n", &[(2, "ring")]);
+        check(
+            "docs/a.md",
+            concat!("x\nfrom https:/", "/packages.elsewhere.net/y\n"),
+            &[(2, "not among the hosts")],
+        );
     }
 
     #[test]
@@ -157,6 +171,7 @@ mod tests {
         check("raft-kv/src/raft/a.rs", "//! x\npub(crate) fn f() { crate::planted!(SkipFsync); }\n", &[]);
         check("raft-kv/src/raft/a.rs", "//! x\n#[cfg(test)]\nmod tests { use crate::machine::X; }\n", &[]);
         check("raft-kv/src/raft/tests/a.rs", "//! x\nuse crate::machine::X;\n", &[]);
+        check("raft-kv/src/raft/state_tests.rs", "//! x\nuse crate::machine::X;\n", &[]);
         check("raft-kv/src/raft/mod.rs", "//! x\nmod inner { use super::machine::Own; }\n", &[]);
         check("raft-kv/src/sim/a.rs", "//! x\nuse crate::{node, storage, machine};\n", &[]);
         check("raft-kv/src/lib.rs", "//! x\npub use crate::client::Node;\n", &[]);

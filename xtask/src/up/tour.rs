@@ -35,6 +35,8 @@ struct Tour {
     tried: BTreeSet<String>,
     watch: Option<Running>,
     leader: usize,
+    /// The revision of the first write.
+    first: u64,
 }
 
 type Step = (&'static str, fn(&mut Tour) -> Result<String, String>);
@@ -63,6 +65,7 @@ pub fn run(binary: &Path, dir: &Path, check: bool) -> Result<(), String> {
         tried: BTreeSet::new(),
         watch: None,
         leader: 0,
+        first: 0,
     };
     println!("up: a tour of three raft-kv processes on this machine, data in {}", dir.display());
     let passed = tour.walk();
@@ -114,7 +117,8 @@ impl Tour {
     fn write(&mut self) -> Result<String, String> {
         let endpoint = self.url(0);
         let answer = self.put(&[&endpoint], "first", "written through n1")?;
-        Ok(format!("put through n1: revision {}", answer["revision"]))
+        self.first = answer["revision"].as_u64().ok_or_else(|| format!("no revision in {answer}"))?;
+        Ok(format!("put through n1: revision {}", self.first))
     }
 
     fn read_elsewhere(&mut self) -> Result<String, String> {
@@ -138,8 +142,9 @@ impl Tour {
         fs::write(&out, "").map_err(|error| format!("{}: {error}", out.display()))?;
         let prefix = self.prefix.clone();
         let url = self.url(follower);
-        // From the beginning: the first event is the first write, which is long done.
-        let words = ["watch", &prefix, "--prefix", "--from-revision", "1"];
+        // From the first write on, which is long done.
+        let first = self.first.to_string();
+        let words = ["watch", &prefix, "--prefix", "--from-revision", &first];
         let command = self.cluster.binary.as_client(&self.cluster.credentials(), &[&url], &words);
         self.watch = Some(Running::spawn(&command, &out, &log, false)?);
         let count = self.await_events(1)?;

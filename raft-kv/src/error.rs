@@ -67,11 +67,14 @@ pub enum Unknown {
     /// The connection broke after the request was sent.
     #[error("the connection broke after the request was sent")]
     ConnectionLost,
+    /// This member was caught up by a snapshot, which skipped the answer.
+    #[error("this member fell behind and was caught up by a snapshot, which skipped the answer")]
+    Overtaken,
     /// The node stopped after the request was handed on.
     #[error("this node stopped while the cluster was working on it")]
     ShuttingDown,
 }
-wire_enum!(Unknown { 1 => Deadline, 2 => LeaderChanged, 3 => ConnectionLost, 4 => ShuttingDown });
+wire_enum!(Unknown { 1 => Deadline, 2 => LeaderChanged, 3 => ConnectionLost, 4 => ShuttingDown, 5 => Overtaken });
 
 /// Why a request was refused: what, why, and what to do. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

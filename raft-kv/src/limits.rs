@@ -27,6 +27,12 @@ pub const MAX_ADDR_BYTES: usize = 256;
 pub const MAX_MEMBERS: usize = 15;
 /// Clients whose last answer is kept for repeats.
 pub const MAX_ONCE_CLIENTS: u64 = 10_000;
+/// Largest answer kept for repeats, in bytes; a request whose answer is larger can't be named.
+pub const MAX_ONCE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+/// Keys and values that one delete may remove, in bytes.
+pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
+/// Longest secret of a join token, in bytes.
+pub const MAX_SECRET_BYTES: usize = 256;
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 
@@ -58,6 +64,10 @@ pub const MAX_PEER_OUTBOX_FRAMES: usize = 4096;
 pub const MAX_PEER_OUTBOX_BYTES: usize = 16 * 1024 * 1024;
 /// Log kept in memory for followers, in bytes.
 pub const LOG_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes of one file of the raft log; a larger record gets a larger file of its own.
+pub const LOG_SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
+/// Emptied files of the raft log that are kept for reuse.
+pub const LOG_SPARE_SEGMENTS: usize = 2;
 /// Recent changes kept in memory for watchers, in bytes.
 pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
 /// Events gathered in one answer to a watcher, in bytes (one larger revision goes alone).
@@ -95,6 +105,7 @@ const _: () = {
     assert!(MAX_ENTRY_BATCH_BYTES < MAX_APPEND_BYTES as usize);
     assert!((MAX_APPEND_BYTES as usize) + MAX_ENTRY_BYTES < MAX_FRAME_BYTES);
     assert!(MAX_FRAME_BYTES < MAX_PEER_OUTBOX_BYTES);
+    assert!((MAX_ENTRY_BYTES as u64) < LOG_SEGMENT_BYTES && LOG_SEGMENT_BYTES < u32::MAX as u64);
     // A nested transaction is a list and an operation: two levels, and a few round the whole.
     assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);

@@ -11,13 +11,37 @@ pub enum Bug {
     /// The log answers "durable" without a sync.
     SkipFsync = 1,
     /// The leader answers a write before a quorum has it.
-    AnswerBeforeQuorum = 2,
+    AnswerBeforeQuorum,
     /// A retried linearizable read uses its old context again.
-    ReuseReadContext = 3,
+    ReuseReadContext,
     /// A watcher misses an event.
-    DropEvent = 4,
+    DropEvent,
     /// A log that ends before its marker is opened all the same.
-    IgnoreMarker = 5,
+    IgnoreMarker,
+    /// A nested transaction's compares see what the outer one wrote.
+    CompareAfterWrites,
+    /// A read of an old revision finds versions that had ended by then.
+    IgnoreVersionEnd,
+    /// Compaction removes versions that are still readable at its mark.
+    CompactNewestVersion,
+    /// A deposed leader's decision that a lease has expired is carried out.
+    AcceptStaleExpiry,
+    /// A put without a lease keeps the key on the lease it had.
+    KeepLeaseOnPut,
+    /// A repeated request is done again.
+    RepeatOnce,
+    /// The log's marker is written before the log itself is synced.
+    MarkerBeforeLog,
+    /// A record of the log is taken without a look at the record before it.
+    SkipChainCheck,
+    /// A file of the log is used again under a new name with its old header.
+    RecycleUnstamped,
+    /// The name of a new file of the log is not synced.
+    SkipFolderSync,
+    /// Files of the log are emptied before the cut that frees them is on disk.
+    RecycleEarly,
+    /// A sync of the log that failed is tried again.
+    RetrySync,
 }
 
 #[cfg(feature = "sim")]

@@ -1,1 +1,1 @@
-//! Placeholder until this layer is written.
+//! The loop that every member runs (being built).

@@ -1,1 +1,3 @@
-//! Placeholder until this layer is written.
+//! A cluster in one thread from one seed, and the modelled world below it.
+
+pub mod disk;

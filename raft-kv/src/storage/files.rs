@@ -1,12 +1,21 @@
-//! The files below the raft log. Two implementations: the real folder, and the simulator's disk
-//! that loses what was not synced, tears writes, fails, fills up and flips bits.
+//! The files below the raft log. Two implementations: the real folder ([`FolderFiles`]), and the
+//! simulator's disk that loses what was not synced, tears writes, fails, fills up and flips bits.
+//! One conformance suite (`files_conformance`) runs on both.
 
 use std::io;
 
+#[cfg(any(test, feature = "sim"))]
+mod conformance;
+mod folder;
+
+#[cfg(any(test, feature = "sim"))]
+pub use conformance::files_conformance;
+pub use folder::{FolderFile, FolderFiles};
+
 /// A flat folder of files.
-pub trait Files: Send + 'static {
+pub trait Files: Send + Sync + 'static {
     /// An open file.
-    type File: File;
+    type File: File + 'static;
 
     /// Names of all files, in no order.
     fn list(&self) -> io::Result<Vec<String>>;

@@ -1,0 +1,151 @@
+//! The state while a batch of entries is applied: pending writes, the revision, and what is to
+//! be published once the batch is stored.
+//!
+//! Here alone a revision is made: [`Draft::seal`] gives all changes since the last one exactly
+//! one new revision, and none where nothing changed.
+
+use bytes::Bytes;
+
+use super::command::Stored;
+use super::format::{Logged, Superseded, attached_key, load, ordered, past_key};
+use super::overlay::Overlay;
+use super::store::{Read, Table};
+use crate::codec::Wire;
+use crate::error::StorageFailed;
+use crate::types::{Change, ConfState, Event, EventKind, KeyValue, LeaseId, Revision};
+
+/// A lease that began or ended, for the leader's timers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LeaseChange {
+    /// It was granted.
+    Granted {
+        /// The lease.
+        id: LeaseId,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// It was revoked or has expired.
+    Ended {
+        /// The lease.
+        id: LeaseId,
+    },
+}
+
+/// A batch in the making.
+pub struct Draft<'a> {
+    /// Pending writes over the store.
+    pub overlay: Overlay<'a>,
+    /// The current revision: that of the last sealed change.
+    pub revision: Revision,
+    /// The oldest readable revision.
+    pub compacted: Revision,
+    /// The raft configuration.
+    pub conf: ConfState,
+    /// Events of the revision being made; empty between commands.
+    events: Vec<Event>,
+    /// Sealed revisions of this batch.
+    pub changes: Vec<Change>,
+    /// Leases that began or ended in this batch.
+    pub leases: Vec<LeaseChange>,
+    /// Whether the members or their records changed.
+    pub members_changed: bool,
+}
+
+impl<'a> Draft<'a> {
+    /// Nothing pending over `overlay`.
+    pub fn new(overlay: Overlay<'a>, revision: Revision, compacted: Revision, conf: ConfState) -> Self {
+        Self {
+            overlay,
+            revision,
+            compacted,
+            conf,
+            events: Vec::new(),
+            changes: Vec::new(),
+            leases: Vec::new(),
+            members_changed: false,
+        }
+    }
+
+    /// The revision that a change made now belongs to.
+    pub fn next(&self) -> Revision {
+        self.revision + 1
+    }
+
+    /// The newest version of `key`.
+    pub fn live(&self, key: &[u8]) -> Result<Option<Stored>, StorageFailed> {
+        load(&self.overlay, Table::Live, key)
+    }
+
+    /// Writes `key` in the revision being made. `before` is its newest version.
+    pub fn put(&mut self, key: Bytes, value: Bytes, lease: LeaseId, before: Option<Stored>) {
+        let next = self.next();
+        let stored = Stored {
+            create_revision: before.as_ref().map_or(next, |before| before.create_revision),
+            mod_revision: next,
+            version: before.as_ref().map_or(1, |before| before.version + 1),
+            lease,
+            value,
+        };
+        let lease_before = before.as_ref().map_or(0, |before| before.lease);
+        if lease_before != 0 && lease_before != lease {
+            self.overlay.remove(Table::Attached, attached_key(lease_before, &key));
+        }
+        if lease != 0 && lease_before != lease {
+            self.overlay.write(Table::Attached, attached_key(lease, &key), Some(Bytes::new()));
+        }
+        let prev = before.map(|before| self.supersede(&key, before));
+        self.overlay.put(Table::Live, key.clone(), &stored);
+        self.events.push(Event { kind: EventKind::Put, kv: stored.with_key(key), prev });
+    }
+
+    /// Removes `key`, whose newest version is `before`, in the revision being made.
+    pub fn delete(&mut self, key: Bytes, before: Stored) -> KeyValue {
+        if before.lease != 0 {
+            self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
+        }
+        let prev = self.supersede(&key, before);
+        self.overlay.remove(Table::Live, key.clone());
+        let kv = KeyValue { key, mod_revision: self.next(), ..KeyValue::default() };
+        self.events.push(Event { kind: EventKind::Delete, kv, prev: Some(prev.clone()) });
+        prev
+    }
+
+    /// Moves a version to the past.
+    fn supersede(&mut self, key: &Bytes, before: Stored) -> KeyValue {
+        let end = self.next();
+        assert!(before.mod_revision < end, "a key changes at most once in a revision");
+        let past = Superseded { end, stored: before };
+        self.overlay.put(Table::Past, past_key(key, past.stored.mod_revision), &past);
+        past.stored.with_key(key.clone())
+    }
+
+    /// Makes what changed since the last call one revision, if anything did.
+    pub fn seal(&mut self) {
+        if self.events.is_empty() {
+            return;
+        }
+        self.revision += 1;
+        let events = std::mem::take(&mut self.events);
+        let logged: Vec<Logged> = events
+            .iter()
+            .map(|event| Logged {
+                kind: event.kind,
+                key: event.kv.key.clone(),
+                superseded: event.prev.as_ref().map_or(0, |prev| prev.mod_revision),
+            })
+            .collect();
+        self.overlay.write(Table::Log, ordered(self.revision), Some(logged.to_bytes()));
+        self.changes.push(Change { revision: self.revision, events });
+    }
+
+    /// Forgets what the current command did; it must not have sealed anything.
+    pub fn take_back(&mut self) {
+        self.overlay.undo();
+        self.events.clear();
+    }
+
+    /// The state as it is now, pending writes included.
+    pub fn view(&self) -> &dyn Read {
+        &self.overlay
+    }
+}

@@ -1,0 +1,206 @@
+//! How the state machine's records lie in the store's tables: keys in an order that reads need,
+//! values in the one binary format.
+//!
+//! All of this is on disk: a change needs a new [`FORMAT`]. It must never panic on stored bytes;
+//! what can't be read is a damaged store.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::command::Stored;
+use super::store::{Read, Table};
+use crate::codec::{Wire, wire_struct};
+use crate::error::StorageFailed;
+use crate::types::{EventKind, LeaseId, NodeId, Revision};
+
+/// The version of this layout. A store of a newer one is not opened.
+pub const FORMAT: u32 = 1;
+
+/// What an error calls the store.
+pub const STORE: &str = "state";
+
+/// Keys of [`Table::Meta`].
+pub mod meta {
+    /// The layout's version.
+    pub const FORMAT: &[u8] = b"format";
+    /// Last applied index, its term, the configuration there.
+    pub const APPLIED: &[u8] = b"applied";
+    /// The current revision.
+    pub const REVISION: &[u8] = b"revision";
+    /// The oldest readable revision; -1 before the first compaction.
+    pub const COMPACTED: &[u8] = b"compacted";
+    /// How far this member has removed what compaction made unreadable. Local: members differ.
+    pub const COLLECTED: &[u8] = b"collected";
+    /// The cluster's id.
+    pub const CLUSTER: &[u8] = b"cluster";
+    /// Clients in [`super::Table::Once`] and the clock of their use.
+    pub const ONCE: &[u8] = b"once";
+}
+
+/// A version that is not the newest any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superseded {
+    /// The revision that replaced or removed it: it was current at revisions below this.
+    pub end: Revision,
+    /// The version.
+    pub stored: Stored,
+}
+wire_struct!(Superseded { end, stored });
+
+/// One change in a revision's record in [`Table::Log`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Logged {
+    /// What happened.
+    pub kind: EventKind,
+    /// To which key.
+    pub key: Bytes,
+    /// The mod revision of the version that it superseded; 0 where there was none.
+    pub superseded: Revision,
+}
+wire_struct!(Logged { kind, key, superseded });
+
+/// A lease as it is stored. How much time is left only the leader knows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseRecord {
+    /// Seconds granted.
+    pub ttl: i64,
+}
+wire_struct!(LeaseRecord { ttl });
+
+/// A revision (or lease id, neither is ever negative) as key bytes in its own order.
+pub fn ordered(number: i64) -> Bytes {
+    debug_assert!(number >= 0);
+    Bytes::copy_from_slice(&(number as u64).to_be_bytes())
+}
+
+/// The number that [`ordered`] wrote.
+pub fn from_ordered(table: Table, key: &[u8]) -> Result<i64, StorageFailed> {
+    let raw: [u8; 8] = key.try_into().map_err(|_| damaged(table, "a key is not 8 bytes long"))?;
+    i64::try_from(u64::from_be_bytes(raw)).map_err(|_| damaged(table, "a key is above the largest number"))
+}
+
+/// `key` so that no escaped key is the front of another, in the keys' own order: a zero byte
+/// becomes `00 ff`, and `00 01` ends the key.
+pub fn escape(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 10);
+    for &byte in key {
+        out.push(byte);
+        if byte == 0 {
+            out.push(0xff);
+        }
+    }
+    out.extend([0, 1]);
+    out
+}
+
+/// The key in [`Table::Past`] of the version of `key` made at `revision`. Newer versions come
+/// first, so one seek to (key, R) finds the newest version made at or before R.
+pub fn past_key(key: &[u8], revision: Revision) -> Bytes {
+    let mut out = escape(key);
+    out.extend((!(revision as u64)).to_be_bytes());
+    out.into()
+}
+
+/// The escaped key and the revision in a key of [`Table::Past`].
+pub fn split_past(key: &Bytes) -> Result<(Bytes, Revision), StorageFailed> {
+    let Some(at) = key.len().checked_sub(8) else {
+        return Err(damaged(Table::Past, "a key is too short"));
+    };
+    let raw: [u8; 8] = key[at..].try_into().expect("eight bytes were cut off");
+    Ok((key.slice(..at), !u64::from_be_bytes(raw) as Revision))
+}
+
+/// The key that [`escape`] was given.
+pub fn unescape(escaped: &[u8]) -> Result<Bytes, StorageFailed> {
+    let mut out = BytesMut::with_capacity(escaped.len());
+    let mut rest = escaped;
+    loop {
+        match rest {
+            [0, 1] => return Ok(out.freeze()),
+            [0, 0xff, after @ ..] => {
+                out.put_u8(0);
+                rest = after;
+            }
+            [byte, after @ ..] if *byte != 0 => {
+                out.put_u8(*byte);
+                rest = after;
+            }
+            _ => return Err(damaged(Table::Past, "a key is not escaped as it should be")),
+        }
+    }
+}
+
+/// The key in [`Table::Attached`] that binds `key` to a lease; with an empty key the front of
+/// all that lease's keys.
+pub fn attached_key(lease: LeaseId, key: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(8 + key.len());
+    out.extend((lease as u64).to_be_bytes());
+    out.extend(key);
+    out.into()
+}
+
+/// The key of a member's record in [`Table::Members`].
+pub fn member_key(id: NodeId) -> Bytes {
+    tagged(0, id.0)
+}
+
+/// The key in [`Table::Members`] that says that `id` was removed and may not come back.
+pub fn removed_key(id: NodeId) -> Bytes {
+    tagged(1, id.0)
+}
+
+/// A tag and a number, in the order of the number within the tag.
+pub fn tagged(tag: u8, number: u64) -> Bytes {
+    let mut out = Vec::with_capacity(9);
+    out.push(tag);
+    out.extend(number.to_be_bytes());
+    out.into()
+}
+
+/// A stored value, or an error that names its table.
+pub fn decode<T: Wire>(table: Table, bytes: Bytes) -> Result<T, StorageFailed> {
+    T::from_bytes(bytes).map_err(|error| damaged(table, error.what))
+}
+
+/// The value of `key` in `table`, if there is one.
+pub fn load<T: Wire>(view: &dyn Read, table: Table, key: &[u8]) -> Result<Option<T>, StorageFailed> {
+    view.get(table, key)?.map(|bytes| decode(table, bytes)).transpose()
+}
+
+/// A single record that every store of a cluster has.
+pub fn load_meta<T: Wire>(view: &dyn Read, key: &[u8]) -> Result<T, StorageFailed> {
+    load(view, Table::Meta, key)?
+        .ok_or_else(|| damaged(Table::Meta, &format!("the record \"{}\" is missing", key.escape_ascii())))
+}
+
+/// The store holds what was never written.
+pub fn damaged(table: Table, why: &str) -> StorageFailed {
+    StorageFailed::damaged(STORE, format!("table {}: {why}", table.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(0xff), any::<u8>()], 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn escaped_keys_keep_their_order_and_come_back(a in keys(), b in keys(), r in 1i64..9, s in 1i64..9) {
+            prop_assert_eq!(unescape(&escape(&a)).unwrap(), a.clone());
+            prop_assert_eq!(past_key(&a, r).cmp(&past_key(&b, s)), a.cmp(&b).then(s.cmp(&r)));
+            let (escaped, revision) = split_past(&past_key(&a, r)).unwrap();
+            prop_assert_eq!((escaped.to_vec(), revision), (escape(&a), r));
+        }
+
+        #[test]
+        fn any_bytes_are_a_key_or_a_damaged_store(bytes in keys()) {
+            let _ = unescape(&bytes);
+            let _ = split_past(&bytes.clone().into());
+            let _ = from_ordered(Table::Log, &bytes);
+        }
+    }
+}

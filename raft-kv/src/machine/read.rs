@@ -1,0 +1,139 @@
+//! Reading the state from any thread, on a frozen view of the store.
+//!
+//! Everything here is a function of the view alone and changes nothing. Whether a view is new
+//! enough for its reader is decided before, by whoever takes it.
+
+use bytes::Bytes;
+
+use super::command::TokenRecord;
+use super::compact::Collected;
+use super::format::{load_meta, meta};
+use super::range::{self, Budget, check_revision};
+use super::stop::{Settled, Stop, settle};
+use super::store::Read;
+use super::trust::Root;
+use super::validate::{validate_range, validate_txn};
+use super::{history, lease, members, trust, txn};
+use crate::error::{Refusal, StorageFailed};
+use crate::types::{
+    Change, ClusterId, ConfChange, LeaseId, Member, NodeId, RangeRequest, RangeResponse, Revision,
+    SnapshotMeta, TxnRequest, TxnResponse,
+};
+
+pub use super::hash::hash;
+
+/// Reads keys; with the store's current revision, for the header.
+pub fn range(view: &dyn Read, request: &RangeRequest) -> Settled<(Revision, RangeResponse)> {
+    settle((|| {
+        validate_range(request)?;
+        let current = current_revision(view)?;
+        check_revision(request.revision, current, compacted(view)?)?;
+        let response = if request.revision == current {
+            // The newest state needs no look at older versions.
+            let newest = RangeRequest { revision: 0, ..request.clone() };
+            range::range(view, &newest, &mut Budget::new())?
+        } else {
+            range::range(view, request, &mut Budget::new())?
+        };
+        Ok((current, response))
+    })())
+}
+
+/// Runs a transaction that changes nothing on either path; with the current revision. One that
+/// may write is refused: it goes through the log.
+pub fn txn_read_only(view: &dyn Read, request: &TxnRequest) -> Settled<(Revision, TxnResponse)> {
+    settle((|| {
+        validate_txn(request)?;
+        if !request.is_read_only() {
+            let refusal = Refusal::invalid("transaction", "it may write, so it can't be run as a read");
+            return Err(Stop::Refused(refusal));
+        }
+        let current = current_revision(view)?;
+        let response = txn::read_only(view, request, current, compacted(view)?)?;
+        Ok((current, response))
+    })())
+}
+
+/// The changes of the revisions `from..=to_inclusive`, as far as they were made: whole revisions,
+/// at least one where there is one, and no more than `max_bytes` of keys and values if that is
+/// more than one. Refused below the compacted revision; at it, events come without `prev`.
+pub fn history(
+    view: &dyn Read,
+    from: Revision,
+    to_inclusive: Revision,
+    max_bytes: usize,
+) -> Settled<Vec<Change>> {
+    settle((|| history::history(view, compacted(view)?, from, to_inclusive, max_bytes))())
+}
+
+/// The keys that end with a lease, ascending; none for an unknown one.
+pub fn lease_keys(view: &dyn Read, id: LeaseId) -> Result<Vec<Bytes>, StorageFailed> {
+    lease::keys(view, id)
+}
+
+/// Every lease with the seconds it was granted for, by id.
+pub fn leases(view: &dyn Read) -> Result<Vec<(LeaseId, i64)>, StorageFailed> {
+    lease::all(view)
+}
+
+/// The seconds that a lease was granted for, if it exists.
+pub fn lease(view: &dyn Read, id: LeaseId) -> Result<Option<i64>, StorageFailed> {
+    lease::granted(view, id)
+}
+
+/// The members with their place in the group, by id.
+pub fn members(view: &dyn Read) -> Result<Vec<Member>, StorageFailed> {
+    members::list(view, &applied(view)?.conf)
+}
+
+/// Whether the id belonged to a member that was removed; it may never come back.
+pub fn removed(view: &dyn Read, id: NodeId) -> Result<bool, StorageFailed> {
+    members::removed(view, id)
+}
+
+/// Refuses a membership change that the members' records do not allow. Ask before proposing: a
+/// committed change can't be refused any more.
+pub fn admit_change(view: &dyn Read, change: &ConfChange) -> Settled<()> {
+    settle(members::admit(view, change))
+}
+
+/// The cluster's root certificate and key.
+pub fn root(view: &dyn Read) -> Result<Root, StorageFailed> {
+    trust::root(view)
+}
+
+/// The join token with that id.
+pub fn token(view: &dyn Read, id: &str) -> Result<Option<TokenRecord>, StorageFailed> {
+    trust::token(view, id)
+}
+
+/// Every join token, by id.
+pub fn tokens(view: &dyn Read) -> Result<Vec<(String, TokenRecord)>, StorageFailed> {
+    trust::tokens(view)
+}
+
+/// The last applied entry and the configuration there.
+pub fn applied(view: &dyn Read) -> Result<SnapshotMeta, StorageFailed> {
+    load_meta(view, meta::APPLIED)
+}
+
+/// The store's current revision; 1 for an empty one.
+pub fn current_revision(view: &dyn Read) -> Result<Revision, StorageFailed> {
+    load_meta(view, meta::REVISION)
+}
+
+/// The oldest revision that can be read and watched; -1 before the first compaction.
+pub fn compacted(view: &dyn Read) -> Result<Revision, StorageFailed> {
+    load_meta(view, meta::COMPACTED)
+}
+
+/// How far this member has removed what compaction made unreadable: every version that ended
+/// below this revision is gone from disk.
+pub fn collected(view: &dyn Read) -> Result<Revision, StorageFailed> {
+    Ok(load_meta::<Collected>(view, meta::COLLECTED)?.revision)
+}
+
+/// The cluster's id.
+pub fn cluster(view: &dyn Read) -> Result<ClusterId, StorageFailed> {
+    load_meta(view, meta::CLUSTER)
+}

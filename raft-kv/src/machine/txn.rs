@@ -1,0 +1,145 @@
+//! Transactions: the path first, then every check on it, then its operations.
+//!
+//! All compares, nested ones too, look at the state before the transaction. Once the first
+//! operation has run, nothing but the size of the answer can refuse the transaction.
+
+use super::draft::Draft;
+use super::kv;
+use super::range::{Budget, check_revision, range};
+use super::stop::Stop;
+use super::store::Read;
+use super::versions::versions;
+use crate::planted;
+use crate::types::{
+    Compare, CompareOp, CompareTarget, KeyValue, Revision, TxnOp, TxnOpResponse, TxnRequest, TxnResponse,
+};
+
+/// The path through a transaction.
+struct Plan<'t> {
+    succeeded: bool,
+    steps: Vec<Step<'t>>,
+}
+
+enum Step<'t> {
+    Op(&'t TxnOp),
+    Txn(Plan<'t>, &'t TxnRequest),
+}
+
+/// Runs a valid transaction.
+pub fn txn(draft: &mut Draft, request: &TxnRequest, budget: &mut Budget) -> Result<TxnResponse, Stop> {
+    let plan = plan(draft.view(), request)?;
+    check(draft, &plan)?;
+    run(draft, &plan, budget)
+}
+
+/// Runs a valid transaction that only reads, at revision `current`.
+pub fn read_only(
+    view: &dyn Read,
+    request: &TxnRequest,
+    current: Revision,
+    compacted: Revision,
+) -> Result<TxnResponse, Stop> {
+    assert!(request.is_read_only(), "a transaction that writes goes through the log");
+    let plan = plan(view, request)?;
+    let mut budget = Budget::new();
+    let mut responses = Vec::with_capacity(plan.steps.len());
+    let ranges = || {
+        plan.steps.iter().filter_map(|step| match step {
+            Step::Op(TxnOp::Range(request)) => Some(request),
+            _ => None,
+        })
+    };
+    for request in ranges() {
+        check_revision(request.revision, current, compacted)?;
+    }
+    for request in ranges() {
+        responses.push(TxnOpResponse::Range(range(view, request, &mut budget)?));
+    }
+    Ok(TxnResponse { succeeded: plan.succeeded, responses })
+}
+
+fn plan<'t>(view: &dyn Read, request: &'t TxnRequest) -> Result<Plan<'t>, Stop> {
+    let mut succeeded = true;
+    for compare in &request.compares {
+        if !holds(view, compare)? {
+            succeeded = false;
+            break;
+        }
+    }
+    let ops = if succeeded { &request.success } else { &request.failure };
+    let mut steps = Vec::with_capacity(ops.len());
+    for op in ops {
+        steps.push(match op {
+            TxnOp::Txn(nested) => Step::Txn(plan(view, nested)?, nested),
+            op => Step::Op(op),
+        });
+    }
+    Ok(Plan { succeeded, steps })
+}
+
+/// Whether every key of the range satisfies the compare; a range without keys counts as one
+/// missing key.
+fn holds(view: &dyn Read, compare: &Compare) -> Result<bool, Stop> {
+    let mut any = false;
+    for pair in versions(view, &compare.range, None) {
+        let (key, stored) = pair?;
+        any = true;
+        if !relation(compare, &stored.with_key(key)) {
+            return Ok(false);
+        }
+    }
+    if any {
+        return Ok(true);
+    }
+    let is_value = matches!(compare.target, CompareTarget::Value(_));
+    Ok(!is_value && relation(compare, &KeyValue::default()))
+}
+
+fn relation(compare: &Compare, kv: &KeyValue) -> bool {
+    let order = match &compare.target {
+        CompareTarget::Version(right) => kv.version.cmp(right),
+        CompareTarget::Create(right) => kv.create_revision.cmp(right),
+        CompareTarget::Mod(right) => kv.mod_revision.cmp(right),
+        CompareTarget::Value(right) => kv.value.cmp(right),
+        CompareTarget::Lease(right) => kv.lease.cmp(right),
+    };
+    match compare.op {
+        CompareOp::Equal => order.is_eq(),
+        CompareOp::Greater => order.is_gt(),
+        CompareOp::Less => order.is_lt(),
+        CompareOp::NotEqual => order.is_ne(),
+    }
+}
+
+fn check(draft: &Draft, plan: &Plan) -> Result<(), Stop> {
+    for step in &plan.steps {
+        match step {
+            Step::Txn(nested, _) => check(draft, nested)?,
+            Step::Op(TxnOp::Range(request)) => {
+                check_revision(request.revision, draft.revision, draft.compacted)?
+            }
+            Step::Op(TxnOp::Put(request)) => kv::check_put(draft, request)?,
+            Step::Op(TxnOp::Delete(_)) => {}
+            Step::Op(TxnOp::Txn(_)) => unreachable!("a nested transaction has a plan of its own"),
+        }
+    }
+    Ok(())
+}
+
+fn run(draft: &mut Draft, planned: &Plan, budget: &mut Budget) -> Result<TxnResponse, Stop> {
+    let mut responses = Vec::with_capacity(planned.steps.len());
+    for step in &planned.steps {
+        responses.push(match step {
+            Step::Op(TxnOp::Range(request)) => TxnOpResponse::Range(range(draft.view(), request, budget)?),
+            Step::Op(TxnOp::Put(request)) => TxnOpResponse::Put(kv::put(draft, request, budget)?),
+            Step::Op(TxnOp::Delete(request)) => TxnOpResponse::Delete(kv::delete(draft, request, budget)?),
+            Step::Op(TxnOp::Txn(_)) => unreachable!("a nested transaction has a plan of its own"),
+            Step::Txn(_, request) if planted!(CompareAfterWrites) => {
+                let late = plan(draft.view(), request)?;
+                TxnOpResponse::Txn(run(draft, &late, budget)?)
+            }
+            Step::Txn(nested, _) => TxnOpResponse::Txn(run(draft, nested, budget)?),
+        });
+    }
+    Ok(TxnResponse { succeeded: planned.succeeded, responses })
+}

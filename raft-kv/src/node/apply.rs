@@ -1,0 +1,134 @@
+//! Apply: committed entries go through the state machine, in order, many in one batch, and what
+//! they did comes out for the loop and for watchers.
+//!
+//! Nothing is answered and no watcher sees anything before the batch is in the store.
+
+use crate::error::StorageFailed;
+use crate::machine::{self, LeaseChange, Machine, Outcome, Store};
+use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, SnapshotMeta};
+
+/// What the loop hands to apply, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Committed entries.
+    Entries(Vec<Committed>),
+    /// A received snapshot takes the place of the whole state.
+    Install(SnapshotMeta),
+}
+
+/// What the loop is told back.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Where the state is now.
+    pub applied: SnapshotMeta,
+    /// The store's revision now.
+    pub revision: Revision,
+    /// Whether a snapshot was installed by this work.
+    pub installed: bool,
+    /// Outcomes of requests that this member's callers wait for.
+    pub outcomes: Vec<Outcome>,
+    /// What happened to leases.
+    pub leases: Vec<LeaseChange>,
+    /// All leases, where the whole state is new.
+    pub all_leases: Option<Vec<(LeaseId, i64)>>,
+    /// All members, where they changed.
+    pub members: Option<Vec<Member>>,
+    /// Bytes of entries applied.
+    pub bytes: usize,
+}
+
+/// The state machine and its store, and whose callers it answers.
+#[derive(Debug)]
+pub struct Applier<S: Store> {
+    store: S,
+    machine: Option<Machine<S>>,
+    me: NodeId,
+    boot: u64,
+}
+
+impl<S: Store> Applier<S> {
+    /// Opens the state in `store`, which may be empty at a member that just joined.
+    pub fn open(store: S, me: NodeId, boot: u64) -> Result<Self, StorageFailed> {
+        let machine = Machine::open(store.clone())?;
+        Ok(Self { store, machine, me, boot })
+    }
+
+    /// What the loop has to know at start.
+    pub fn start(&self) -> Result<Report, StorageFailed> {
+        self.whole_state(false)
+    }
+
+    /// The store, for reading.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Where the state is; nowhere at a member that just joined.
+    pub fn applied(&self) -> SnapshotMeta {
+        self.machine.as_ref().map(Machine::applied).unwrap_or_default()
+    }
+
+    fn whole_state(&self, installed: bool) -> Result<Report, StorageFailed> {
+        let Some(machine) = &self.machine else {
+            return Ok(Report::default());
+        };
+        let (leases, members) = self.store.view(|view| (machine::read::leases(view), machine::read::members(view)));
+        Ok(Report {
+            applied: machine.applied(),
+            revision: machine.revision(),
+            installed,
+            all_leases: Some(leases?),
+            members: Some(members?),
+            ..Report::default()
+        })
+    }
+
+    /// Applies committed entries. Returns the report and what watchers are owed.
+    pub fn entries(&mut self, entries: Vec<Committed>) -> Result<(Report, Vec<Change>), StorageFailed> {
+        let machine = self.machine.as_mut().expect("entries come after a state");
+        let bytes = entries.iter().map(size_of_entry).sum();
+        let applied = machine.apply(entries)?;
+        let members = if applied.members_changed {
+            Some(self.store.view(machine::read::members)?)
+        } else {
+            None
+        };
+        let (me, boot) = (self.me, self.boot);
+        let ours = |outcome: &Outcome| outcome.request.origin == me && outcome.request.boot == boot;
+        let report = Report {
+            applied: machine.applied(),
+            revision: machine.revision(),
+            outcomes: applied.outcomes.into_iter().filter(ours).collect(),
+            leases: applied.leases,
+            members,
+            bytes,
+            ..Report::default()
+        };
+        Ok((report, applied.changes))
+    }
+
+    /// The store was replaced by a received snapshot that ends at `meta`.
+    pub fn installed(&mut self, meta: &SnapshotMeta) -> Result<Report, StorageFailed> {
+        self.machine = Machine::open(self.store.clone())?;
+        let at = self.applied();
+        if at.index != meta.index || at.term != meta.term {
+            return Err(StorageFailed::damaged(
+                "received snapshot",
+                format!("it ends at entry {} of term {}, {} of {} was announced", at.index, at.term, meta.index, meta.term),
+            ));
+        }
+        self.whole_state(true)
+    }
+
+    /// Removes a bounded number of versions that compaction gave up; says whether there are more.
+    pub fn collect(&mut self) -> Result<bool, StorageFailed> {
+        self.machine.as_mut().map_or(Ok(false), Machine::collect)
+    }
+}
+
+pub(super) fn size_of_entry(entry: &Committed) -> usize {
+    match &entry.payload {
+        crate::types::Payload::Proposals(bytes) => bytes.len() + 32,
+        crate::types::Payload::Config { .. } => 256,
+    }
+}

@@ -1,0 +1,349 @@
+//! What time and finished work bring about: deadlines, leadership, reads that may be served,
+//! promotions, flushes, cuts of the log, and the end.
+
+use std::time::Duration;
+
+use super::apply::{Report, Work};
+use super::ask::Told;
+use super::leases::Asked;
+use super::membership;
+use super::reads::{LeaseCaller, Reader};
+use super::replica::{Effects, Replica};
+use super::wire::PeerFrame;
+use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
+use crate::machine::Outcome;
+use crate::raft::{self, Leadership, LogView, Output};
+use crate::types::{ConfChange, ConfProposal, Index, LeaseId, LeaseStatus, SnapshotMeta};
+
+/// Log that the state has not flushed yet, in bytes, before a flush is asked for.
+const FLUSH_BYTES: usize = 64 * 1024 * 1024;
+/// Time after which unflushed entries are flushed all the same.
+const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// Entries kept behind the flushed state for followers that are a little behind.
+const KEEP_FOR_FOLLOWERS: Index = 5_000;
+/// Entries kept at most for a follower that is far behind but answers.
+const KEEP_AT_MOST: Index = 200_000;
+/// How long a clean stop waits for leadership to move and for callers to be answered.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+impl<L: LogView> Replica<L> {
+    /// Lets raft take an input in and sorts what comes out.
+    pub(super) fn step(
+        &mut self,
+        now: Duration,
+        input: raft::Input<L::Proof>,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
+        let output = self.core.step(input)?;
+        self.sort_out(now, output, out);
+        Ok(())
+    }
+
+    fn sort_out(&mut self, now: Duration, output: Output<L::Write>, out: &mut Effects<L::Write>) {
+        if let Some(leadership) = output.leadership {
+            self.leadership_changed(now, leadership, out);
+        }
+        for (to, message) in output.messages {
+            if message.is_snapshot() {
+                self.sending.insert(to);
+                out.snapshots.push((to, message));
+            } else {
+                out.frames.push((to, PeerFrame::Raft(message)));
+            }
+        }
+        if let Some(meta) = output.install {
+            out.apply.push(Work::Install(meta));
+            // The state must be in place before the log forgets what came before it.
+            self.held.get_or_insert_default();
+        }
+        match &mut self.held {
+            Some(held) => held.extend(output.writes),
+            None => out.writes.extend(output.writes),
+        }
+        if !output.committed.is_empty() {
+            self.apply_lag += output.committed.iter().map(super::apply::size_of_entry).sum::<usize>();
+            out.apply.push(Work::Entries(output.committed));
+        }
+        for (context, index) in output.reads {
+            for (from, context) in self.reads.confirm(context, index) {
+                out.frames.push((from, PeerFrame::ReadConfirmed { context, index: Some(index) }));
+            }
+        }
+        for context in output.reads_refused {
+            self.reads.refused(context);
+        }
+        self.not_accepted(output.refused, out);
+        if let Some(proposal) = output.conf_refused {
+            self.decline(proposal.request, Error::NotDone(NotDone::ChangeUnderWay), out);
+        }
+        if !output.want_snapshot.is_empty() && !self.making_checkpoint {
+            self.making_checkpoint = true;
+            out.make_checkpoint = true;
+        }
+    }
+
+    fn leadership_changed(&mut self, now: Duration, leadership: Leadership, out: &mut Effects<L::Write>) {
+        let led = self.leads();
+        let leader_before = self.leadership.leader;
+        let moved = leader_before != leadership.leader || self.leadership.term != leadership.term;
+        self.leadership = leadership.clone();
+        if moved {
+            for (from, context) in self.reads.leader_changed() {
+                out.frames.push((from, PeerFrame::ReadConfirmed { context, index: None }));
+            }
+            // Their members ask the new leader, or this one in its new term.
+            let forwarded: Vec<_> = self.forwarded.drain(..).collect();
+            for proposal in forwarded {
+                self.decline(Some(proposal.request), Error::NotDone(NotDone::NotLeader), out);
+            }
+            let calls = std::mem::take(&mut self.lease_calls);
+            self.lease_retries.extend(calls.into_values());
+        }
+        if self.leads() && (!led || moved) {
+            self.leases.lead(now);
+        } else if !self.leads() && led {
+            self.leases.follow();
+        }
+        if self.leadership.leader.is_some() && moved {
+            self.waiting.wake();
+        }
+        if self.leadership.leader.is_some() && self.leadership.leader != leader_before {
+            for (ticket, _) in std::mem::take(&mut self.transfers) {
+                out.answers.push((ticket, Ok(Told::Done)));
+            }
+        }
+        out.leadership = Some(leadership);
+    }
+
+    pub(super) fn tick(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+        self.step(now, raft::Input::Tick, out)?;
+        let no_leader = self.leadership.leader.is_none();
+        for (ticket, error) in self.waiting.tick(now, no_leader) {
+            out.answers.push((ticket, Err(error)));
+        }
+        self.late_readers(now, no_leader, out);
+        self.reads.tick(now, self.leadership.leader);
+        for (ticket, id, renew) in std::mem::take(&mut self.lease_retries) {
+            if self.barriers.contains_key(&ticket) {
+                self.ask_lease(ticket, id, renew, out);
+            }
+        }
+        if self.leads() && self.leadership.ready && self.stopping.is_none() {
+            self.promote(now, out)?;
+        }
+        let waited = now.saturating_sub(self.flushed_at) >= FLUSH_AFTER;
+        if !self.flushing && (self.unflushed >= FLUSH_BYTES || (waited && self.unflushed > 0)) {
+            self.flushing = true;
+            out.flush = true;
+        }
+        Ok(())
+    }
+
+    fn late_readers(&mut self, now: Duration, no_leader: bool, out: &mut Effects<L::Write>) {
+        let late: Vec<_> = self.barriers.iter().filter(|(_, deadline)| **deadline <= now).map(|(ticket, _)| *ticket).collect();
+        if late.is_empty() && self.transfers.is_empty() {
+            return;
+        }
+        let why = if no_leader { NotDone::NoLeader } else { NotDone::Deadline };
+        for ticket in &late {
+            self.barriers.remove(ticket);
+            out.answers.push((*ticket, Err(Error::NotDone(why.clone()))));
+        }
+        let barriers = &self.barriers;
+        let gone = |ticket| !barriers.contains_key(&ticket);
+        self.reads.forget(gone);
+        self.lease_calls.retain(|_, (ticket, ..)| barriers.contains_key(ticket));
+        let (late, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.transfers).into_iter().partition(|(_, deadline)| *deadline <= now);
+        self.transfers = waiting;
+        for (ticket, _) in late {
+            out.answers.push((ticket, Err(Error::NotDone(NotDone::Deadline))));
+        }
+    }
+
+    fn promote(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+        let status = self.core.status();
+        if let Some(id) = membership::to_promote(&self.members, &status) {
+            let proposal = ConfProposal { change: ConfChange::Promote(id), request: None };
+            self.step(now, raft::Input::ProposeConf { proposal }, out)?;
+        }
+        Ok(())
+    }
+
+    /// Apply finished a piece of work.
+    pub(super) fn applied(
+        &mut self,
+        now: Duration,
+        report: Report,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
+        let newer_term = report.applied.term > self.applied.term;
+        self.applied = report.applied.clone();
+        self.revision = report.revision;
+        self.apply_lag = self.apply_lag.saturating_sub(report.bytes);
+        self.unflushed += report.bytes;
+        for outcome in report.outcomes {
+            self.answer(outcome, out);
+        }
+        if report.installed {
+            for ticket in self.waiting.skipped(self.applied.term) {
+                out.answers.push((ticket, Err(Error::Unknown(Unknown::Overtaken))));
+            }
+            out.writes.extend(self.held.take().expect("writes are held from the install on"));
+        }
+        if newer_term {
+            self.waiting.term_applied(self.applied.term);
+        }
+        match report.all_leases {
+            Some(leases) => self.leases.reset(leases, now),
+            None => self.leases.applied(&report.leases, now),
+        }
+        if let Some(members) = report.members {
+            self.members = members.clone();
+            out.members = Some(members);
+        }
+        self.step(now, raft::Input::Applied(self.applied.index), out)
+    }
+
+    fn answer(&mut self, outcome: Outcome, out: &mut Effects<L::Write>) {
+        let Some(ticket) = self.waiting.finish(&outcome.request) else {
+            return;
+        };
+        let (revision, term) = (outcome.revision, self.applied.term);
+        let result = outcome.result.map(|answer| Told::Applied { revision, term, answer });
+        out.answers.push((ticket, result.map_err(Error::Refused)));
+    }
+
+    /// Starts a round of confirmations for the reads that wait.
+    pub(super) fn confirm_reads(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+        let Some(leader) = self.leadership.leader else {
+            return Ok(());
+        };
+        if !self.leads() {
+            if let Some(context) = self.reads.start(leader, now) {
+                out.frames.push((leader, PeerFrame::ReadIndex { context }));
+            }
+        } else if self.leadership.ready {
+            if let Some(context) = self.reads.start(leader, now) {
+                self.step(now, raft::Input::Read { context }, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves the reads whose index is applied.
+    pub(super) fn serve_reads(&mut self, now: Duration, out: &mut Effects<L::Write>) {
+        let mut readers = std::mem::take(&mut self.ending);
+        readers.extend(self.reads.ready(self.applied.index));
+        for reader in readers {
+            match reader {
+                Reader::Local(ticket) => {
+                    if self.barriers.remove(&ticket).is_some() {
+                        out.answers.push((ticket, Ok(Told::MayRead)));
+                    }
+                }
+                Reader::Lease { to, id, renew } => self.serve_lease(now, to, id, renew, out),
+                Reader::Remote { .. } => unreachable!("other members wait at their own"),
+            }
+        }
+    }
+
+    fn serve_lease(&mut self, now: Duration, to: LeaseCaller, id: LeaseId, renew: bool, out: &mut Effects<L::Write>) {
+        let result = if self.leads() {
+            match self.leases.ask(id, renew, now) {
+                Asked::Status(status) => Ok(status),
+                Asked::Gone if renew => Err(Error::Refused(Refusal::LeaseNotFound { id })),
+                Asked::Gone => Ok(LeaseStatus { id, ttl: -1, granted_ttl: 0, keys: Vec::new() }),
+                Asked::Ending => {
+                    self.ending.push(Reader::Lease { to, id, renew });
+                    return;
+                }
+            }
+        } else {
+            Err(Error::NotDone(NotDone::NotLeader))
+        };
+        self.reply_lease(to, id, renew, result, out);
+    }
+
+    fn reply_lease(
+        &mut self,
+        to: LeaseCaller,
+        id: LeaseId,
+        renew: bool,
+        result: Result<LeaseStatus, Error>,
+        out: &mut Effects<L::Write>,
+    ) {
+        match to {
+            LeaseCaller::Remote(from, request) => {
+                out.frames.push((from, PeerFrame::LeaseReply { request, result }));
+            }
+            LeaseCaller::Local(ticket) if result == Err(Error::NotDone(NotDone::NotLeader)) => {
+                self.lease_retries.push((ticket, id, renew));
+            }
+            LeaseCaller::Local(ticket) => {
+                if self.barriers.remove(&ticket).is_some() {
+                    out.answers.push((ticket, result.map(Told::Lease)));
+                }
+            }
+        }
+    }
+
+    /// The state covers the log up to here: forget what no follower within reach needs.
+    pub(super) fn flushed(
+        &mut self,
+        now: Duration,
+        meta: &SnapshotMeta,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
+        self.flushing = false;
+        self.unflushed = 0;
+        self.flushed_at = now;
+        let status = self.core.status();
+        let mut keep_from = meta.index.saturating_sub(KEEP_FOR_FOLLOWERS);
+        for follower in status.followers.iter().filter(|follower| follower.active) {
+            keep_from = keep_from.min(follower.matched);
+        }
+        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
+            keep_from = keep_from.min(checkpoint.index);
+        }
+        let cut = keep_from.max(meta.index.saturating_sub(KEEP_AT_MOST));
+        if cut >= self.core.log().first_index() {
+            let conf = meta.conf.clone();
+            self.step(now, raft::Input::Cut(SnapshotMeta { index: cut, term: 0, conf }), out)?;
+            out.cut = Some(cut);
+        }
+        Ok(())
+    }
+
+    /// The process wants to stop: hand leadership over, answer who waits, then go.
+    pub(super) fn stop(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+        if self.stopping.is_none() {
+            self.stopping = Some(now);
+            if self.leads() && self.applied.conf.voters.len() > 1 {
+                self.step(now, raft::Input::Transfer { to: None }, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_stop(&mut self, now: Duration, out: &mut Effects<L::Write>) {
+        let Some(since) = self.stopping else {
+            return;
+        };
+        let alone = self.applied.conf.voters.len() <= 1;
+        let led_by_others = self.leadership.leader.is_some() && !self.leads();
+        let quiet = self.waiting.is_empty() && self.barriers.is_empty();
+        if ((led_by_others || alone) && quiet) || now.saturating_sub(since) >= STOP_PATIENCE {
+            for (ticket, error) in self.waiting.stop() {
+                out.answers.push((ticket, Err(error)));
+            }
+            for ticket in std::mem::take(&mut self.barriers).into_keys() {
+                out.answers.push((ticket, Err(Error::NotDone(NotDone::ShuttingDown))));
+            }
+            out.stopped = true;
+        }
+    }
+}
+
+/// A lease call that waits to be asked again.
+pub(super) type LeaseRetry = (super::ask::Ticket, LeaseId, bool);

@@ -1,0 +1,145 @@
+//! The leader's clocks for leases. Granting and ending a lease are log entries; when one is due
+//! is the leader's decision alone, and carries its term.
+//!
+//! A lease never ends earlier than its time after the last renewal that was confirmed by a quorum.
+//! A new leader gives every lease its full time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::limits;
+use crate::machine::LeaseChange;
+use crate::types::{LeaseId, LeaseStatus};
+
+/// How long an expiry may stay unapplied before it is proposed again.
+const REPEAT_AFTER: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+struct Clocks {
+    /// When each lease is due.
+    due: BTreeMap<LeaseId, Duration>,
+    /// The same, by time.
+    by_time: BTreeSet<(Duration, LeaseId)>,
+    /// Found due, expiry proposed at that time and not applied yet.
+    expiring: BTreeMap<LeaseId, Duration>,
+}
+
+/// All leases, and their clocks while this member leads.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// Seconds granted to each.
+    granted: BTreeMap<LeaseId, i64>,
+    clocks: Option<Clocks>,
+}
+
+/// What became of a renewal or a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Asked {
+    /// The answer.
+    Status(LeaseStatus),
+    /// There is no such lease.
+    Gone,
+    /// It is being ended: ask again when that is applied.
+    Ending,
+}
+
+fn time_of(ttl: i64) -> Duration {
+    Duration::from_secs(ttl.max(0).unsigned_abs())
+}
+
+impl Leases {
+    /// Starts from what the state holds.
+    pub fn reset(&mut self, leases: Vec<(LeaseId, i64)>, now: Duration) {
+        self.granted = leases.into_iter().collect();
+        if self.clocks.is_some() {
+            self.lead(now);
+        }
+    }
+
+    /// Takes in what entries did to leases.
+    pub fn applied(&mut self, changes: &[LeaseChange], now: Duration) {
+        for change in changes {
+            match *change {
+                LeaseChange::Granted { id, ttl } => {
+                    self.granted.insert(id, ttl);
+                    self.set(id, now + time_of(ttl));
+                }
+                LeaseChange::Ended { id } => {
+                    self.granted.remove(&id);
+                    if let Some(clocks) = &mut self.clocks {
+                        clocks.expiring.remove(&id);
+                        if let Some(due) = clocks.due.remove(&id) {
+                            clocks.by_time.remove(&(due, id));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, id: LeaseId, due: Duration) {
+        if let Some(clocks) = &mut self.clocks {
+            if let Some(before) = clocks.due.insert(id, due) {
+                clocks.by_time.remove(&(before, id));
+            }
+            clocks.by_time.insert((due, id));
+        }
+    }
+
+    /// This member leads from now on: every lease has its full time.
+    pub fn lead(&mut self, now: Duration) {
+        self.clocks = Some(Clocks::default());
+        for (id, ttl) in self.granted.clone() {
+            self.set(id, now + time_of(ttl));
+        }
+    }
+
+    /// This member leads no more.
+    pub fn follow(&mut self) {
+        self.clocks = None;
+    }
+
+    /// Renews a lease or says what it has left. To be called by a leader that a quorum confirmed
+    /// after the question came.
+    pub fn ask(&mut self, id: LeaseId, renew: bool, now: Duration) -> Asked {
+        let Some(&ttl) = self.granted.get(&id) else {
+            return Asked::Gone;
+        };
+        let Some(clocks) = &self.clocks else {
+            return Asked::Ending;
+        };
+        if clocks.expiring.contains_key(&id) {
+            return Asked::Ending;
+        }
+        if renew {
+            self.set(id, now + time_of(ttl));
+        }
+        let due = self.clocks.as_ref().and_then(|clocks| clocks.due.get(&id).copied()).unwrap_or(now);
+        let left = due.saturating_sub(now).as_secs_f64().ceil() as i64;
+        Asked::Status(LeaseStatus { id, ttl: left, granted_ttl: ttl, keys: Vec::new() })
+    }
+
+    /// Leases that are due and not yet being ended; at most a log entry's worth.
+    pub fn expire(&mut self, now: Duration) -> Vec<LeaseId> {
+        let Some(clocks) = &mut self.clocks else {
+            return Vec::new();
+        };
+        let mut ids = Vec::new();
+        for (&id, proposed) in &mut clocks.expiring {
+            if ids.len() < limits::MAX_LEASES_PER_EXPIRY && *proposed + REPEAT_AFTER <= now {
+                *proposed = now;
+                ids.push(id);
+            }
+        }
+        while let Some(&(due, id)) = clocks.by_time.first() {
+            if due > now || ids.len() >= limits::MAX_LEASES_PER_EXPIRY {
+                break;
+            }
+            clocks.by_time.pop_first();
+            clocks.due.remove(&id);
+            clocks.expiring.insert(id, now);
+            ids.push(id);
+        }
+        ids
+    }
+}

@@ -1,0 +1,190 @@
+//! Linearizable reads by ReadIndex: the leader lets a quorum confirm that it still leads, then a
+//! read may be served from any state that has applied the index it had when asked.
+//!
+//! One round is under way at a time and every read that came before it started shares it. A
+//! context is used once in the life of the cluster: a retry gets a new one, else a late answer to
+//! the old round would confirm the new one (etcd #20418).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::ask::Ticket;
+use crate::planted;
+use crate::raft::ReadContext;
+use crate::types::{Index, LeaseId, NodeId, RequestId};
+
+/// A round that takes longer is asked anew: its messages may be lost.
+const ROUND_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Who waits for a confirmed index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reader {
+    /// A local caller.
+    Local(Ticket),
+    /// Another member, for its own readers.
+    Remote {
+        /// Who asked.
+        from: NodeId,
+        /// Under which context.
+        context: ReadContext,
+    },
+    /// A renewal of a lease or a question about it.
+    Lease {
+        /// Where the answer goes.
+        to: LeaseCaller,
+        /// Which lease.
+        id: LeaseId,
+        /// Give it its full time again.
+        renew: bool,
+    },
+}
+
+/// Who asked about a lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LeaseCaller {
+    /// A local caller.
+    Local(Ticket),
+    /// Another member's caller.
+    Remote(NodeId, RequestId),
+}
+
+#[derive(Debug)]
+struct Round {
+    context: ReadContext,
+    /// Whom it was asked of.
+    leader: NodeId,
+    started: Duration,
+    readers: Vec<Reader>,
+}
+
+/// The readers of one member.
+#[derive(Debug)]
+pub struct Reads {
+    me: NodeId,
+    boot: u64,
+    counter: u64,
+    waiting: Vec<Reader>,
+    round: Option<Round>,
+    confirmed: BTreeMap<Index, Vec<Reader>>,
+}
+
+impl Reads {
+    /// No readers. `boot` is unique to this run of the process.
+    pub fn new(me: NodeId, boot: u64) -> Self {
+        Self { me, boot, counter: 0, waiting: Vec::new(), round: None, confirmed: BTreeMap::new() }
+    }
+
+    /// How many wait for a round or for its end.
+    pub fn len(&self) -> usize {
+        self.waiting.len() + self.round.as_ref().map_or(0, |round| round.readers.len())
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes a reader in. Of another member's rounds only the newest counts.
+    pub fn add(&mut self, reader: Reader) {
+        if let Reader::Remote { from, .. } = &reader {
+            self.waiting.retain(|other| !matches!(other, Reader::Remote { from: theirs, .. } if theirs == from));
+        }
+        self.waiting.push(reader);
+    }
+
+    /// Starts a round with all that wait, if none is under way; returns its context.
+    pub fn start(&mut self, leader: NodeId, now: Duration) -> Option<ReadContext> {
+        if self.round.is_some() || self.waiting.is_empty() {
+            return None;
+        }
+        if !(planted!(ReuseReadContext) && self.counter > 0) {
+            self.counter += 1;
+        }
+        let context = ReadContext { node: self.me, boot: self.boot, counter: self.counter };
+        let readers = std::mem::take(&mut self.waiting);
+        self.round = Some(Round { context, leader, started: now, readers });
+        Some(context)
+    }
+
+    /// A quorum confirmed the round: its readers wait for `index` now. Other members' readers wait
+    /// for it at their own; they are returned.
+    pub fn confirm(&mut self, context: ReadContext, index: Index) -> Vec<(NodeId, ReadContext)> {
+        if self.round.as_ref().is_none_or(|round| round.context != context) {
+            return Vec::new();
+        }
+        let round = self.round.take().expect("checked above");
+        let mut remote = Vec::new();
+        let mut local = Vec::new();
+        for reader in round.readers {
+            match reader {
+                Reader::Remote { from, context } => remote.push((from, context)),
+                reader => local.push(reader),
+            }
+        }
+        if !local.is_empty() {
+            self.confirmed.entry(index).or_default().extend(local);
+        }
+        remote
+    }
+
+    /// The round will not be confirmed: its readers wait for the next one.
+    pub fn refused(&mut self, context: ReadContext) {
+        if self.round.as_ref().is_some_and(|round| round.context == context) {
+            self.give_up();
+        }
+    }
+
+    fn give_up(&mut self) {
+        if let Some(round) = self.round.take() {
+            self.waiting.extend(round.readers);
+        }
+    }
+
+    /// The leader or the term changed: nothing of the round under way counts any more. Other
+    /// members' readers are returned: they ask the new leader.
+    pub fn leader_changed(&mut self) -> Vec<(NodeId, ReadContext)> {
+        self.give_up();
+        let mut remote = Vec::new();
+        self.waiting.retain(|reader| match reader {
+            Reader::Remote { from, context } => {
+                remote.push((*from, *context));
+                false
+            }
+            _ => true,
+        });
+        remote
+    }
+
+    /// A tick passed: a round whose messages may be lost is asked anew.
+    pub fn tick(&mut self, now: Duration, leader: Option<NodeId>) {
+        let stale = |round: &Round| Some(round.leader) != leader || now.saturating_sub(round.started) >= ROUND_PATIENCE;
+        if self.round.as_ref().is_some_and(stale) {
+            self.give_up();
+        }
+    }
+
+    /// Readers that may be served at `applied`.
+    pub fn ready(&mut self, applied: Index) -> Vec<Reader> {
+        if self.confirmed.first_key_value().is_none_or(|(index, _)| *index > applied) {
+            return Vec::new();
+        }
+        let later = self.confirmed.split_off(&(applied + 1));
+        std::mem::replace(&mut self.confirmed, later).into_values().flatten().collect()
+    }
+
+    /// Takes local callers out for whom `gone` holds.
+    pub fn forget(&mut self, gone: impl Fn(Ticket) -> bool) {
+        let keep = |reader: &Reader| match reader {
+            Reader::Local(ticket) | Reader::Lease { to: LeaseCaller::Local(ticket), .. } => !gone(*ticket),
+            _ => true,
+        };
+        self.waiting.retain(keep);
+        if let Some(round) = &mut self.round {
+            round.readers.retain(keep);
+        }
+        for readers in self.confirmed.values_mut() {
+            readers.retain(keep);
+        }
+        self.confirmed.retain(|_, readers| !readers.is_empty());
+    }
+}

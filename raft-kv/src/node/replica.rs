@@ -1,0 +1,269 @@
+//! One member's decisions: everything between the callers, the peers, the log and the state.
+//!
+//! Pure: inputs and the time come in as values, effects go out as values. It must never answer
+//! before an entry was applied, serve a read without a confirmed index, or let an expiry of a
+//! deposed leader through. [`Replica::turn`] calls the stages in the order the data flows.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::apply::{Report, Work};
+use super::ask::{self, Ask, Ticket, Told, What};
+use super::leases::{Asked, Leases};
+use super::membership;
+use super::reads::{LeaseCaller, Reader, Reads};
+use super::waiting::{Attempt, Waiting};
+use super::wire::PeerFrame;
+use crate::codec::Wire;
+use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
+use crate::limits;
+use crate::machine::command::Command;
+use crate::machine::{Answer, Outcome, Proposal};
+use crate::planted;
+use crate::raft::{self, Core, Leadership, LogView, Output, PeerMessage};
+use crate::types::{ConfChange, ConfProposal, Index, LeaseId, Member, NodeId, RequestId, Revision, SnapshotMeta};
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input<P> {
+    /// [`limits::TICK`] passed.
+    Tick,
+    /// Frames from verified members. A raft snapshot message comes here only once its files are
+    /// complete on this member's disk.
+    Frames(Vec<(NodeId, PeerFrame)>),
+    /// Requests of local callers.
+    Asks(Vec<Ask>),
+    /// A write is on disk.
+    Durable(P),
+    /// Apply finished a piece of work.
+    Applied(Report),
+    /// The connection to a member broke or its queue overflowed.
+    Unreachable(NodeId),
+    /// A checkpoint is ready to be sent to members that are too far behind.
+    CheckpointMade(SnapshotMeta),
+    /// A snapshot's transfer ended.
+    SnapshotSent {
+        /// To whom.
+        to: NodeId,
+        /// Whether it arrived whole.
+        ok: bool,
+    },
+    /// All that was applied up to here survives a crash without the log.
+    Flushed(SnapshotMeta),
+    /// The process wants to stop.
+    Stop,
+}
+
+/// What goes out, in the order it is to be carried out: frames first, then writes.
+#[derive(Debug)]
+pub struct Effects<W> {
+    /// Frames to members.
+    pub frames: Vec<(NodeId, PeerFrame)>,
+    /// Snapshots to be sent from the newest checkpoint: to whom, with which raft message.
+    pub snapshots: Vec<(NodeId, PeerMessage)>,
+    /// Writes for the log, in order.
+    pub writes: Vec<W>,
+    /// Work for apply, in order.
+    pub apply: Vec<Work>,
+    /// Answers to local callers.
+    pub answers: Vec<(Ticket, Result<Told, Error>)>,
+    /// A checkpoint of the state is wanted.
+    pub make_checkpoint: bool,
+    /// The state is to be flushed.
+    pub flush: bool,
+    /// The log was cut up to here; checkpoints before it are of no use.
+    pub cut: Option<Index>,
+    /// Role, term or leader changed.
+    pub leadership: Option<Leadership>,
+    /// The members changed.
+    pub members: Option<Vec<Member>>,
+    /// Nothing keeps the process from stopping any more.
+    pub stopped: bool,
+}
+
+impl<W> Default for Effects<W> {
+    fn default() -> Self {
+        Self {
+            frames: Vec::new(),
+            snapshots: Vec::new(),
+            writes: Vec::new(),
+            apply: Vec::new(),
+            answers: Vec::new(),
+            make_checkpoint: false,
+            flush: false,
+            cut: None,
+            leadership: None,
+            members: None,
+            stopped: false,
+        }
+    }
+}
+
+/// Who a replica is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id.
+    pub me: NodeId,
+    /// Unique to this run of the process.
+    pub boot: u64,
+    /// Its chance: election timeouts and lease ids come from it.
+    pub seed: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Replica<L: LogView> {
+    pub(super) core: Core<L>,
+    pub(super) me: NodeId,
+    pub(super) boot: u64,
+    pub(super) leadership: Leadership,
+    pub(super) waiting: Waiting,
+    /// Requests of other members' callers, to be proposed.
+    pub(super) forwarded: VecDeque<Proposal>,
+    pub(super) reads: Reads,
+    /// Callers of reads and leases, with their deadlines.
+    pub(super) barriers: BTreeMap<Ticket, Duration>,
+    /// Renewals that wait until an expiry under way is applied.
+    pub(super) ending: Vec<Reader>,
+    /// Lease calls handed on to the leader: number → caller.
+    pub(super) lease_calls: BTreeMap<u64, (Ticket, LeaseId, bool)>,
+    pub(super) next_lease_call: u64,
+    /// Lease calls to be asked again with the next tick.
+    pub(super) lease_retries: Vec<super::duties::LeaseRetry>,
+    pub(super) transfers: Vec<(Ticket, Duration)>,
+    pub(super) leases: Leases,
+    pub(super) members: Vec<Member>,
+    pub(super) applied: SnapshotMeta,
+    pub(super) revision: Revision,
+    /// Writes behind a snapshot that apply has not installed yet.
+    pub(super) held: Option<Vec<L::Write>>,
+    /// Bytes of entries that apply has been handed and has not reported.
+    pub(super) apply_lag: usize,
+    pub(super) unflushed: usize,
+    pub(super) flushed_at: Duration,
+    pub(super) flushing: bool,
+    pub(super) checkpoint: Option<SnapshotMeta>,
+    pub(super) making_checkpoint: bool,
+    pub(super) sending: BTreeSet<NodeId>,
+    pub(super) stopping: Option<Duration>,
+    pub(super) internal_seq: u64,
+}
+
+impl<L: LogView> Replica<L> {
+    /// Starts from a log and from what apply found in the state.
+    pub fn new(identity: &Identity, log: L, start: Report) -> Result<Self, StorageFailed> {
+        let options = raft::Options {
+            id: identity.me,
+            seed: identity.seed,
+            applied: start.applied.index,
+            conf: start.applied.conf.clone(),
+        };
+        let core = Core::new(options, log)?;
+        let mut leases = Leases::default();
+        leases.reset(start.all_leases.unwrap_or_default(), Duration::ZERO);
+        Ok(Self {
+            leadership: core.leadership(),
+            core,
+            me: identity.me,
+            boot: identity.boot,
+            waiting: Waiting::new(identity.me, identity.boot),
+            forwarded: VecDeque::new(),
+            reads: Reads::new(identity.me, identity.boot),
+            barriers: BTreeMap::new(),
+            ending: Vec::new(),
+            lease_calls: BTreeMap::new(),
+            next_lease_call: 1,
+            lease_retries: Vec::new(),
+            transfers: Vec::new(),
+            leases,
+            members: start.members.unwrap_or_default(),
+            applied: start.applied,
+            revision: start.revision,
+            held: None,
+            apply_lag: 0,
+            unflushed: 0,
+            flushed_at: Duration::ZERO,
+            flushing: false,
+            checkpoint: None,
+            making_checkpoint: false,
+            sending: BTreeSet::new(),
+            stopping: None,
+            internal_seq: 0,
+        })
+    }
+
+    /// Role, term and leader as last seen.
+    pub fn leadership(&self) -> &Leadership {
+        &self.leadership
+    }
+
+    /// Raft's view of itself.
+    pub fn status(&self) -> raft::Status {
+        self.core.status()
+    }
+
+    /// The members as last applied.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// The log, for checks.
+    pub fn log(&self) -> &L {
+        self.core.log()
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.leadership.leader == Some(self.me)
+    }
+
+    /// Takes all inputs in and calls the stages in the order the data flows.
+    pub fn turn(
+        &mut self,
+        now: Duration,
+        inputs: Vec<Input<L::Proof>>,
+    ) -> Result<Effects<L::Write>, StorageFailed> {
+        let mut out = Effects::default();
+        for input in inputs {
+            self.take_in(now, input, &mut out)?;
+        }
+        self.propose(now, &mut out)?;
+        self.confirm_reads(now, &mut out)?;
+        self.serve_reads(now, &mut out);
+        self.check_stop(now, &mut out);
+        Ok(out)
+    }
+
+    fn take_in(
+        &mut self,
+        now: Duration,
+        input: Input<L::Proof>,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::Frames(frames) => self.frames(now, frames, out),
+            Input::Asks(asks) => {
+                for ask in asks {
+                    self.ask(now, ask, out);
+                }
+                Ok(())
+            }
+            Input::Durable(proof) => self.step(now, raft::Input::Durable(proof), out),
+            Input::Applied(report) => self.applied(now, report, out),
+            Input::Unreachable(id) => self.step(now, raft::Input::Unreachable(id), out),
+            Input::CheckpointMade(meta) => {
+                self.making_checkpoint = false;
+                self.checkpoint = Some(meta.clone());
+                self.step(now, raft::Input::SnapshotMade(meta), out)
+            }
+            Input::SnapshotSent { to, ok } => {
+                self.sending.remove(&to);
+                self.step(now, raft::Input::SnapshotSent { to, ok }, out)
+            }
+            Input::Flushed(meta) => self.flushed(now, &meta, out),
+            Input::Stop => self.stop(now, out),
+        }
+    }
+}

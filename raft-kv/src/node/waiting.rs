@@ -1,0 +1,234 @@
+//! Callers whose request goes through the log: who waits, under which attempt, until when.
+//!
+//! An attempt is proposed in one term or never. So once an entry of a later term has been
+//! applied here and the attempt had no outcome, it was certainly not done and is tried again
+//! under a new request id. Only where outcomes were skipped (a snapshot was installed) or time ran
+//! out with an attempt under way is the caller told that the outcome is unknown.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::ask::{Ask, Ticket, What};
+use crate::codec::Wire;
+use crate::error::{Error, NotDone, Unknown};
+use crate::limits;
+use crate::machine::Proposal;
+use crate::types::{ConfProposal, NodeId, RequestId, Term};
+
+#[derive(Debug)]
+struct Waiter {
+    deadline: Duration,
+    what: What,
+    bytes: usize,
+    /// The attempt under way: its request's number and the term it belongs to.
+    attempt: Option<(u64, Term)>,
+}
+
+/// What an attempt puts into the log.
+#[derive(Debug)]
+pub enum Attempt {
+    /// A command.
+    Proposal(Proposal),
+    /// A membership change.
+    Conf(ConfProposal),
+}
+
+/// The callers that wait for an entry.
+#[derive(Debug)]
+pub struct Waiting {
+    me: NodeId,
+    boot: u64,
+    next_seq: u64,
+    waiters: BTreeMap<Ticket, Waiter>,
+    /// Number of the attempt under way → its caller.
+    attempts: BTreeMap<u64, Ticket>,
+    deadlines: BTreeSet<(Duration, Ticket)>,
+    /// Callers without an attempt, in the order they came.
+    queue: VecDeque<Ticket>,
+    /// Callers whose attempt was declined: queued again with the next tick.
+    later: Vec<Ticket>,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Nobody waits. `boot` is unique to this run of the process.
+    pub fn new(me: NodeId, boot: u64) -> Self {
+        Self {
+            me,
+            boot,
+            next_seq: 1,
+            waiters: BTreeMap::new(),
+            attempts: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            queue: VecDeque::new(),
+            later: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
+    /// Whether somebody waits to be proposed.
+    pub fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes a caller in, or refuses it where too many wait.
+    pub fn add(&mut self, ask: Ask) -> Result<(), Error> {
+        let bytes = match &ask.what {
+            What::Command { command, .. } => command.size(),
+            _ => 256,
+        };
+        if bytes > limits::MAX_REQUEST_BYTES {
+            let (len, max) = (bytes as u64, limits::MAX_REQUEST_BYTES as u64);
+            return Err(crate::error::Refusal::RequestTooLarge { len, max }.into());
+        }
+        if self.waiters.len() >= limits::MAX_WAITING_REQUESTS || self.bytes + bytes > limits::MAX_WAITING_BYTES {
+            return Err(Error::NotDone(NotDone::Busy));
+        }
+        self.bytes += bytes;
+        self.deadlines.insert((ask.deadline, ask.ticket));
+        self.queue.push_back(ask.ticket);
+        let waiter = Waiter { deadline: ask.deadline, what: ask.what, bytes, attempt: None };
+        let before = self.waiters.insert(ask.ticket, waiter);
+        assert!(before.is_none(), "a ticket names one caller");
+        Ok(())
+    }
+
+    /// The next caller's attempt, to be proposed in `term`, if its size still fits `room`.
+    pub fn next_attempt(&mut self, term: Term, room: usize) -> Option<(Attempt, usize)> {
+        let ticket = loop {
+            let ticket = *self.queue.front()?;
+            if self.waiters.contains_key(&ticket) {
+                break ticket;
+            }
+            self.queue.pop_front();
+        };
+        let waiter = self.waiters.get_mut(&ticket).expect("looked up above");
+        if waiter.bytes > room {
+            return None;
+        }
+        self.queue.pop_front();
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        waiter.attempt = Some((seq, term));
+        self.attempts.insert(seq, ticket);
+        let request = RequestId { origin: self.me, boot: self.boot, seq };
+        let attempt = match &waiter.what {
+            What::Command { command, once } => {
+                Attempt::Proposal(Proposal { request, once: *once, command: command.clone() })
+            }
+            What::Conf(change) => {
+                Attempt::Conf(ConfProposal { change: change.clone(), request: Some(request) })
+            }
+            other => unreachable!("{other:?} does not go through the log"),
+        };
+        Some((attempt, waiter.bytes))
+    }
+
+    fn ours(&self, request: &RequestId) -> Option<Ticket> {
+        if request.origin != self.me || request.boot != self.boot {
+            return None;
+        }
+        self.attempts.get(&request.seq).copied()
+    }
+
+    fn remove(&mut self, ticket: Ticket) {
+        if let Some(waiter) = self.waiters.remove(&ticket) {
+            self.deadlines.remove(&(waiter.deadline, ticket));
+            self.bytes -= waiter.bytes;
+            if let Some((seq, _)) = waiter.attempt {
+                self.attempts.remove(&seq);
+            }
+        }
+    }
+
+    /// The caller whose attempt this is, taken out: it is answered now.
+    pub fn finish(&mut self, request: &RequestId) -> Option<Ticket> {
+        let ticket = self.ours(request)?;
+        self.remove(ticket);
+        Some(ticket)
+    }
+
+    /// The attempt was not proposed: the caller is tried again with the next tick.
+    pub fn declined(&mut self, request: &RequestId) {
+        if let Some(ticket) = self.ours(request) {
+            self.attempts.remove(&request.seq);
+            self.waiters.get_mut(&ticket).expect("an attempt has its caller").attempt = None;
+            self.later.push(ticket);
+        }
+    }
+
+    /// A leader is known: declined callers need not wait for the tick.
+    pub fn wake(&mut self) {
+        self.queue.extend(self.later.drain(..));
+    }
+
+    /// An entry of `term` was applied and all outcomes up to it were seen: attempts of earlier
+    /// terms are certainly not done and are tried again.
+    pub fn term_applied(&mut self, term: Term) {
+        let stale = self.attempts_where(|attempt| attempt < term);
+        for (seq, ticket) in stale {
+            self.attempts.remove(&seq);
+            self.waiters.get_mut(&ticket).expect("an attempt has its caller").attempt = None;
+            self.queue.push_back(ticket);
+        }
+    }
+
+    /// Entries up to one of `term` were skipped by a snapshot: what became of attempts up to that
+    /// term is unknown. Those callers, taken out.
+    pub fn skipped(&mut self, term: Term) -> Vec<Ticket> {
+        let tickets: Vec<_> = self.attempts_where(|attempt| attempt <= term).into_iter().map(|(_, ticket)| ticket).collect();
+        for &ticket in &tickets {
+            self.remove(ticket);
+        }
+        tickets
+    }
+
+    fn attempts_where(&self, keep: impl Fn(Term) -> bool) -> Vec<(u64, Ticket)> {
+        let term_of = |ticket: &Ticket| self.waiters[ticket].attempt.expect("listed under its attempt").1;
+        self.attempts.iter().filter(|(_, ticket)| keep(term_of(ticket))).map(|(seq, ticket)| (*seq, *ticket)).collect()
+    }
+
+    /// A tick passed: declined callers queue again, late ones are taken out with what they are
+    /// told; `no_leader` says why one without an attempt waited in vain.
+    pub fn tick(&mut self, now: Duration, no_leader: bool) -> Vec<(Ticket, Error)> {
+        self.wake();
+        let mut late = Vec::new();
+        while let Some(&(deadline, ticket)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            let under_way = self.waiters[&ticket].attempt.is_some();
+            self.remove(ticket);
+            let error = match (under_way, no_leader) {
+                (true, _) => Error::Unknown(Unknown::Deadline),
+                (false, true) => Error::NotDone(NotDone::NoLeader),
+                (false, false) => Error::NotDone(NotDone::Deadline),
+            };
+            late.push((ticket, error));
+        }
+        late
+    }
+
+    /// Everybody, taken out, with what they are told when the node stops.
+    pub fn stop(&mut self) -> Vec<(Ticket, Error)> {
+        let told = |waiter: &Waiter| match waiter.attempt {
+            Some(_) => Error::Unknown(Unknown::ShuttingDown),
+            None => Error::NotDone(NotDone::ShuttingDown),
+        };
+        let all: Vec<_> = self.waiters.iter().map(|(ticket, waiter)| (*ticket, told(waiter))).collect();
+        for (ticket, _) in &all {
+            self.remove(*ticket);
+        }
+        all
+    }
+}

@@ -56,8 +56,16 @@ pub const MAX_APPLY_LAG_BYTES: usize = 32 * 1024 * 1024;
 pub const MAX_WAITING_REQUESTS: usize = 32 * 1024;
 /// Bytes of requests of local callers waiting on one node.
 pub const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
+/// Largest term or index that is believed: far above what a cluster reaches, far below overflow.
+pub const MAX_RAFT_NUMBER: u64 = 1 << 60;
+/// Longest context in a heartbeat, in bytes.
+pub const MAX_PEER_CONTEXT_BYTES: usize = 64;
+/// Linearizable reads waiting for raft's confirmation; more are refused.
+pub const MAX_PENDING_READS: usize = 4096;
 /// Largest frame between peers, in bytes.
 pub const MAX_FRAME_BYTES: usize = 8 * 1024 * 1024;
+/// Frames from peers that wait for the loop, in bytes.
+pub const MAX_INBOX_BYTES: usize = 32 * 1024 * 1024;
 /// Frames queued for one peer.
 pub const MAX_PEER_OUTBOX_FRAMES: usize = 4096;
 /// Bytes queued for one peer; beyond it frames are dropped and raft is told.

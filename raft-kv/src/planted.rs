@@ -42,6 +42,12 @@ pub enum Bug {
     RecycleEarly,
     /// A sync of the log that failed is tried again.
     RetrySync,
+    /// Consensus lets promises out before the disk has what they rest on.
+    SendBeforeDurable,
+    /// Consensus steps peers' messages without looking at them.
+    SkipVetting,
+    /// Consensus writes its term without its vote.
+    ForgetVote,
 }
 
 #[cfg(feature = "sim")]

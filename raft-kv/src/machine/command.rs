@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
-    DeleteRequest, DeleteResponse, KeyValue, LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse,
-    RequestId, Revision, Role, Term, TxnRequest, TxnResponse,
+    Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange, KeyValue, LeaseId, Member, MemberRecord,
+    OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -148,4 +148,53 @@ impl Stored {
             lease: self.lease,
         }
     }
+}
+
+impl Command {
+    /// About how many bytes it takes in a log entry, without encoding it; never far too few.
+    pub fn size(&self) -> usize {
+        const FIXED: usize = 64;
+        FIXED
+            + match self {
+                Self::Put(request) => put_size(request),
+                Self::Delete(request) => range_size(&request.range),
+                Self::Txn(request) => txn_size(request),
+                Self::LeaseExpire { ids, .. } => ids.len() * size_of::<LeaseId>(),
+                Self::MemberUpdate(record) => record.name.len() + record.addr.len(),
+                Self::TokenSet { id, token } => {
+                    id.len() + token.as_ref().map_or(0, |token| token.secret.len())
+                }
+                Self::Compact { .. } | Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } | Self::Noop => 0,
+            }
+    }
+}
+
+/// Bytes of lengths and numbers in one operation, at most.
+const OPERATION_FIXED: usize = 128;
+
+fn range_size(range: &KeyRange) -> usize {
+    range.key.len() + range.end.len()
+}
+
+fn put_size(request: &PutRequest) -> usize {
+    request.key.len() + request.value.len()
+}
+
+fn txn_size(request: &TxnRequest) -> usize {
+    let compare = |compare: &Compare| {
+        let value = if let CompareTarget::Value(value) = &compare.target { value.len() } else { 0 };
+        OPERATION_FIXED + range_size(&compare.range) + value
+    };
+    let operation = |operation: &TxnOp| {
+        OPERATION_FIXED
+            + match operation {
+                TxnOp::Range(request) => range_size(&request.range),
+                TxnOp::Put(request) => put_size(request),
+                TxnOp::Delete(request) => range_size(&request.range),
+                TxnOp::Txn(request) => txn_size(request),
+            }
+    };
+    let compares: usize = request.compares.iter().map(compare).sum();
+    let operations: usize = request.success.iter().chain(&request.failure).map(operation).sum();
+    compares + operations
 }

@@ -18,6 +18,9 @@ use crate::limits::{MAX_ONCE_ANSWER_BYTES, MAX_ONCE_CLIENTS};
 use crate::planted;
 use crate::types::{OnceId, Revision};
 
+/// The revision right after a request, and what it was answered.
+pub type Answered = (Revision, Result<Answer, Refusal>);
+
 /// The newest answer of a client.
 struct Kept {
     seq: u64,
@@ -45,10 +48,7 @@ fn used_key(used: u64) -> Bytes {
 }
 
 /// The answer where this request or a newer one of its client was done already.
-pub fn repeated(
-    draft: &Draft,
-    once: OnceId,
-) -> Result<Option<(Revision, Result<Answer, Refusal>)>, StorageFailed> {
+pub fn repeated(draft: &Draft, once: OnceId) -> Result<Option<Answered>, StorageFailed> {
     let kept: Option<Kept> = load(draft.view(), Table::Once, &client_key(once.client))?;
     Ok(match kept {
         Some(kept) if kept.seq == once.seq && !planted!(RepeatOnce) => Some((kept.revision, kept.result)),

@@ -22,7 +22,8 @@ impl<L: LogView> Replica<L> {
             out.answers.push((ticket, Err(error)));
             return;
         }
-        if self.apply_lag > limits::MAX_APPLY_LAG_BYTES || self.barriers.len() >= limits::MAX_WAITING_REQUESTS {
+        if self.apply_lag > limits::MAX_APPLY_LAG_BYTES || self.barriers.len() >= limits::MAX_WAITING_REQUESTS
+        {
             out.answers.push((ticket, Err(Error::NotDone(NotDone::Busy))));
             return;
         }
@@ -44,7 +45,13 @@ impl<L: LogView> Replica<L> {
         }
     }
 
-    fn ask_lease(&mut self, ticket: Ticket, id: LeaseId, renew: bool, out: &mut Effects<L::Write>) {
+    pub(super) fn ask_lease(
+        &mut self,
+        ticket: Ticket,
+        id: LeaseId,
+        renew: bool,
+        out: &mut Effects<L::Write>,
+    ) {
         match self.leadership.leader {
             Some(leader) if leader != self.me => {
                 let seq = self.next_lease_call;

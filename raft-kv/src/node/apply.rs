@@ -72,7 +72,8 @@ impl<S: Store> Applier<S> {
         let Some(machine) = &self.machine else {
             return Ok(Report::default());
         };
-        let (leases, members) = self.store.view(|view| (machine::read::leases(view), machine::read::members(view)));
+        let (leases, members) =
+            self.store.view(|view| (machine::read::leases(view), machine::read::members(view)));
         Ok(Report {
             applied: machine.applied(),
             revision: machine.revision(),
@@ -88,11 +89,8 @@ impl<S: Store> Applier<S> {
         let machine = self.machine.as_mut().expect("entries come after a state");
         let bytes = entries.iter().map(size_of_entry).sum();
         let applied = machine.apply(entries)?;
-        let members = if applied.members_changed {
-            Some(self.store.view(machine::read::members)?)
-        } else {
-            None
-        };
+        let members =
+            if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let (me, boot) = (self.me, self.boot);
         let ours = |outcome: &Outcome| outcome.request.origin == me && outcome.request.boot == boot;
         let report = Report {
@@ -114,7 +112,10 @@ impl<S: Store> Applier<S> {
         if at.index != meta.index || at.term != meta.term {
             return Err(StorageFailed::damaged(
                 "received snapshot",
-                format!("it ends at entry {} of term {}, {} of {} was announced", at.index, at.term, meta.index, meta.term),
+                format!(
+                    "it ends at entry {} of term {}, {} of {} was announced",
+                    at.index, at.term, meta.index, meta.term
+                ),
             ));
         }
         self.whole_state(true)

@@ -73,8 +73,8 @@ impl<L: LogView> Replica<L> {
             self.reads.refused(context);
         }
         self.not_accepted(output.refused, out);
-        if let Some(proposal) = output.conf_refused {
-            self.decline(proposal.request, Error::NotDone(NotDone::ChangeUnderWay), out);
+        if let Some(refused) = output.conf_refused {
+            self.decline(refused.proposal.request, refused.reason, out);
         }
         if !output.want_snapshot.is_empty() && !self.making_checkpoint {
             self.making_checkpoint = true;
@@ -140,7 +140,12 @@ impl<L: LogView> Replica<L> {
     }
 
     fn late_readers(&mut self, now: Duration, no_leader: bool, out: &mut Effects<L::Write>) {
-        let late: Vec<_> = self.barriers.iter().filter(|(_, deadline)| **deadline <= now).map(|(ticket, _)| *ticket).collect();
+        let late: Vec<_> = self
+            .barriers
+            .iter()
+            .filter(|(_, deadline)| **deadline <= now)
+            .map(|(ticket, _)| *ticket)
+            .collect();
         if late.is_empty() && self.transfers.is_empty() {
             return;
         }
@@ -215,7 +220,11 @@ impl<L: LogView> Replica<L> {
     }
 
     /// Starts a round of confirmations for the reads that wait.
-    pub(super) fn confirm_reads(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+    pub(super) fn confirm_reads(
+        &mut self,
+        now: Duration,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
         let Some(leader) = self.leadership.leader else {
             return Ok(());
         };
@@ -248,7 +257,14 @@ impl<L: LogView> Replica<L> {
         }
     }
 
-    fn serve_lease(&mut self, now: Duration, to: LeaseCaller, id: LeaseId, renew: bool, out: &mut Effects<L::Write>) {
+    fn serve_lease(
+        &mut self,
+        now: Duration,
+        to: LeaseCaller,
+        id: LeaseId,
+        renew: bool,
+        out: &mut Effects<L::Write>,
+    ) {
         let result = if self.leads() {
             match self.leases.ask(id, renew, now) {
                 Asked::Status(status) => Ok(status),
@@ -300,8 +316,8 @@ impl<L: LogView> Replica<L> {
         self.flushed_at = now;
         let status = self.core.status();
         let mut keep_from = meta.index.saturating_sub(KEEP_FOR_FOLLOWERS);
-        for follower in status.followers.iter().filter(|follower| follower.active) {
-            keep_from = keep_from.min(follower.matched);
+        for progress in status.progress.values().filter(|progress| progress.recent_active) {
+            keep_from = keep_from.min(progress.matched);
         }
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
             keep_from = keep_from.min(checkpoint.index);

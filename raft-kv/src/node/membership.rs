@@ -78,13 +78,13 @@ fn check_removal(id: NodeId, members: &[Member], status: &Status, me: NodeId) ->
 }
 
 fn is_active(status: &Status, id: NodeId) -> bool {
-    status.followers.iter().any(|follower| follower.id == id && follower.active)
+    status.progress.get(&id).is_some_and(|progress| progress.recent_active)
 }
 
 /// Whether the follower's log ends close to what is committed.
 pub fn caught_up(status: &Status, id: NodeId) -> bool {
-    let close = |matched: Index| matched + CAUGHT_UP_WITHIN >= status.commit;
-    status.followers.iter().any(|follower| follower.id == id && follower.active && follower.matched > 0 && close(follower.matched))
+    let close = |matched: Index| matched > 0 && matched + CAUGHT_UP_WITHIN >= status.commit;
+    status.progress.get(&id).is_some_and(|progress| progress.recent_active && close(progress.matched))
 }
 
 /// The learner to be made a voter now, if any has caught up.

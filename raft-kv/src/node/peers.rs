@@ -27,7 +27,9 @@ impl<L: LogView> Replica<L> {
             match frame {
                 PeerFrame::Raft(message) => messages.push((from, message)),
                 PeerFrame::Forward { term, proposals } => self.take_forwarded(from, term, proposals, out),
-                PeerFrame::ForwardConf { term, proposal } => self.take_conf(now, from, term, proposal, out)?,
+                PeerFrame::ForwardConf { term, proposal } => {
+                    self.take_conf(now, from, term, proposal, out)?
+                }
                 PeerFrame::Declined { requests, why } => {
                     for request in requests {
                         self.decline_ours(&request, &why, out);
@@ -46,7 +48,9 @@ impl<L: LogView> Replica<L> {
                     assert!(remote.is_empty(), "a follower has no readers of other members");
                 }
                 PeerFrame::ReadConfirmed { .. } => {} // asked anew with a later tick
-                PeerFrame::LeaseCall { request, id, renew } => self.take_lease_call(from, request, id, renew, out),
+                PeerFrame::LeaseCall { request, id, renew } => {
+                    self.take_lease_call(from, request, id, renew, out)
+                }
                 PeerFrame::LeaseReply { request, result } => self.lease_reply(&request, result, out),
                 PeerFrame::Transfer { to } => {
                     if self.leads() {
@@ -61,7 +65,13 @@ impl<L: LogView> Replica<L> {
         Ok(())
     }
 
-    fn take_forwarded(&mut self, from: NodeId, term: Term, proposals: Vec<Proposal>, out: &mut Effects<L::Write>) {
+    fn take_forwarded(
+        &mut self,
+        from: NodeId,
+        term: Term,
+        proposals: Vec<Proposal>,
+        out: &mut Effects<L::Write>,
+    ) {
         let accepting = self.leads() && self.leadership.term == term && self.stopping.is_none();
         let queued: usize = self.forwarded.len() + proposals.len();
         let why = if !accepting {
@@ -116,7 +126,14 @@ impl<L: LogView> Replica<L> {
         }
     }
 
-    fn take_lease_call(&mut self, from: NodeId, request: RequestId, id: LeaseId, renew: bool, out: &mut Effects<L::Write>) {
+    fn take_lease_call(
+        &mut self,
+        from: NodeId,
+        request: RequestId,
+        id: LeaseId,
+        renew: bool,
+        out: &mut Effects<L::Write>,
+    ) {
         let busy = self.reads.len() > limits::MAX_WAITING_REQUESTS;
         if request.origin == from && self.leads() && !busy {
             self.reads.add(Reader::Lease { to: LeaseCaller::Remote(from, request), id, renew });

@@ -27,7 +27,11 @@ enum Next {
 
 impl<L: LogView> Replica<L> {
     /// Gathers what waits into entries, or hands it on to the leader.
-    pub(super) fn propose(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+    pub(super) fn propose(
+        &mut self,
+        now: Duration,
+        out: &mut Effects<L::Write>,
+    ) -> Result<(), StorageFailed> {
         match self.leadership.leader {
             Some(_) if self.leads() => self.propose_as_leader(now, out),
             Some(leader) => {
@@ -125,7 +129,9 @@ impl<L: LogView> Replica<L> {
         loop {
             let fits = if proposals.is_empty() { usize::MAX } else { room };
             match self.waiting.next_attempt(term, fits) {
-                Some((Attempt::Proposal(proposal), size)) if proposals.len() < limits::MAX_ENTRY_BATCH_REQUESTS => {
+                Some((Attempt::Proposal(proposal), size))
+                    if proposals.len() < limits::MAX_ENTRY_BATCH_REQUESTS =>
+                {
                     room = room.saturating_sub(size);
                     proposals.push(proposal);
                 }
@@ -189,7 +195,11 @@ struct Gathered {
 impl Gathered {
     /// Bytes that still fit into the entry being gathered; anything fits into an empty one.
     fn room(&self) -> usize {
-        if self.batch.is_empty() { usize::MAX } else { limits::MAX_ENTRY_BATCH_BYTES.saturating_sub(self.used) }
+        if self.batch.is_empty() {
+            usize::MAX
+        } else {
+            limits::MAX_ENTRY_BATCH_BYTES.saturating_sub(self.used)
+        }
     }
 
     fn push(&mut self, proposal: Proposal, size: usize) {

@@ -87,7 +87,8 @@ impl Reads {
     /// Takes a reader in. Of another member's rounds only the newest counts.
     pub fn add(&mut self, reader: Reader) {
         if let Reader::Remote { from, .. } = &reader {
-            self.waiting.retain(|other| !matches!(other, Reader::Remote { from: theirs, .. } if theirs == from));
+            self.waiting
+                .retain(|other| !matches!(other, Reader::Remote { from: theirs, .. } if theirs == from));
         }
         self.waiting.push(reader);
     }
@@ -157,7 +158,9 @@ impl Reads {
 
     /// A tick passed: a round whose messages may be lost is asked anew.
     pub fn tick(&mut self, now: Duration, leader: Option<NodeId>) {
-        let stale = |round: &Round| Some(round.leader) != leader || now.saturating_sub(round.started) >= ROUND_PATIENCE;
+        let stale = |round: &Round| {
+            Some(round.leader) != leader || now.saturating_sub(round.started) >= ROUND_PATIENCE
+        };
         if self.round.as_ref().is_some_and(stale) {
             self.give_up();
         }

@@ -7,23 +7,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::apply::{Report, Work};
-use super::ask::{self, Ask, Ticket, Told, What};
-use super::leases::{Asked, Leases};
-use super::membership;
-use super::reads::{LeaseCaller, Reader, Reads};
-use super::waiting::{Attempt, Waiting};
+use super::ask::{Ask, Ticket, Told};
+use super::leases::Leases;
+use super::reads::{Reader, Reads};
+use super::waiting::Waiting;
 use super::wire::PeerFrame;
-use crate::codec::Wire;
-use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
-use crate::limits;
-use crate::machine::command::Command;
-use crate::machine::{Answer, Outcome, Proposal};
-use crate::planted;
-use crate::raft::{self, Core, Leadership, LogView, Output, PeerMessage};
-use crate::types::{ConfChange, ConfProposal, Index, LeaseId, Member, NodeId, RequestId, Revision, SnapshotMeta};
+use crate::error::{Error, StorageFailed};
+use crate::machine::Proposal;
+use crate::raft::{self, Core, Leadership, LogView, PeerMessage};
+use crate::types::{Index, LeaseId, Member, NodeId, Revision, SnapshotMeta};
 
 /// What comes in.
 #[derive(Debug)]
@@ -113,7 +106,6 @@ pub struct Identity {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct Replica<L: LogView> {
     pub(super) core: Core<L>,
     pub(super) me: NodeId,

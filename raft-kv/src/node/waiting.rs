@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::ask::{Ask, Ticket, What};
-use crate::codec::Wire;
 use crate::error::{Error, NotDone, Unknown};
 use crate::limits;
 use crate::machine::Proposal;
@@ -91,7 +90,9 @@ impl Waiting {
             let (len, max) = (bytes as u64, limits::MAX_REQUEST_BYTES as u64);
             return Err(crate::error::Refusal::RequestTooLarge { len, max }.into());
         }
-        if self.waiters.len() >= limits::MAX_WAITING_REQUESTS || self.bytes + bytes > limits::MAX_WAITING_BYTES {
+        if self.waiters.len() >= limits::MAX_WAITING_REQUESTS
+            || self.bytes + bytes > limits::MAX_WAITING_BYTES
+        {
             return Err(Error::NotDone(NotDone::Busy));
         }
         self.bytes += bytes;
@@ -186,7 +187,8 @@ impl Waiting {
     /// Entries up to one of `term` were skipped by a snapshot: what became of attempts up to that
     /// term is unknown. Those callers, taken out.
     pub fn skipped(&mut self, term: Term) -> Vec<Ticket> {
-        let tickets: Vec<_> = self.attempts_where(|attempt| attempt <= term).into_iter().map(|(_, ticket)| ticket).collect();
+        let tickets: Vec<_> =
+            self.attempts_where(|attempt| attempt <= term).into_iter().map(|(_, ticket)| ticket).collect();
         for &ticket in &tickets {
             self.remove(ticket);
         }
@@ -195,7 +197,11 @@ impl Waiting {
 
     fn attempts_where(&self, keep: impl Fn(Term) -> bool) -> Vec<(u64, Ticket)> {
         let term_of = |ticket: &Ticket| self.waiters[ticket].attempt.expect("listed under its attempt").1;
-        self.attempts.iter().filter(|(_, ticket)| keep(term_of(ticket))).map(|(seq, ticket)| (*seq, *ticket)).collect()
+        self.attempts
+            .iter()
+            .filter(|(_, ticket)| keep(term_of(ticket)))
+            .map(|(seq, ticket)| (*seq, *ticket))
+            .collect()
     }
 
     /// A tick passed: declined callers queue again, late ones are taken out with what they are

@@ -6,7 +6,7 @@
 use crate::codec::wire_enum;
 use crate::error::Error;
 use crate::machine::Proposal;
-use crate::raft::{PeerMessage, ReadContext};
+use crate::raft::{self, PeerMessage, ReadContext};
 use crate::types::{ConfProposal, Index, LeaseId, LeaseStatus, NodeId, RequestId, Term};
 
 /// One frame from member to member.
@@ -80,7 +80,7 @@ impl PeerFrame {
     /// Whether it must not wait behind bulk: everything but entries.
     pub fn urgent(&self) -> bool {
         match self {
-            Self::Raft(message) => message.urgent(),
+            Self::Raft(message) => message.priority() == raft::Priority::Urgent,
             Self::Forward { .. } | Self::ForwardConf { .. } => false,
             _ => true,
         }

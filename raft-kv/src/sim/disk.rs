@@ -131,6 +131,7 @@ impl SimDisk {
         let mut disk = self.disk.lock();
         disk.life += 1;
         disk.power = None;
+        disk.forget_removed();
         SimDisk { disk: Arc::clone(&self.disk), life: disk.life }
     }
 
@@ -226,7 +227,7 @@ impl SimDisk {
         }
         disk.pending.clear();
         disk.synced_names = disk.names.clone();
-        disk.collect();
+        disk.forget_removed();
         disk.life += 1;
         disk.power = None;
         disk.counts.restored += 1;
@@ -293,7 +294,7 @@ impl Disk {
         self.life += 1;
         self.power = None;
         self.crash_names();
-        self.collect();
+        self.forget_removed();
         let Self { inodes, random, counts, .. } = self;
         for inode in inodes.values_mut() {
             inode.crash(random, counts);
@@ -318,9 +319,13 @@ impl Disk {
         self.names = names;
     }
 
-    // Forgets files that have no name. Open ones matter no more: it is called when handles die.
-    fn collect(&mut self) {
-        let named: Vec<u64> = self.names.values().copied().collect();
+    // Forgets files that have no name and get none back in a crash. Open ones matter no more: it
+    // is called when handles die.
+    fn forget_removed(&mut self) {
+        let mut named: Vec<u64> = self.names.values().chain(self.synced_names.values()).copied().collect();
+        named.extend(self.pending.iter().map(|change| match change {
+            Change::Create(_, inode) | Change::Rename(_, _, inode) | Change::Remove(_, inode) => *inode,
+        }));
         self.inodes.retain(|id, _| named.contains(id));
     }
 }

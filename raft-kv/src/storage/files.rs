@@ -35,6 +35,7 @@ pub trait Files: Send + Sync + 'static {
 }
 
 /// An open file. Several handles of one file may be open; one of them writes.
+#[allow(clippy::len_without_is_empty)] // Nobody asks whether a file is empty.
 pub trait File: Send + Sync {
     /// Its length in bytes.
     fn len(&self) -> io::Result<u64>;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::{File, Files};
 
 /// Zero bytes written at once when a file is made.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A flat folder on a real disk.
 #[derive(Debug)]

@@ -50,7 +50,7 @@ impl Default for Options {
 }
 
 /// What [`Log::open`] found.
-#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Made once for each run of a process.
 pub enum Opened<F: Files> {
     /// All that was acknowledged is there.
     Ready {
@@ -69,6 +69,19 @@ pub enum Opened<F: Files> {
         /// The last entry it still has.
         end: Position,
     },
+}
+
+impl<F: Files> std::fmt::Debug for Opened<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready { log, restarted, .. } => {
+                f.debug_struct("Ready").field("log", log).field("restarted", restarted).finish()
+            }
+            Self::Behind { marker, end } => {
+                f.debug_struct("Behind").field("marker", marker).field("end", end).finish()
+            }
+        }
+    }
 }
 
 /// Work done by a [`LogWriter`] since it was made.

@@ -102,6 +102,8 @@ impl<F: Files> Log<F> {
         if plan == Plan::Behind {
             return Ok(Opened::Behind { marker: marker.acked, end: found.end });
         }
+        // What the state holds is committed, whether or not the commit index had reached the disk.
+        found.hard.commit = found.hard.commit.max(state.index);
         let epoch = marker.counter + 1;
         let present: Vec<u64> = names.iter().filter_map(|name| segment_sequence(name)).collect();
         let tail = found.tail;

@@ -40,7 +40,10 @@ pub struct Replayed {
 
 /// Reads the marker: the newer of its two slots that is whole.
 pub fn read_marker<F: Files>(files: &F) -> Result<(F::File, Marker), StorageFailed> {
-    let file = files.open(MARKER).map_err(|e| StorageFailed::io(path(files, MARKER), "opening it", &e))?;
+    let file = files.open(MARKER).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => StorageFailed::damaged(path(files, MARKER), "it is missing"),
+        _ => StorageFailed::io(path(files, MARKER), "opening it", &e),
+    })?;
     let len = file.len().map_err(|e| StorageFailed::io(path(files, MARKER), "reading it", &e))?;
     let mut best: Option<Marker> = None;
     for slot in 0..2 {

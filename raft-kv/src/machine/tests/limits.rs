@@ -1,0 +1,141 @@
+//! Every bound: at it a request passes, one above it is refused and changes nothing.
+
+use super::*;
+use crate::limits::*;
+
+/// `command` is refused as `expect` says, at admission and when applied, and leaves no trace.
+fn refused(bench: &mut Bench, command: Command, expect: impl Fn(&Refusal) -> bool) {
+    let admitted = validate(&command).expect_err("admission refuses it");
+    assert!(expect(&admitted), "{admitted:?}");
+    let (keys, revision) = (bench.hash() >> 32, bench.machine.revision());
+    assert_eq!(bench.ask(command), Err(admitted));
+    assert_eq!((bench.hash() >> 32, bench.machine.revision()), (keys, revision));
+}
+
+fn accepted(bench: &mut Bench, command: Command) {
+    assert_eq!(validate(&command), Ok(()));
+    bench.ask(command).expect("it is within its bounds");
+}
+
+fn put_sized(key: usize, value: usize) -> PutRequest {
+    PutRequest { key: vec![b'k'; key].into(), value: vec![b'v'; value].into(), ..Default::default() }
+}
+
+fn txn(success: Vec<TxnOp>) -> Command {
+    Command::Txn(TxnRequest { success, ..Default::default() })
+}
+
+fn nested(depth: usize) -> TxnRequest {
+    let success = if depth == 1 { vec![] } else { vec![TxnOp::Txn(nested(depth - 1))] };
+    TxnRequest { success, ..Default::default() }
+}
+
+fn get(key: &str) -> TxnOp {
+    TxnOp::Range(RangeRequest { range: KeyRange::key(bytes(key)), ..Default::default() })
+}
+
+#[test]
+fn keys_values_and_requests() {
+    let bench = &mut Bench::new();
+    accepted(bench, Command::Put(put_sized(MAX_KEY_BYTES, MAX_VALUE_BYTES)));
+    refused(bench, Command::Put(put_sized(MAX_KEY_BYTES + 1, 0)), |why| {
+        matches!(why, Refusal::KeyTooLarge { .. })
+    });
+    refused(bench, Command::Put(put_sized(1, MAX_VALUE_BYTES + 1)), |why| {
+        matches!(why, Refusal::ValueTooLarge { .. })
+    });
+    refused(bench, Command::Put(put_sized(0, 1)), |why| *why == Refusal::EmptyKey);
+    let end = KeyRange::span(bytes("a"), vec![b'z'; MAX_KEY_BYTES + 1]);
+    refused(bench, delete(end), |why| matches!(why, Refusal::KeyTooLarge { .. }));
+    let two = vec![TxnOp::Put(put_sized(1, MAX_VALUE_BYTES)), TxnOp::Put(put_sized(2, MAX_VALUE_BYTES))];
+    refused(bench, txn(two), |why| matches!(why, Refusal::RequestTooLarge { .. }));
+}
+
+#[test]
+fn operations_and_depth() {
+    let bench = &mut Bench::new();
+    accepted(bench, txn(vec![get("a"); MAX_TXN_OPS]));
+    refused(
+        bench,
+        txn(vec![get("a"); MAX_TXN_OPS + 1]),
+        |why| matches!(why, Refusal::TooManyOps { list, len: 129, max: 128 } if list == "success"),
+    );
+    // A nested transaction has what its parent left over.
+    let inner = |len| TxnOp::Txn(TxnRequest { failure: vec![get("a"); len], ..Default::default() });
+    accepted(bench, txn(vec![inner(MAX_TXN_OPS - 1)]));
+    refused(
+        bench,
+        txn(vec![inner(MAX_TXN_OPS)]),
+        |why| matches!(why, Refusal::TooManyOps { list, max: 127, .. } if list == "failure"),
+    );
+    accepted(bench, Command::Txn(nested(MAX_TXN_DEPTH)));
+    refused(bench, Command::Txn(nested(MAX_TXN_DEPTH + 1)), |why| {
+        matches!(why, Refusal::NestedTooDeep { .. })
+    });
+    // The largest that is allowed can also be written down and read again.
+    let deepest = Command::Txn(nested(MAX_TXN_DEPTH));
+    let proposal = Proposal { request: RequestId::default(), once: None, command: deepest };
+    let written = vec![proposal].to_bytes();
+    assert_eq!(Vec::<Proposal>::from_bytes(written.clone()).unwrap().to_bytes(), written);
+}
+
+#[test]
+fn leases_tokens_and_members() {
+    let bench = &mut Bench::new();
+    let out = |why: &Refusal| matches!(why, Refusal::LeaseOutOfBounds { .. });
+    accepted(bench, Command::LeaseGrant { id: 1, ttl: MAX_LEASE_TTL });
+    refused(bench, Command::LeaseGrant { id: 2, ttl: MAX_LEASE_TTL + 1 }, out);
+    refused(bench, Command::LeaseGrant { id: 0, ttl: 9 }, out);
+    refused(bench, Command::LeaseGrant { id: -5, ttl: 9 }, out);
+    let ids = |len: usize| Command::LeaseExpire { ids: vec![5; len], term: 1 };
+    accepted(bench, ids(MAX_LEASES_PER_EXPIRY));
+    let invalid = |why: &Refusal| matches!(why, Refusal::Invalid { .. });
+    refused(bench, ids(MAX_LEASES_PER_EXPIRY + 1), invalid);
+    let token = |id: String, secret: String| Command::TokenSet {
+        id,
+        token: Some(command::TokenRecord { role: Role::Client, secret }),
+    };
+    accepted(bench, token("i".repeat(MAX_NAME_BYTES), "s".repeat(MAX_SECRET_BYTES)));
+    refused(bench, token("i".repeat(MAX_NAME_BYTES + 1), "s".into()), invalid);
+    refused(bench, token("i".into(), "s".repeat(MAX_SECRET_BYTES + 1)), invalid);
+    refused(bench, token(String::new(), "s".into()), invalid);
+    let record = |name: &str, addr: &str| {
+        Command::MemberUpdate(MemberRecord { id: VOTER, name: name.into(), addr: addr.into() })
+    };
+    accepted(bench, record(&"n".repeat(MAX_NAME_BYTES), &"a".repeat(MAX_ADDR_BYTES)));
+    refused(bench, record("", "a:1"), invalid);
+    refused(bench, record("n", ""), invalid);
+    refused(bench, record("line\nbreak", "a:1"), invalid);
+    refused(bench, record("n", &"a".repeat(MAX_ADDR_BYTES + 1)), invalid);
+}
+
+#[test]
+fn a_large_answer_is_asked_for_in_pages() {
+    let mut bench = Bench::new();
+    let keys = MAX_RANGE_BYTES / MAX_VALUE_BYTES + 2;
+    let value = Bytes::from(vec![1; MAX_VALUE_BYTES]);
+    for at in 0..keys {
+        let key = bytes(&format!("{at:04}"));
+        bench.ask(Command::Put(PutRequest { key, value: value.clone(), ..Default::default() })).unwrap();
+    }
+    let all = RangeRequest { range: KeyRange::all(), ..Default::default() };
+    let too_large = |result: Result<RangeResponse, Refusal>| matches!(result, Err(Refusal::Invalid { field, .. }) if field == "limit");
+    assert!(too_large(bench.range(&all)));
+    let backwards = RangeRequest { sort_order: SortOrder::Descend, ..all.clone() };
+    assert!(too_large(bench.range(&backwards)));
+    // A page, keys alone and a count are small, even where all must be looked at for the order.
+    let page = bench.range(&RangeRequest { limit: 2, ..backwards }).unwrap();
+    assert_eq!((page.kvs.len(), page.more, page.count), (2, true, keys as i64));
+    assert_eq!(page.kvs[0].key, bytes(&format!("{:04}", keys - 1)));
+    assert_eq!(bench.range(&RangeRequest { keys_only: true, ..all.clone() }).unwrap().kvs.len(), keys);
+    assert_eq!(bench.range(&RangeRequest { count_only: true, ..all.clone() }).unwrap().count, keys as i64);
+    // Inside a transaction such a read refuses all of it, what it wrote before included.
+    let before = bench.machine.revision();
+    let writes = vec![TxnOp::Put(PutRequest { key: bytes("new"), ..Default::default() }), TxnOp::Range(all)];
+    assert!(matches!(bench.ask(txn(writes)), Err(Refusal::Invalid { .. })));
+    assert_eq!((bench.machine.revision(), bench.get("new", 0)), (before, None));
+    // So does a delete that would answer all it removed.
+    assert!(bench.ask(delete(KeyRange::all())).is_err());
+    let silent = Command::Delete(DeleteRequest { range: KeyRange::all(), prev_kv: false });
+    assert_eq!(bench.ask(silent), Ok(Answer::Delete(DeleteResponse { deleted: keys as i64, prevs: vec![] })));
+}

@@ -1,0 +1,146 @@
+//! The thread that applies: committed entries in order, everything that waits in one batch; then
+//! watchers are woken, then the loop is told. Between batches it collects what compaction gave
+//! up, and makes checkpoints.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::decide::stopped;
+use super::publish::Watches;
+use super::snapshots::{Checkpoints, Incoming};
+use super::{ToDecide, drain};
+use crate::error::StorageFailed;
+use crate::machine::{self, Store};
+use crate::node::apply::{Applier, Work};
+use crate::storage::state::State;
+use crate::types::{Committed, Revision, SnapshotMeta};
+
+/// Pieces of work taken at once, at most.
+const MOST_WORK: usize = 256;
+/// Entries in one batch of the store, at most.
+const MOST_ENTRIES: usize = 1024;
+/// How long the thread sleeps when nothing comes.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the apply thread is sent.
+pub(super) enum ToFeed {
+    Work(Work),
+    Checkpoint,
+    Flush,
+    FlushAndEnd,
+}
+
+pub(super) struct Feed {
+    pub(super) applier: Applier<State>,
+    pub(super) state: State,
+    pub(super) watches: Arc<Watches>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) incoming: Arc<Incoming>,
+    pub(super) back: Sender<ToDecide>,
+    pub(super) collected: watch::Sender<Revision>,
+}
+
+impl Feed {
+    pub(super) fn run(mut self, inbox: &Receiver<ToFeed>) {
+        if let Err(failed) = self.feed(inbox) {
+            // The loop may have ended by itself meanwhile.
+            let _ = self.back.send(ToDecide::Failed(stopped(&failed)));
+        }
+    }
+
+    fn feed(&mut self, inbox: &Receiver<ToFeed>) -> Result<(), StorageFailed> {
+        let mut more_to_collect = true;
+        loop {
+            let until = Instant::now() + if more_to_collect { Duration::ZERO } else { IDLE };
+            let Some(arrived) = drain(inbox, until, MOST_WORK) else {
+                return Ok(());
+            };
+            if arrived.is_empty() {
+                more_to_collect = self.collect()?;
+                continue;
+            }
+            let mut entries: Vec<Committed> = Vec::new();
+            for item in arrived {
+                match item {
+                    ToFeed::Work(Work::Entries(more)) => {
+                        entries.extend(more);
+                        if entries.len() >= MOST_ENTRIES {
+                            self.apply(std::mem::take(&mut entries))?;
+                        }
+                    }
+                    other => {
+                        self.apply(std::mem::take(&mut entries))?;
+                        if self.special(other)? {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+            self.apply(entries)?;
+            more_to_collect = true;
+        }
+    }
+
+    /// Everything but entries; says whether the thread is to end.
+    fn special(&mut self, item: ToFeed) -> Result<bool, StorageFailed> {
+        match item {
+            ToFeed::Work(Work::Entries(_)) => unreachable!("entries are gathered by the caller"),
+            ToFeed::Work(Work::Install(meta)) => self.install(&meta)?,
+            ToFeed::Checkpoint => {
+                let meta = self.applier.applied();
+                self.checkpoints.make(&self.state, &meta)?;
+                let _ = self.back.send(ToDecide::Checkpoint(meta));
+            }
+            ToFeed::Flush => self.flush_aside(),
+            ToFeed::FlushAndEnd => {
+                self.state.flush()?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn apply(&mut self, entries: Vec<Committed>) -> Result<(), StorageFailed> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let (report, changes) = self.applier.entries(entries)?;
+        self.watches.publish(changes, report.revision);
+        // A loop that has ended needs no report.
+        let _ = self.back.send(ToDecide::Applied(report));
+        Ok(())
+    }
+
+    fn install(&mut self, meta: &SnapshotMeta) -> Result<(), StorageFailed> {
+        let folder = self.incoming.take(meta)?;
+        self.state.replace(&folder)?;
+        let report = self.applier.installed(meta)?;
+        self.watches.replaced(report.revision);
+        let _ = self.back.send(ToDecide::Applied(report));
+        Ok(())
+    }
+
+    /// Flushes on a thread of its own: it may take seconds, and applying goes on.
+    fn flush_aside(&self) {
+        let (state, back, meta) = (self.state.clone(), self.back.clone(), self.applier.applied());
+        super::spawn("raft-kv flush", move || {
+            let told = match state.flush() {
+                Ok(()) => ToDecide::Flushed(meta),
+                Err(failed) => ToDecide::Failed(stopped(&failed)),
+            };
+            let _ = back.send(told);
+        });
+    }
+
+    fn collect(&mut self) -> Result<bool, StorageFailed> {
+        let more = self.applier.collect()?;
+        if !more {
+            let compacted = self.state.view(machine::read::compacted)?;
+            self.collected.send_if_modified(|known| std::mem::replace(known, compacted) != compacted);
+        }
+        Ok(more)
+    }
+}

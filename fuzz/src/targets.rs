@@ -7,7 +7,9 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use raft_kv::codec::Wire;
+use raft_kv::error::{Error, NotDone};
 use raft_kv::machine::{Command, Genesis, Machine, MemoryStore, Proposal, Store, read, validate};
+use raft_kv::node::wire::PeerFrame;
 use raft_kv::types::{
     ClusterId, Committed, Compare, CompareOp, CompareTarget, ConfState, DeleteRequest, Entry, EntryKind,
     HardState, KeyRange, MemberRecord, NodeId, OnceId, Payload, PutRequest, RangeRequest, RequestId,
@@ -18,11 +20,12 @@ use raft_kv::types::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] = &[("proposals", proposals), ("machine", machine), ("log_values", log_values)];
+pub const TARGETS: &[Target] =
+    &[("proposals", proposals), ("machine", machine), ("log_values", log_values), ("peer_frame", peer_frame)];
 
 /// Bytes that decode are the bytes that their value encodes to: nothing has two forms, and nothing is
 /// lost on the way.
-fn one_form<T: Wire + PartialEq + Debug>(bytes: &[u8]) -> Option<T> {
+fn one_form<T: Wire + Debug>(bytes: &[u8]) -> Option<T> {
     let value = T::from_bytes(Bytes::copy_from_slice(bytes)).ok()?;
     assert_eq!(value.to_bytes(), bytes, "{value:?} has another form");
     Some(value)
@@ -45,6 +48,18 @@ pub fn log_values(bytes: &[u8]) {
         3 => drop(one_form::<SnapshotMeta>(bytes)),
         4 => drop(one_form::<MemberRecord>(bytes)),
         _ => {}
+    }
+}
+
+/// A frame from another member: decoded, and asked what the transport asks of it.
+pub fn peer_frame(bytes: &[u8]) {
+    let Ok(frame) = PeerFrame::from_bytes(Bytes::copy_from_slice(bytes)) else { return };
+    // Not one form as above: a snapshot's lists of members are put in order on their way through.
+    let _: Option<PeerFrame> = one_form(&frame.to_bytes());
+    let _ = frame.urgent();
+    if let PeerFrame::Raft(message) = frame {
+        let _ = (message.from(), message.to(), message.term(), message.kind(), message.entry_count());
+        let _ = (message.is_heartbeat(), message.is_snapshot(), message.snapshot_meta());
     }
 }
 
@@ -99,6 +114,18 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         data: Bytes::from_static(b"data"),
         context: Bytes::from_static(b"context"),
     };
+    for kind in 1..=10 {
+        let entries = if kind == 1 { vec![entry.clone()] } else { vec![] };
+        let snapshot = (kind == 9).then(|| SnapshotMeta { index: 9, term: 3, conf: conf.clone() });
+        seeds.push(("peer_frame", raft_message(kind, &entries, snapshot)));
+    }
+    let forward = PeerFrame::Forward { term: 3, proposals: vec![] };
+    let others = [
+        forward,
+        PeerFrame::Declined { requests: vec![], why: Error::NotDone(NotDone::NoLeader) },
+        PeerFrame::Transfer { to: None },
+    ];
+    seeds.extend(others.map(|frame| ("peer_frame", frame.to_bytes().to_vec())));
     let values = [
         entry.to_bytes(),
         HardState { term: 3, vote: NodeId(2), commit: 8 }.to_bytes(),
@@ -110,6 +137,20 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         seeds.push(("log_values", [&[kind as u8][..], &value].concat()));
     }
     seeds
+}
+
+/// A frame with one of raft's own messages, by hand: outside of the core nobody can make one.
+fn raft_message(kind: u8, entries: &[Entry], snapshot: Option<SnapshotMeta>) -> Vec<u8> {
+    let mut bytes = vec![1, kind];
+    // From, to, term, index, log term, commit, commit term, reject hint.
+    for number in [1u64, 2, 3, 8, 3, 7, 0, 0] {
+        bytes.extend(number.to_le_bytes());
+    }
+    bytes.extend(false.to_bytes());
+    bytes.extend(Bytes::from_static(b"context").to_bytes());
+    bytes.extend(entries.to_vec().to_bytes());
+    bytes.extend(snapshot.to_bytes());
+    bytes
 }
 
 fn lists() -> Vec<Vec<u8>> {

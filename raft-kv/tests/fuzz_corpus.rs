@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use raft_kv::codec::Wire;
+use raft_kv::machine::Proposal;
+use raft_kv::node::wire::PeerFrame;
+
 /// Inputs longer than this are replayed as they are only.
 const MUTATED_UP_TO: usize = 4096;
 
@@ -56,8 +60,12 @@ fn every_input_met_so_far_keeps_the_properties() {
 
 #[test]
 fn the_seeds_reach_beyond_the_decoder() {
-    for (name, bytes) in targets::seeds().into_iter().filter(|(name, _)| *name == "proposals") {
-        let decoded = <Vec<raft_kv::machine::Proposal> as raft_kv::codec::Wire>::from_bytes(bytes.into());
-        assert!(decoded.is_ok(), "{name}: a seed that is no list of proposals");
+    for (name, bytes) in targets::seeds() {
+        let decoded = match name {
+            "proposals" | "machine" => Vec::<Proposal>::from_bytes(bytes.into()).is_ok(),
+            "peer_frame" => PeerFrame::from_bytes(bytes.into()).is_ok(),
+            _ => true,
+        };
+        assert!(decoded, "{name}: a seed that does not decode");
     }
 }

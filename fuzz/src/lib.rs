@@ -1,0 +1,3 @@
+//! The fuzz targets' bodies as a library.
+
+pub mod targets;

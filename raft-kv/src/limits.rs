@@ -98,6 +98,39 @@ pub const REQUEST_READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a request waits for its answer where the caller names no deadline.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(7);
 
+/// Largest frame of a request, in bytes: a largest request and what surrounds it.
+pub const MAX_REQUEST_FRAME_BYTES: usize = MAX_REQUEST_BYTES + 64 * 1024;
+/// Largest frame of an answer, in bytes: a largest range and what surrounds it.
+pub const MAX_ANSWER_FRAME_BYTES: usize = MAX_RANGE_BYTES + MAX_REQUEST_FRAME_BYTES;
+/// Largest frame of somebody who has not joined yet, in bytes.
+pub const MAX_JOIN_FRAME_BYTES: usize = 32 * 1024;
+/// Largest certificate request that is looked at, in bytes; an honest one has about 250.
+pub const MAX_CSR_BYTES: usize = 8 * 1024;
+/// What is kept of an unverified connection's unread data, in bytes.
+pub const UNVERIFIED_WINDOW_BYTES: u32 = 64 * 1024;
+/// What is kept of a verified connection's unread data, in bytes, over all its streams.
+pub const VERIFIED_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// What is kept of one stream's unread data, in bytes.
+pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Verified connections that wait for the node to take them.
+pub const ACCEPT_QUEUE: usize = 64;
+/// Without a sign of life a connection ends after this.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dialler sends a sign of life this often.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Pause after the first failed dial of a peer; it doubles up to [`MAX_DIAL_PAUSE`].
+pub const MIN_DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause between two dials of a peer.
+pub const MAX_DIAL_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of a snapshot's file under one checksum.
+pub const BULK_CHUNK_BYTES: usize = 256 * 1024;
+/// Largest frame of a snapshot, in bytes: a chunk with its checksum, or the header.
+pub const MAX_BULK_FRAME_BYTES: usize = 1024 * 1024;
+/// Files of one snapshot.
+pub const MAX_BULK_FILES: u32 = 100_000;
+/// A sender of a snapshot that sends nothing for this long is given up.
+pub const BULK_STALL: Duration = Duration::from_secs(30);
+
 /// One tick of raft's clock.
 pub const TICK: Duration = Duration::from_millis(50);
 /// Ticks between heartbeats.
@@ -118,4 +151,9 @@ const _: () = {
     assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
+    assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);
+    assert!(MAX_JOIN_FRAME_BYTES < UNVERIFIED_WINDOW_BYTES as usize);
+    assert!(STREAM_WINDOW_BYTES <= VERIFIED_WINDOW_BYTES);
+    assert!(BULK_CHUNK_BYTES < MAX_BULK_FRAME_BYTES);
+    assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT.as_millis());
 };

@@ -20,20 +20,14 @@ use super::endpoint::{Endpoint, Held};
 use super::frame::{FrameError, FrameReader, write_frames};
 use crate::codec::{Wire, wire_struct};
 use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
-use crate::limits::REQUEST_READ_DEADLINE;
+use crate::limits::{
+    BULK_CHUNK_BYTES, BULK_STALL, MAX_BULK_FILES, MAX_BULK_FRAME_BYTES, REQUEST_READ_DEADLINE,
+};
 use crate::pki::{Identity, Purpose};
 use crate::types::NodeId;
 
-/// Bytes of a file under one checksum.
-const CHUNK_BYTES: usize = 256 * 1024;
-/// Longest frame, in bytes: a chunk with its checksum, or the header.
-const MAX_BULK_FRAME: usize = 1024 * 1024;
-/// Files of one transfer.
-const MAX_FILES: u32 = 100_000;
 /// Longest name of a file, in bytes.
 const MAX_FILE_NAME: usize = 255;
-/// A sender that sends nothing for this long is given up.
-const STALL: Duration = Duration::from_secs(30);
 
 /// Why a transfer failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,7 +96,7 @@ impl Endpoint {
         let files = blocking(move || list(&folder)).await?;
         let held = self.dial(Purpose::Bulk, addr, Some(to)).await?;
         let (mut send, recv) = held.connection.open_bi().await.map_err(|_| lost())?;
-        let mut answers = FrameReader::new(recv, MAX_BULK_FRAME);
+        let mut answers = FrameReader::new(recv, MAX_BULK_FRAME_BYTES);
         let _ = send.set_priority(-1);
         let pace = Pace { since: Instant::now(), rate, sent: 0 };
         let sent = send_all(&mut send, header, files, pace).await;
@@ -184,7 +178,7 @@ async fn send_all(
         write_frames(send, [head.to_bytes()]).await.map_err(|_| lost())?;
         let mut offset = 0;
         while offset < head.len {
-            let len = CHUNK_BYTES.min(usize::try_from(head.len - offset).unwrap_or(usize::MAX));
+            let len = BULK_CHUNK_BYTES.min(usize::try_from(head.len - offset).unwrap_or(usize::MAX));
             let (back, read) = blocking(move || {
                 let mut data = vec![0; len];
                 let read = file.read_exact(&mut data).map(|()| data);
@@ -226,7 +220,7 @@ impl BulkConn {
         let from = self.identity().node;
         let begin = async {
             let (send, recv) = self.0.connection.accept_bi().await.map_err(|_| lost())?;
-            let mut frames = FrameReader::new(recv, MAX_BULK_FRAME);
+            let mut frames = FrameReader::new(recv, MAX_BULK_FRAME_BYTES);
             let head: Head = read(&mut frames).await?;
             Ok::<_, BulkError>((send, frames, head))
         };
@@ -297,7 +291,7 @@ impl BulkIncoming {
     }
 
     async fn receive(&mut self, dir: &Path, max_bytes: u64) -> Result<(), BulkError> {
-        if self.bytes > max_bytes || self.files > MAX_FILES {
+        if self.bytes > max_bytes || self.files > MAX_BULK_FILES {
             let why = format!("{} bytes in {} files are more than fit here", self.bytes, self.files);
             return Err(Refusal::invalid("snapshot", why).into());
         }
@@ -357,7 +351,7 @@ impl BulkIncoming {
 
 async fn next(frames: &mut FrameReader) -> Result<Bytes, BulkError> {
     let late = Error::NotDone(NotDone::Deadline);
-    match tokio::time::timeout(STALL, frames.next()).await.map_err(|_| late)? {
+    match tokio::time::timeout(BULK_STALL, frames.next()).await.map_err(|_| late)? {
         Ok(Some(frame)) => Ok(frame),
         Ok(None) | Err(FrameError::Lost(_)) => Err(lost()),
         Err(FrameError::Cut) => Err(malformed("a frame is cut short")),

@@ -12,7 +12,6 @@ use quinn::{ConnectionError, SendStream};
 
 use super::endpoint::{ADMITTED, CLOSE_REFUSED, Endpoint, Held, Registry, dialling, hold};
 use super::frame::{FrameError, FrameReader, write_frames};
-use super::request::{MAX_ANSWER_FRAME, MAX_REQUEST_FRAME};
 use super::tls::{DialVerifier, Expect, VerifiedPeer, alert_refusal, client_config};
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, Unknown};
@@ -255,8 +254,8 @@ impl Dialer {
     /// [`Error::NotDone`] if the request was not sent whole, [`Error::Refused`] if it is too large
     /// or the connection was ended with a refusal.
     pub async fn open_stream(&self, request: Bytes) -> Result<ResponseStream, Error> {
-        if request.len() > MAX_REQUEST_FRAME {
-            let (len, max) = (request.len() as u64, MAX_REQUEST_FRAME as u64);
+        if request.len() > limits::MAX_REQUEST_FRAME_BYTES {
+            let (len, max) = (request.len() as u64, limits::MAX_REQUEST_FRAME_BYTES as u64);
             return Err(Refusal::RequestTooLarge { len, max }.into());
         }
         let not_sent = |error: &ConnectionError| match refusal_in(error) {
@@ -264,7 +263,7 @@ impl Dialer {
             None => unreachable(format!("the connection broke before the request was sent ({error})")),
         };
         let (send, recv) = self.held.connection.open_bi().await.map_err(|error| not_sent(&error))?;
-        let recv = FrameReader::new(recv, MAX_ANSWER_FRAME);
+        let recv = FrameReader::new(recv, limits::MAX_ANSWER_FRAME_BYTES);
         let mut stream = ResponseStream { send, recv, _held: self.held.clone() };
         // A frame cut short is never acted on, so a failure here means that nothing was done.
         match write_frames(&mut stream.send, [request]).await {

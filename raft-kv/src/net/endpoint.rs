@@ -30,19 +30,6 @@ pub(super) const CLOSE_REFUSED: u32 = 1;
 /// What a listener sends on the first stream once a dialler is let in.
 pub(super) const ADMITTED: u8 = 1;
 
-/// Without a sign of life a connection ends after this.
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A dialler sends a sign of life this often.
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// What is kept of an unverified connection's unread data, in bytes.
-const UNVERIFIED_WINDOW: u32 = 64 * 1024;
-/// What is kept of a verified connection's unread data, in bytes, over all its streams.
-const VERIFIED_WINDOW: u32 = 16 * 1024 * 1024;
-/// What is kept of one stream's unread data, in bytes.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-/// Verified connections that wait for the node to take them.
-const ACCEPT_QUEUE: usize = 64;
-
 /// A verified connection that somebody opened to this node.
 #[derive(Debug)]
 pub enum Accepted {
@@ -155,8 +142,8 @@ impl Endpoint {
         let mut server = tls::server_config(live.clone());
         server.transport_config(Arc::new(listening()));
         server.max_incoming(limits::MAX_HANDSHAKES);
-        server.incoming_buffer_size(u64::from(UNVERIFIED_WINDOW));
-        server.incoming_buffer_size_total(u64::from(UNVERIFIED_WINDOW) * 64);
+        server.incoming_buffer_size(u64::from(limits::UNVERIFIED_WINDOW_BYTES));
+        server.incoming_buffer_size_total(u64::from(limits::UNVERIFIED_WINDOW_BYTES) * 64);
         let runtime = Arc::new(quinn::TokioRuntime);
         let open = |socket| quinn::Endpoint::new(after_restart(&live), Some(server), socket, runtime);
         let quinn = std::net::UdpSocket::bind(listen).and_then(open).map_err(|error| {
@@ -172,7 +159,7 @@ impl Endpoint {
             };
             Refusal::invalid(format!("listen address {listen}"), why)
         })?;
-        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
+        let (sender, accepted) = mpsc::channel(limits::ACCEPT_QUEUE);
         let registry = Arc::new(Mutex::new(Registry::default()));
         let listener = Listener {
             live: live.clone(),
@@ -272,11 +259,11 @@ impl quinn::ConnectionIdGenerator for RandomIds {
 
 fn transport() -> TransportConfig {
     let mut transport = TransportConfig::default();
-    let idle = IdleTimeout::try_from(IDLE_TIMEOUT).expect("a few seconds fit");
+    let idle = IdleTimeout::try_from(limits::IDLE_TIMEOUT).expect("a few seconds fit");
     transport
         .max_idle_timeout(Some(idle))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
-        .send_window(u64::from(VERIFIED_WINDOW))
+        .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
+        .send_window(u64::from(limits::VERIFIED_WINDOW_BYTES))
         .datagram_receive_buffer_size(None)
         .max_concurrent_bidi_streams(VarInt::from_u32(0));
     transport
@@ -287,7 +274,7 @@ fn listening() -> TransportConfig {
     let mut transport = transport();
     transport
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .receive_window(VarInt::from_u32(UNVERIFIED_WINDOW));
+        .receive_window(VarInt::from_u32(limits::UNVERIFIED_WINDOW_BYTES));
     transport
 }
 
@@ -296,8 +283,8 @@ pub(super) fn dialling() -> TransportConfig {
     let mut transport = transport();
     transport
         .max_concurrent_uni_streams(VarInt::from_u32(1))
-        .receive_window(VarInt::from_u32(VERIFIED_WINDOW))
-        .keep_alive_interval(Some(KEEP_ALIVE));
+        .receive_window(VarInt::from_u32(limits::VERIFIED_WINDOW_BYTES))
+        .keep_alive_interval(Some(limits::KEEP_ALIVE));
     transport
 }
 
@@ -374,10 +361,10 @@ impl Listener {
 
 fn open_limits(connection: &quinn::Connection, purpose: Purpose) {
     let (uni, bi, window) = match purpose {
-        Purpose::Peer => (2, 0, VERIFIED_WINDOW),
-        Purpose::Bulk => (0, 1, VERIFIED_WINDOW),
-        Purpose::Client => (0, limits::MAX_STREAMS_PER_CONNECTION, VERIFIED_WINDOW),
-        Purpose::Join => (0, 1, UNVERIFIED_WINDOW),
+        Purpose::Peer => (2, 0, limits::VERIFIED_WINDOW_BYTES),
+        Purpose::Bulk => (0, 1, limits::VERIFIED_WINDOW_BYTES),
+        Purpose::Client => (0, limits::MAX_STREAMS_PER_CONNECTION, limits::VERIFIED_WINDOW_BYTES),
+        Purpose::Join => (0, 1, limits::UNVERIFIED_WINDOW_BYTES),
     };
     connection.set_receive_window(VarInt::from_u32(window));
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(uni));

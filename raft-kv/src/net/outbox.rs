@@ -18,8 +18,6 @@ pub enum Priority {
 }
 
 impl Priority {
-    pub(super) const ALL: [Self; 2] = [Self::Urgent, Self::Append];
-
     /// Bytes that may wait in this lane.
     fn max_bytes(self) -> usize {
         match self {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,14 +18,9 @@ use super::frame::{FrameError, FrameReader, write_frames};
 use super::outbox::Outbox;
 pub use super::outbox::Priority;
 use crate::error::Refusal;
-use crate::limits::MAX_FRAME_BYTES;
+use crate::limits::{MAX_DIAL_PAUSE, MAX_FRAME_BYTES, MIN_DIAL_PAUSE};
 use crate::pki::{Identity, Purpose};
 use crate::types::NodeId;
-
-/// Pause after the first failed dial; it doubles up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause between two dials.
-const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a node learns from its peers' connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -228,7 +222,7 @@ struct Outgoing {
 }
 
 async fn keep_link(link: Outgoing) {
-    let mut pause = MIN_PAUSE;
+    let mut pause = MIN_DIAL_PAUSE;
     loop {
         match link.endpoint.dial(Purpose::Peer, &link.addr, Some(link.node)).await {
             Ok(held) => {
@@ -245,8 +239,8 @@ async fn keep_link(link: Outgoing) {
                 if link.events.send(PeerEvent::Disconnected(link.node)).await.is_err() {
                     return;
                 }
-                if since.elapsed() > MAX_PAUSE {
-                    pause = MIN_PAUSE;
+                if since.elapsed() > MAX_DIAL_PAUSE {
+                    pause = MIN_DIAL_PAUSE;
                 }
             }
             Err(error) => tracing::debug!(peer = %link.node, %error, "a peer can't be reached"),
@@ -254,7 +248,7 @@ async fn keep_link(link: Outgoing) {
         // Members that lost each other at one moment shall not dial in step.
         let jitter = pause.mul_f64(rand::rng().random_range(0.5..1.0));
         let _ = tokio::time::timeout(jitter, link.awake.notified()).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        pause = (pause * 2).min(MAX_DIAL_PAUSE);
     }
 }
 

@@ -9,15 +9,8 @@ use quinn::SendStream;
 use super::endpoint::Held;
 use super::frame::{FrameError, FrameReader, write_frames};
 use crate::error::{Error, NotDone, Refusal, Unknown};
-use crate::limits::{MAX_RANGE_BYTES, MAX_REQUEST_BYTES, REQUEST_READ_DEADLINE};
+use crate::limits::{MAX_JOIN_FRAME_BYTES, MAX_REQUEST_FRAME_BYTES, REQUEST_READ_DEADLINE};
 use crate::pki::Identity;
-
-/// Largest frame of a request, in bytes: a largest request and what surrounds it.
-pub(super) const MAX_REQUEST_FRAME: usize = MAX_REQUEST_BYTES + 64 * 1024;
-/// Largest frame of an answer, in bytes: a largest range and what surrounds it.
-pub(super) const MAX_ANSWER_FRAME: usize = MAX_RANGE_BYTES + MAX_REQUEST_FRAME;
-/// Largest frame of somebody who has not joined yet, in bytes.
-const MAX_JOIN_FRAME: usize = 32 * 1024;
 
 /// A client's connection, or that of a member that forwards its clients' requests.
 #[derive(Debug)]
@@ -41,7 +34,7 @@ impl ClientConn {
     /// The next request; `None` when the connection has ended. It lives as long as this value or
     /// one of its streams does.
     pub async fn next_stream(&self) -> Option<RequestStream> {
-        next_stream(&self.0, MAX_REQUEST_FRAME).await
+        next_stream(&self.0, MAX_REQUEST_FRAME_BYTES).await
     }
 
     /// Ends it and says why to the other end.
@@ -67,7 +60,7 @@ impl JoinConn {
     /// The next request; `None` when the connection has ended.
     pub async fn next_stream(&self) -> Option<RequestStream> {
         // Who knocks without a certificate may not keep the door open either.
-        let next = next_stream(&self.0, MAX_JOIN_FRAME);
+        let next = next_stream(&self.0, MAX_JOIN_FRAME_BYTES);
         tokio::time::timeout(REQUEST_READ_DEADLINE, next).await.ok()?
     }
 

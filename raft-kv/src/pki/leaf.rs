@@ -14,12 +14,11 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 use super::{BACK_DATE, RootKey, TLS_NAME, moment};
 use crate::error::Refusal;
+use crate::limits::MAX_CSR_BYTES;
 use crate::types::{ClusterId, NodeId, Role};
 
 /// How long a leaf is valid unless its issuer is told otherwise.
 pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Largest certificate request that is looked at, in bytes; an honest one has about 250.
-pub const MAX_REQUEST_DER: usize = 8 * 1024;
 /// P-256, as a request's public key must name it: the whole prefix of its DER form.
 const P256_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
@@ -95,7 +94,7 @@ fn bad(why: &str) -> Refusal {
 /// [`Refusal::BadCertificate`] for a request that is too large, unreadable, not signed by its own
 /// key, or of another kind of key than P-256.
 pub fn request_key(csr_der: &[u8]) -> Result<Vec<u8>, Refusal> {
-    if csr_der.len() > MAX_REQUEST_DER {
+    if csr_der.len() > MAX_CSR_BYTES {
         return Err(bad("the certificate request is too large"));
     }
     let (rest, request) = X509CertificationRequest::from_der(csr_der)

@@ -12,7 +12,7 @@ mod token;
 mod verify;
 
 pub use identity::{Credentials, Identity, PemFiles};
-pub use leaf::{LEAF_VALIDITY, MAX_REQUEST_DER, NodeKey, Subject, issue, request_key, validity_of};
+pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, issue, request_key, validity_of};
 pub use root::{RootDigest, RootKey};
 pub use token::{JoinToken, Secret};
 pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};

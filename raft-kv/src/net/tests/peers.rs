@@ -142,7 +142,7 @@ fn a_killed_peer_is_noticed_as_soon_as_it_is_back() {
         let _two = member(endpoint, 16);
         one.until(PeerEvent::Disconnected(NodeId(2))).await;
         one.until(PeerEvent::Connected(NodeId(2))).await;
-        assert!(since.elapsed() < super::super::endpoint::IDLE_TIMEOUT / 2, "{:?}", since.elapsed());
+        assert!(since.elapsed() < limits::IDLE_TIMEOUT / 2, "{:?}", since.elapsed());
     });
 }
 

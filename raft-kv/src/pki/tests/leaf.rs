@@ -116,7 +116,7 @@ fn requests_that_prove_nothing_are_refused() {
     let good = NodeKey::generate().request();
     assert!(request_key(b"").is_err());
     assert!(request_key(&[good.clone(), vec![0]].concat()).is_err());
-    assert!(request_key(&vec![0x30; MAX_REQUEST_DER + 1]).is_err());
+    assert!(request_key(&vec![0x30; MAX_CSR_BYTES + 1]).is_err());
     let (_, huge) = hostile(|params| {
         for n in 0..2000 {
             params.subject_alt_names.push(SanType::DnsName(format!("h{n}").try_into().unwrap()));

@@ -142,8 +142,9 @@ impl Node {
             );
             return Err(StartError::DataDir { dir: dir.path().display().to_string(), why });
         }
-        let trust = LiveTrust::new(credentials)?;
-        let (parts, node) = open_parts(&dir, node, &tuning, &trust).await?;
+        let (parts, node) = open_parts(&dir, node, &tuning, credentials).await?;
+        // Rejoining under a new id brings new ones.
+        let trust = LiveTrust::new(load_credentials(&dir)?)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
         let refusing = state.clone();
@@ -393,7 +394,7 @@ async fn open_parts(
     dir: &DataDir,
     node: Remembered,
     tuning: &Tuning,
-    trust: &LiveTrust,
+    credentials: Credentials,
 ) -> Result<(Parts, Remembered), StartError> {
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
@@ -409,7 +410,7 @@ async fn open_parts(
             );
             let members = state.view(machine::read::members).unwrap_or_default();
             drop(state);
-            return Box::pin(rejoin(dir, node, members, tuning, trust)).await;
+            return Box::pin(rejoin(dir, node, members, tuning, credentials)).await;
         }
     };
     let identity = Identity { me: node.node, boot: random(), seed: random() };
@@ -422,7 +423,7 @@ async fn rejoin(
     node: Remembered,
     members: Vec<Member>,
     tuning: &Tuning,
-    trust: &LiveTrust,
+    credentials: Credentials,
 ) -> Result<(Parts, Remembered), StartError> {
     let mut endpoints: Vec<String> = members.into_iter().map(|member| member.record.addr).collect();
     endpoints.extend(node.members.iter().map(|(_, addr)| addr.clone()));
@@ -434,7 +435,7 @@ async fn rejoin(
         name: node.name.clone(),
         addr: node.advertise_addr.clone(),
     };
-    let handle = Handle::connect(&endpoints, trust.credentials()).await?.with_patience(JOIN_PATIENCE);
+    let handle = Handle::connect(&endpoints, credentials).await?.with_patience(JOIN_PATIENCE);
     let joined = match handle.call(call).await? {
         (_, Reply::Joined(joined)) => joined,
         (_, other) => {
@@ -443,9 +444,9 @@ async fn rejoin(
     };
     dir.clear()?;
     let remembered = take_in(dir, tuning, &key, joined, node.name, node.listen_addr, node.advertise_addr)?;
-    trust.replace(load_credentials(dir)?)?;
     tracing::warn!(old = %node.node, new = %remembered.node, "rejoined under a new id; the state comes from the others");
-    open_parts(dir, remembered, tuning, trust).await
+    let credentials = load_credentials(dir)?;
+    open_parts(dir, remembered, tuning, credentials).await
 }
 
 /// How long requests of the node itself may take.

@@ -84,7 +84,7 @@ impl World for Outside {
         let live = self.endpoint.live().clone();
         let why = Refusal::BadCertificate { why: removed_text() };
         self.endpoint
-            .close_where(|info| info.identity.is_some_and(|identity| live.refuses(identity.node)), &why);
+            .close_where(|info| info.peer.as_ref().is_some_and(|peer| live.refuses(peer.identity().node)), &why);
         if !known {
             if let Some(local) = self.local() {
                 local.shell.fail(Error::Stopped(removed_text()));

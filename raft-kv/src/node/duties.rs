@@ -327,8 +327,10 @@ impl<L: LogView> Replica<L> {
         }
         let cut = keep_from.max(meta.index.saturating_sub(KEEP_AT_MOST));
         if cut >= self.core.log().first_index() {
-            let conf = meta.conf.clone();
-            self.step(now, raft::Input::Cut(SnapshotMeta { index: cut, term: 0, conf }), out)?;
+            // The configuration at the cut is the state's matter; the log keeps the newest known.
+            let term = self.core.log().term(cut)?.expect("a flushed entry that is not cut is in the log");
+            let boundary = SnapshotMeta { index: cut, term, conf: meta.conf.clone() };
+            self.step(now, raft::Input::Cut(boundary), out)?;
             out.cut = Some(cut);
         }
         Ok(())

@@ -4,6 +4,7 @@
 mod cluster;
 mod foreign;
 mod log;
+#[cfg(feature = "sim")]
 mod planted;
 mod random;
 mod stories;

@@ -116,6 +116,8 @@ fn run(seed: u64, steps: usize) -> Did {
             cluster.deliver(letter);
         }
     }
+    // A snapshot under way must end one way or the other, as every transfer does.
+    cluster.post.extend(post.into_iter().map(|(_, letter)| letter));
     heal(&mut cluster);
     did.committed = cluster.chosen.len();
     did.reads = cluster.reads.len();

@@ -106,7 +106,7 @@ impl Local {
                 self.shell.ask(What::Transfer { to }, patience).await?;
                 Ok((self.header_now()?, Reply::Done))
             }
-            Call::Watch(_) | Call::Join(_) => {
+            Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }

@@ -322,13 +322,12 @@ async fn ask_to_join(
         match Answered::from_bytes(answer)
             .map_err(|error| Refusal::Malformed { what: error.to_string() })??
         {
-            (_, Reply::Joined(joined)) => Ok(joined),
+            (_, Reply::Joined(joined)) => Ok::<Joined, Error>(joined),
             (_, other) => Err(Refusal::Malformed { what: format!("a join was answered {other:?}") }.into()),
         }
     };
     let late = |_| Error::Unknown(crate::error::Unknown::Deadline);
-    let joined: Joined = tokio::time::timeout(JOIN_PATIENCE, asked).await.map_err(late)??;
-    Ok(joined)
+    Ok(tokio::time::timeout(JOIN_PATIENCE, asked).await.map_err(late)??)
 }
 
 /// Writes what a joiner was given: credentials, an empty log, and last who it is.

@@ -237,8 +237,9 @@ pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
     let mut leadership = local.shell.leadership();
     loop {
         let led = leadership.wait_for(|leadership| leadership.leader.is_some());
-        match tokio::time::timeout(LEADERLESS, led).await {
-            Ok(Ok(_)) => {
+        let led = tokio::time::timeout(LEADERLESS, led).await.map(|led| led.map(drop));
+        match led {
+            Ok(Ok(())) => {
                 let pause = LEADERLESS + Duration::from_millis(rand::rng().random_range(0..500));
                 tokio::time::sleep(pause).await;
                 continue;

@@ -108,7 +108,7 @@ impl Feed {
             return Ok(());
         }
         let (report, changes) = self.applier.entries(entries)?;
-        self.watches.publish(changes, report.revision);
+        self.watches.publish(changes);
         // A loop that has ended needs no report.
         let _ = self.back.send(ToDecide::Applied(report));
         Ok(())

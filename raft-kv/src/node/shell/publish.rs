@@ -13,7 +13,7 @@ use crate::limits;
 use crate::machine::{self, Store};
 use crate::storage::state::State;
 use crate::types::{Change, Revision, WatchBatch, WatchRequest};
-use crate::watch::{Hub, HubOptions, Poll, WatcherId};
+use crate::watch::{Compacted, Hub, HubOptions, Poll, WatcherId};
 
 struct Inner {
     hub: Hub,
@@ -31,7 +31,7 @@ impl Watches {
         Self { inner: Mutex::new(Inner { hub, bells: HashMap::new() }) }
     }
 
-    pub(super) fn publish(&self, changes: Vec<Change>, _head: Revision) {
+    pub(super) fn publish(&self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
         }
@@ -106,7 +106,16 @@ impl Subscription {
                     };
                     let history =
                         self.state.view(read).map_err(|failed| Error::Stopped(failed.to_string()))?;
-                    if let Some(batch) = self.watches.inner.lock().hub.supply(self.id, history, to) {
+                    // Every revision has its record, so the last one read says how far it went.
+                    let (history, read_to) = match history {
+                        Ok(changes) => {
+                            let read_to = changes.last().map_or(to, |change| change.revision);
+                            (Ok(changes), read_to)
+                        }
+                        Err(Refusal::Compacted { compacted, .. }) => (Err(Compacted(compacted)), to),
+                        Err(refusal) => return Err(refusal.into()),
+                    };
+                    if let Some(batch) = self.watches.inner.lock().hub.supply(self.id, history, read_to) {
                         return Ok(Some(batch));
                     }
                 }

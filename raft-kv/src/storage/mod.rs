@@ -1,3 +1,9 @@
 //! The disk: the raft log, the state on RocksDB, checkpoints.
 
+#[cfg(feature = "node")]
+pub mod checkpoint;
 pub mod files;
+#[cfg(feature = "node")]
+pub mod rocks;
+#[cfg(feature = "node")]
+pub mod state;

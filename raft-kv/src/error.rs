@@ -49,10 +49,13 @@ pub enum NotDone {
     /// No endpoint could be reached.
     #[error("{0}")]
     Unreachable(String),
+    /// The member has just joined.
+    #[error("this member has just joined and has no state yet; try again in a second, or ask another")]
+    NoState,
 }
 wire_enum!(NotDone {
     1 => NoLeader, 2 => NotLeader, 3 => Busy, 4 => ShuttingDown, 5 => Deadline, 6 => ChangeUnderWay,
-    7 => Unreachable(why),
+    7 => Unreachable(why), 8 => NoState,
 });
 
 /// Why an outcome is not known.

@@ -8,9 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use raft_kv::client::{Config, Handle, Node, Overrides, Tuning};
-use raft_kv::types::{
-    KeyRange, MemberRole, PutRequest, RangeRequest, Role, WatchBatch, WatchRequest,
-};
+use raft_kv::types::{KeyRange, MemberRole, PutRequest, RangeRequest, Role, WatchBatch, WatchRequest};
 
 fn free_addr() -> SocketAddr {
     UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
@@ -56,6 +54,11 @@ async fn value(handle: &Handle, key: &str) -> Option<String> {
 }
 
 async fn cluster(dir: &Path, names: &[&str]) -> Vec<Node> {
+    // RUST_LOG=debug shows what a failing run did.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let first = Node::init(config(dir, names[0])).await.unwrap();
     let token = first.handle().join_token(Role::Manager).await.unwrap();
     let mut nodes = vec![first];
@@ -86,7 +89,9 @@ async fn a_cluster_by_token_serves_from_every_member() {
         .unwrap();
     let mut seen = Vec::new();
     while seen.len() < 3 {
-        let Some(WatchBatch::Changes(changes)) = watch.next().await.unwrap() else { panic!("events expected") };
+        let Some(WatchBatch::Changes(changes)) = watch.next().await.unwrap() else {
+            panic!("events expected")
+        };
         seen.extend(changes.iter().map(|change| change.revision));
     }
     assert_eq!(seen, [2, 3, 4]);
@@ -116,8 +121,10 @@ async fn a_clean_stop_of_the_leader_loses_no_write_and_a_restart_catches_up() {
     let (failed, longest) = writer.await.unwrap();
     assert_eq!(failed, 0, "no write fails when the leader stops cleanly (longest {longest:?})");
     let back = Node::open(&dir.path().join("a"), Overrides::default(), tuning()).await.unwrap();
-    eventually("it is back", || async { (value(&back.handle(), "w199").await.is_some()).then_some(()) }).await;
-    let request = RangeRequest { range: KeyRange::prefix("w"), serializable: true, ..RangeRequest::default() };
+    eventually("it is back", || async { (value(&back.handle(), "w199").await.is_some()).then_some(()) })
+        .await;
+    let request =
+        RangeRequest { range: KeyRange::prefix("w"), serializable: true, ..RangeRequest::default() };
     assert_eq!(back.handle().range(request).await.unwrap().1.count, 200);
     back.shutdown().await.unwrap();
 }

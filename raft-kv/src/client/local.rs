@@ -11,7 +11,7 @@ use super::api::{Answered, Call, Info, Reply};
 use super::watch::Watch;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::machine::command::Command;
-use crate::machine::{self, Read, Store};
+use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
@@ -26,7 +26,7 @@ const WATCH_PROGRESS: Duration = Duration::from_secs(600);
 
 /// The node in this process, as its callers see it.
 pub(super) struct Local {
-    pub(super) shell: Shell,
+    pub(super) shell: Arc<Shell>,
     pub(super) cluster: ClusterId,
     pub(super) me: NodeId,
     pub(super) name: String,
@@ -39,10 +39,6 @@ pub(super) fn token_id(role: Role) -> String {
     format!("default-{role}")
 }
 
-fn failed(error: StorageFailed) -> Error {
-    Error::Stopped(error.to_string())
-}
-
 impl Local {
     fn header(&self, revision: Revision) -> Header {
         let term = self.shell.leadership().borrow().term;
@@ -50,7 +46,7 @@ impl Local {
     }
 
     fn read<R>(&self, read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>) -> Result<R, Error> {
-        self.shell.read(read).map_err(failed)
+        self.shell.read(read)
     }
 
     fn header_now(&self) -> Result<Header, Error> {
@@ -118,9 +114,9 @@ impl Local {
             self.barrier(patience).await?;
         }
         let large = !request.range.is_single() && (request.limit == 0 || request.limit > 100);
-        let state = self.shell.state().clone();
-        let read = move || state.view(|view| machine::read::range(view, &request));
-        let (revision, response) = run(large, read).await.map_err(failed)??;
+        let shell = self.shell.clone();
+        let read = move || shell.read(|view| machine::read::range(view, &request));
+        let (revision, response) = run(large, read).await??;
         Ok((self.header(revision), Reply::Range(response)))
     }
 
@@ -133,9 +129,9 @@ impl Local {
         if !request.success.iter().chain(&request.failure).all(serializable) {
             self.barrier(patience).await?;
         }
-        let state = self.shell.state().clone();
-        let read = move || state.view(|view| machine::read::txn_read_only(view, &request));
-        let (revision, response) = run(true, read).await.map_err(failed)??;
+        let shell = self.shell.clone();
+        let read = move || shell.read(|view| machine::read::txn_read_only(view, &request));
+        let (revision, response) = run(true, read).await??;
         Ok((self.header(revision), Reply::Txn(response)))
     }
 

@@ -153,7 +153,7 @@ impl Node {
         let peers = PeerNet::new(endpoint.clone(), events);
         peers.set_peers(node.members.clone());
         let outside = Arc::new(Outside::new(endpoint.clone(), peers.clone(), node.node));
-        let shell = Shell::start(parts, outside.clone())?;
+        let shell = Arc::new(Shell::start(parts, outside.clone())?);
         let local = Arc::new(Local {
             shell,
             cluster: node.cluster,

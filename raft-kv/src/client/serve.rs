@@ -213,8 +213,7 @@ async fn admit_member(
     check_name(&name)?;
     check_addr(&addr)?;
     crate::pki::request_key(request)?;
-    let members =
-        local.shell.read(machine::read::members).map_err(|failed| Error::Stopped(failed.to_string()))?;
+    let members = local.shell.read(machine::read::members)?;
     // A join that was cut short leaves a learner of the same name and address that never came.
     let abandoned = members.iter().find(|member| {
         member.role == MemberRole::Learner && member.record.name == name && member.record.addr == addr

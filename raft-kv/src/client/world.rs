@@ -83,8 +83,10 @@ impl World for Outside {
         self.peers.set_peers(addresses.into_iter().collect());
         let live = self.endpoint.live().clone();
         let why = Refusal::BadCertificate { why: removed_text() };
-        self.endpoint
-            .close_where(|info| info.peer.as_ref().is_some_and(|peer| live.refuses(peer.identity().node)), &why);
+        self.endpoint.close_where(
+            |info| info.peer.as_ref().is_some_and(|peer| live.refuses(peer.identity().node)),
+            &why,
+        );
         if !known {
             if let Some(local) = self.local() {
                 local.shell.fail(Error::Stopped(removed_text()));

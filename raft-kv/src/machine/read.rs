@@ -112,6 +112,11 @@ pub fn tokens(view: &dyn Read) -> Result<Vec<(String, TokenRecord)>, StorageFail
     trust::tokens(view)
 }
 
+/// Whether there is a state at all: a member that has just joined waits for its first.
+pub fn holds_state(view: &dyn Read) -> Result<bool, StorageFailed> {
+    Ok(view.get(super::store::Table::Meta, meta::FORMAT)?.is_some())
+}
+
 /// The last applied entry and the configuration there.
 pub fn applied(view: &dyn Read) -> Result<SnapshotMeta, StorageFailed> {
     load_meta(view, meta::APPLIED)

@@ -121,6 +121,11 @@ impl<S: Store> Applier<S> {
         self.whole_state(true)
     }
 
+    /// The oldest revision that can be read; `None` where there is no state yet.
+    pub fn compacted(&self) -> Option<Revision> {
+        self.machine.as_ref().map(Machine::compacted)
+    }
+
     /// Removes a bounded number of versions that compaction gave up; says whether there are more.
     pub fn collect(&mut self) -> Result<bool, StorageFailed> {
         self.machine.as_mut().map_or(Ok(false), Machine::collect)

@@ -13,7 +13,7 @@ use super::publish::Watches;
 use super::snapshots::{Checkpoints, Incoming};
 use super::{ToDecide, drain};
 use crate::error::StorageFailed;
-use crate::machine::{self, Store};
+use crate::machine::Store;
 use crate::node::apply::{Applier, Work};
 use crate::storage::state::State;
 use crate::types::{Committed, Revision, SnapshotMeta};
@@ -137,8 +137,7 @@ impl Feed {
 
     fn collect(&mut self) -> Result<bool, StorageFailed> {
         let more = self.applier.collect()?;
-        if !more {
-            let compacted = self.state.view(machine::read::compacted)?;
+        if let Some(compacted) = self.applier.compacted().filter(|_| !more) {
             self.collected.send_if_modified(|known| std::mem::replace(known, compacted) != compacted);
         }
         Ok(more)

@@ -26,7 +26,7 @@ use super::replica::{Identity, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::limits;
-use crate::machine::{Read, Store};
+use crate::machine::{self, Read, Store};
 use crate::raft::{Leadership, PeerMessage, Status};
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{Log, LogWriter, Stats};
@@ -170,8 +170,14 @@ impl Shell {
     }
 
     /// Reads this member's own state, as it is now.
-    pub fn read<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
-        self.state.view(read)
+    ///
+    /// # Errors
+    /// [`NotDone::NoState`] at a member that has just joined; [`Error::Stopped`] for a failed disk.
+    pub fn read<R>(&self, read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>) -> Result<R, Error> {
+        self.state
+            .view(|view| if machine::read::holds_state(view)? { read(view).map(Some) } else { Ok(None) })
+            .map_err(|failed| Error::Stopped(failed.to_string()))?
+            .ok_or(Error::NotDone(NotDone::NoState))
     }
 
     /// The state's store.

@@ -13,7 +13,7 @@ use crate::bytes_arg::Form;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
 #[derive(Parser, Debug)]
-#[command(name = "raft-kv", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "raft-kv", version, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Answer in JSON, errors too
     #[arg(long, global = true)]
@@ -23,8 +23,15 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 refused, nothing changed; 2 usage; 3 not done, safe to repeat; \
-    4 outcome unknown, look before you repeat; 5 the node stopped or its disk failed; 6 not found";
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused; nothing was changed
+  2  the command line is not understood
+  3  not done; safe to repeat after a pause
+  4  outcome unknown; look before you repeat
+  5  the node stopped, or its disk failed
+  6  a key, lease or member that does not exist";
 
 /// The commands.
 #[derive(Subcommand, Debug)]

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use raft_kv::client::{Credentials, Handle, address_of};
+use raft_kv::client::{Handle, member_at};
+use raft_kv::net::read_credentials;
 
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
@@ -31,12 +32,13 @@ enum Identity {
 pub async fn connect(args: &ConnectArgs) -> Result<Handle, Failure> {
     let Plan { mut endpoints, identity } = plan(args, |name| std::env::var_os(name))?;
     let credentials = match &identity {
-        Identity::Files { cacert, cert, key } => Credentials::load(cacert, cert, key)?,
+        Identity::Files { cacert, cert, key } => read_credentials(cacert, cert, key)?,
         Identity::Member(data_dir) => {
+            let (address, credentials) = member_at(data_dir)?;
             if endpoints.is_empty() {
-                endpoints.push(address_of(data_dir)?);
+                endpoints.push(address);
             }
-            Credentials::of_node(data_dir)?
+            credentials
         }
     };
     Ok(Handle::connect(&endpoints, credentials).await?)

@@ -46,13 +46,6 @@ impl Kind {
             Self::NotFound => "not_found",
         }
     }
-
-    fn of_exit_code(code: u8) -> Self {
-        [Self::Usage, Self::NotDone, Self::Unknown, Self::Stopped, Self::NotFound]
-            .into_iter()
-            .find(|kind| kind.exit_code() == code)
-            .unwrap_or(Self::Refused)
-    }
 }
 
 /// Why a command ended without doing what it was asked.
@@ -127,7 +120,13 @@ impl From<StorageFailed> for Failure {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        Self::new(Kind::of_exit_code(error.exit_code()), error.to_string())
+        match error {
+            StartError::Refused(refusal) => refusal.into(),
+            StartError::Storage(failed) => failed.into(),
+            StartError::Cluster(error) => error.into(),
+            // Nothing was changed: another directory or another command is the way out.
+            wrong @ StartError::DataDir { .. } => Self::new(Kind::Refused, format!("refused: {wrong}")),
+        }
     }
 }
 
@@ -184,10 +183,20 @@ mod tests {
     }
 
     #[test]
-    fn a_code_and_its_kind_name_each_other() {
-        for code in 1..=6 {
-            assert_eq!(Kind::of_exit_code(code).exit_code(), code);
+    fn what_keeps_a_member_from_starting_is_told_apart() {
+        let storage = StorageFailed { file: "f".into(), why: "w".into(), next: "n".into() };
+        check(
+            StartError::DataDir { dir: "d".into(), why: "another process uses it".into() }.into(),
+            1,
+            "raft-kv: refused: data directory d: another process uses it",
+            r#"{"error":{"kind":"refused","message":"refused: data directory d: another process uses it","retry":false}}"#,
+        );
+        for (error, code) in [
+            (StartError::Refused(Refusal::BadToken { why: "w".into() }), 1),
+            (StartError::Storage(storage), 5),
+            (StartError::Cluster(Error::NotDone(NotDone::NoLeader)), 3),
+        ] {
+            assert_eq!(Failure::from(error).kind.exit_code(), code);
         }
-        assert_eq!(Kind::of_exit_code(77), Kind::Refused);
     }
 }

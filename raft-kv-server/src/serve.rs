@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use raft_kv::client::{Config, Node, Overrides, Tuning};
+use raft_kv::limits::MAX_NAME_BYTES;
 use raft_kv::types::Role;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -147,9 +148,14 @@ pub fn join_command(token: &str, place: Option<(&str, &str)>, endpoints: &[Strin
 
 /// The machine's name as a member's name, or `member` where it has none.
 fn machine_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "member".to_owned() } else { name.to_owned() }
+    member_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default())
+}
+
+/// `hostname` with what a member's name can't have replaced.
+fn member_name(hostname: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = hostname.trim().chars().take(MAX_NAME_BYTES).map(fit).collect();
+    if name.is_empty() { "member".to_owned() } else { name }
 }
 
 /// SIGINT and SIGTERM, watched from before the start so that none is missed.
@@ -206,7 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_has_a_name() {
-        assert!(!machine_name().is_empty());
+    fn a_hostname_becomes_a_member_name() {
+        for (hostname, expect) in
+            [("node-1.example\n", "node-1.example"), ("", "member"), ("n\u{e4}me 1", "n-me-1")]
+        {
+            assert_eq!(member_name(hostname), expect);
+        }
+        assert_eq!(member_name(&"h".repeat(1000)).len(), MAX_NAME_BYTES);
     }
 }

@@ -71,10 +71,11 @@ async fn add(handle: &Handle, name: &str, addr: &str, output: &mut Output) -> Re
 /// Whether a member of that name and address could join now.
 fn check_free(members: &[Member], name: &str, addr: &str) -> Result<(), Refusal> {
     let invalid = |field: &str, why: String| Err(Refusal::Invalid { field: field.into(), why });
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(fit) {
         return invalid(
             "the name",
-            format!("it must have 1 to {MAX_NAME_BYTES} bytes, none of them a control character"),
+            format!("{name:?}: give 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_` or `.`"),
         );
     }
     if addr.len() > MAX_ADDR_BYTES {

@@ -84,8 +84,8 @@ async fn follow(
 /// The watch taken up again, or `failure` with the revision to go on from where that can't be.
 async fn resume(handle: &Handle, request: &WatchRequest, mut failure: Failure) -> Result<Watch, Failure> {
     let deadline = Instant::now() + PATIENCE;
+    tracing::warn!("the watch broke, going on from revision {}: {failure}", request.start_revision);
     while matches!(failure.kind, Kind::NotDone | Kind::Unknown | Kind::Stopped) && Instant::now() < deadline {
-        tracing::warn!("the watch broke, going on from revision {}: {failure}", request.start_revision);
         tokio::time::sleep(PAUSE).await;
         match handle.watch(request.clone()).await {
             Ok(watch) => return Ok(watch),

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use raft_kv::client::{Handle, member_at};
+use raft_kv::client::{Handle, credentials_of};
 use raft_kv::net::read_credentials;
 
 use crate::args::ConnectArgs;
@@ -34,7 +34,7 @@ pub async fn connect(args: &ConnectArgs) -> Result<Handle, Failure> {
     let credentials = match &identity {
         Identity::Files { cacert, cert, key } => read_credentials(cacert, cert, key)?,
         Identity::Member(data_dir) => {
-            let (address, credentials) = member_at(data_dir)?;
+            let (credentials, address) = credentials_of(data_dir)?;
             if endpoints.is_empty() {
                 endpoints.push(address);
             }

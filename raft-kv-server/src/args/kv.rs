@@ -237,7 +237,8 @@ pub struct TxnCommand {
     pub connect: ConnectArgs,
 }
 
-const TXN_HELP: &str = r#"The transaction, as text (or as JSON, see docs/cli.md):
+/// The form of a transaction, for people.
+pub const TXN_HELP: &str = r#"The transaction, as text (or as JSON, see docs/cli.md):
 
   if
     version jobs/7 = 0               # version, create, mod, value or lease; = != < >

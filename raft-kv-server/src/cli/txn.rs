@@ -144,6 +144,22 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_manual_and_of_the_help_are_read() {
+        let manual = include_str!("../../../docs/cli.md");
+        let (_, section) = manual.split_once("## Transactions").unwrap();
+        let blocks: Vec<&str> = section.split("```").skip(1).step_by(2).collect();
+        let [text, json] = blocks[..] else { panic!("{} examples", blocks.len()) };
+        let text = parse(text.as_bytes()).unwrap();
+        assert_eq!((text.compares.len(), text.success.len(), text.failure.len()), (3, 2, 2));
+        let json = parse(json.trim_start_matches("json").as_bytes()).unwrap();
+        assert_eq!((json.compares.len(), json.success.len(), json.failure.len()), (2, 2, 2));
+
+        let example = crate::args::TXN_HELP.split("\n\n").nth(1).unwrap();
+        let help = parse(example.as_bytes()).unwrap();
+        assert_eq!((help.compares.len(), help.success.len(), help.failure.len()), (2, 2, 1));
+    }
+
+    #[test]
     fn both_forms_are_told_apart_and_bounded() {
         assert!(parse(b" \n{\"success\":[]}").is_ok());
         assert!(parse(b"then").is_ok());

@@ -1,0 +1,334 @@
+//! The command line as types. Everything that can be typed is here; what is done with it is in
+//! `serve` and `cli`. Only forms are checked here: bounds are the cluster's to check, so that
+//! every door refuses alike.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use raft_kv::types::{LeaseId, Revision};
+
+mod kv;
+
+pub use kv::*;
+
+/// A replicated key-value store: run a member of a cluster, or talk to one
+#[derive(Parser, Debug)]
+#[command(name = "raft-kv", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// Answer in JSON, errors too
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused; nothing was changed
+  2  the command line is not understood
+  3  not done; safe to repeat after a pause
+  4  outcome unknown; look before you repeat
+  5  the node stopped, or its disk failed
+  6  a key, lease or member that does not exist";
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Make a new cluster and run its first member
+    Init(InitArgs),
+    /// Join a cluster with a token and run this member
+    Join(JoinArgs),
+    /// Run the member whose data is in a directory
+    Run(RunArgs),
+    /// Show a member and what it knows of the cluster
+    Info(InfoArgs),
+    /// List, add, promote and remove members
+    Member(MemberArgs),
+    /// Print the token that joins a node to the cluster
+    Token(TokenArgs),
+    /// Write a key
+    Put(PutCommand),
+    /// Read keys
+    Get(GetCommand),
+    /// Remove keys
+    Del(DeleteCommand),
+    /// Follow keys: one line for each change
+    Watch(WatchCommand),
+    /// Compare, then do one of two lists of operations, as one step
+    Txn(TxnCommand),
+    /// Leases: keys that end by themselves
+    Lease(LeaseArgs),
+    /// Forget old versions of keys
+    Compact(CompactArgs),
+    /// Certificates for clients
+    Cert(CertArgs),
+    /// Move leadership to another member
+    Transfer(TransferArgs),
+}
+
+/// How to reach the cluster: endpoints with a client's certificate, or a member on this machine.
+#[derive(Args, Debug, Default, Clone)]
+#[command(next_help_heading = "Connection")]
+pub struct ConnectArgs {
+    /// Members to ask, as HOST:PORT or https://HOST:PORT, separated by commas [env: RAFT_KV_ENDPOINTS]
+    #[arg(long, global = true, value_name = "LIST")]
+    pub endpoints: Option<String>,
+    /// The cluster's root certificates (PEM) [env: RAFT_KV_CACERT]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "data_dir")]
+    pub cacert: Option<PathBuf>,
+    /// The client's certificate (PEM) [env: RAFT_KV_CERT]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "data_dir")]
+    pub cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM) [env: RAFT_KV_KEY]
+    #[arg(long = "key", global = true, value_name = "FILE", conflicts_with = "data_dir")]
+    pub client_key: Option<PathBuf>,
+    /// Instead of all these: the data directory of a member on this machine
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// Where a member listens and how others reach it.
+#[derive(Args, Debug, Clone)]
+pub struct PlaceArgs {
+    /// A name for people, unique in the cluster [default: the machine's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The address to listen on
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:2380")]
+    pub listen_addr: SocketAddr,
+    /// Where the other members and clients reach this one; needed where the machine has several addresses
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_addr: Option<String>,
+}
+
+/// `init`.
+#[derive(Args, Debug)]
+pub struct InitArgs {
+    /// Where the member keeps its data; must be empty or missing
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// `join`.
+#[derive(Args, Debug)]
+pub struct JoinArgs {
+    /// Where the member keeps its data; must be empty or missing
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The join token, as `raft-kv token` prints it
+    #[arg(long)]
+    pub token: String,
+    /// Where it listens.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Members of the cluster, as HOST:PORT
+    #[arg(required = true, value_name = "ENDPOINT")]
+    pub endpoints: Vec<String>,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Where the member keeps its data
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Listen here from now on
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen_addr: Option<SocketAddr>,
+    /// Tell the others to reach this member here from now on
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_addr: Option<String>,
+}
+
+/// `info`.
+#[derive(Args, Debug)]
+pub struct InfoArgs {
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `member`.
+#[derive(Args, Debug)]
+pub struct MemberArgs {
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: MemberCommand,
+}
+
+/// The commands of `member`. A member is given by its id or its name.
+#[derive(Subcommand, Debug)]
+pub enum MemberCommand {
+    /// List the members
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Check that a member may join, and print the command to run on its machine
+    Add {
+        /// Its name
+        name: String,
+        /// Where the others will reach it
+        #[arg(long, value_name = "HOST:PORT")]
+        addr: String,
+    },
+    /// Make a learner a voter
+    Promote {
+        /// Id or name
+        member: String,
+    },
+    /// Take a member out for good
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Id or name
+        member: String,
+    },
+}
+
+/// `token`.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What joining with it makes of a node
+    #[arg(default_value = "manager")]
+    pub role: TokenRole,
+}
+
+/// The roles that a token can give.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenRole {
+    /// A member of the raft group
+    Manager,
+    /// A node that runs tasks
+    Worker,
+}
+
+/// `lease`.
+#[derive(Args, Debug)]
+pub struct LeaseArgs {
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: LeaseCommand,
+}
+
+/// The commands of `lease`. Ids are hexadecimal.
+#[derive(Subcommand, Debug)]
+pub enum LeaseCommand {
+    /// Make a lease that ends after TTL seconds unless it is kept alive
+    Grant {
+        /// Seconds
+        #[arg(allow_negative_numbers = true)]
+        ttl: i64,
+        /// Its id [default: chosen by the cluster]
+        #[arg(long, value_parser = parse_lease, default_value = "0", hide_default_value = true)]
+        id: LeaseId,
+    },
+    /// End a lease now and remove its keys
+    Revoke {
+        /// Which
+        #[arg(value_parser = parse_lease)]
+        id: LeaseId,
+    },
+    /// Give a lease its full time again, until stopped
+    KeepAlive {
+        /// Which
+        #[arg(value_parser = parse_lease)]
+        id: LeaseId,
+        /// Once, and end
+        #[arg(long)]
+        once: bool,
+    },
+    /// Show what a lease has left
+    Ttl {
+        /// Which
+        #[arg(value_parser = parse_lease)]
+        id: LeaseId,
+        /// Also list its keys
+        #[arg(long)]
+        keys: bool,
+    },
+    /// List the leases
+    #[command(visible_alias = "list")]
+    Ls,
+}
+
+/// `compact`.
+#[derive(Args, Debug)]
+pub struct CompactArgs {
+    /// The oldest revision that stays readable
+    #[arg(allow_negative_numbers = true)]
+    pub revision: Revision,
+    /// Answer only when the old versions are gone from the member's disk
+    #[arg(long)]
+    pub physical: bool,
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `cert`.
+#[derive(Args, Debug)]
+pub struct CertArgs {
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CertCommand,
+}
+
+/// The commands of `cert`.
+#[derive(Subcommand, Debug)]
+pub enum CertCommand {
+    /// Make a key here, have the cluster sign a certificate for it, and write both
+    Issue {
+        /// The name that goes into the certificate
+        name: String,
+        /// What it may do
+        #[arg(long, value_enum, default_value = "client")]
+        role: CertRole,
+        /// Where cacert.pem, cert.pem and key.pem are written
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+}
+
+/// The roles that a certificate can be issued for; managers come by `join`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertRole {
+    /// A process or tool that uses the store
+    Client,
+    /// A node that runs tasks
+    Worker,
+}
+
+/// `transfer`.
+#[derive(Args, Debug)]
+pub struct TransferArgs {
+    /// Id or name [default: the member that is best caught up]
+    pub member: Option<String>,
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// A lease's id: hexadecimal, as it is shown.
+pub fn parse_lease(text: &str) -> Result<LeaseId, String> {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    match LeaseId::from_str_radix(digits, 16) {
+        Ok(id) if !digits.starts_with(['+', '-']) => Ok(id),
+        _ => Err("a lease's id is up to 16 hexadecimal digits, as `raft-kv lease ls` shows it".into()),
+    }
+}

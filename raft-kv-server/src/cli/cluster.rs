@@ -1,0 +1,163 @@
+//! Commands about the cluster as a whole: `info`, `token`, `transfer`, `compact`.
+
+use raft_kv::client::api::Info;
+use raft_kv::types::Role;
+use serde_json::{Value, json};
+
+use crate::args::{CompactArgs, InfoArgs, TokenArgs, TokenRole, TransferArgs};
+use crate::cli::member::{join_endpoints, resolve};
+use crate::connect::connect;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::serve::join_command;
+
+/// `raft-kv info`.
+pub async fn info(args: &InfoArgs, output: &mut Output) -> Result<(), Failure> {
+    let (_, info) = connect(&args.connect).await?.info().await?;
+    output.answer(|| info_json(&info), || info_text(&info))
+}
+
+fn info_json(info: &Info) -> Value {
+    json!({
+        "cluster": info.cluster.to_string(),
+        "member": info.member.to_string(),
+        "name": info.name,
+        "addr": info.addr,
+        "leader": info.leader.map(|leader| leader.to_string()),
+        "term": info.term,
+        "learner": info.learner,
+        "committed": info.committed,
+        "applied": info.applied,
+        "revision": info.revision,
+        "compacted": info.compacted,
+        "state_bytes": info.state_bytes,
+        "version": info.version,
+        "root_digest": info.root_digest,
+        "certificate_ends": info.certificate_ends,
+        "watchers": info.watchers,
+        "syncs": info.syncs.0,
+        "proposed": info.syncs.1,
+    })
+}
+
+fn info_text(info: &Info) -> String {
+    let leader = match info.leader {
+        None => "none known".to_owned(),
+        Some(leader) if leader == info.member => format!("{leader} (this member)"),
+        Some(leader) => leader.to_string(),
+    };
+    let role = if info.learner { "learner" } else { "voter" };
+    let compacted =
+        if info.compacted > 0 { format!(", oldest kept {}", info.compacted) } else { String::new() };
+    format!(
+        "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
+         log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
+         root digest  {}\ncertificate  until {}\nversion      {}\n",
+        info.cluster,
+        info.member,
+        info.name,
+        info.addr,
+        info.term,
+        info.committed,
+        info.applied,
+        info.revision,
+        info.state_bytes,
+        info.watchers,
+        info.root_digest,
+        date(info.certificate_ends),
+        info.version,
+    )
+}
+
+/// A day, from seconds since 1970.
+fn date(seconds: i64) -> String {
+    match time::OffsetDateTime::from_unix_timestamp(seconds) {
+        Ok(at) => format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day()),
+        Err(_) => format!("{seconds} s after 1970"),
+    }
+}
+
+/// `raft-kv token`.
+pub async fn token(args: &TokenArgs, output: &mut Output) -> Result<(), Failure> {
+    let handle = connect(&args.connect).await?;
+    let role = match args.role {
+        TokenRole::Manager => Role::Manager,
+        TokenRole::Worker => Role::Worker,
+    };
+    let token = handle.join_token(role).await?;
+    let (_, members) = handle.members().await?;
+    let command = join_command(&token, None, &join_endpoints(&members));
+    output.answer(
+        || json!({ "token": token, "command": command }),
+        || format!("{token}\n\nTo join as a {role}, run on the new machine:\n  {command}\n"),
+    )
+}
+
+/// `raft-kv transfer`.
+pub async fn transfer(args: &TransferArgs, output: &mut Output) -> Result<(), Failure> {
+    let handle = connect(&args.connect).await?;
+    let to = match &args.member {
+        Some(given) => Some(resolve(&handle, given).await?),
+        None => None,
+    };
+    let header = handle.transfer(to).await?;
+    output.answer(
+        || json!({ "to": to.map(|id| id.to_string()), "term": header.term, "revision": header.revision }),
+        || match to {
+            Some(id) => format!("member {id} leads"),
+            None => "leadership moved".to_owned(),
+        },
+    )
+}
+
+/// `raft-kv compact`.
+pub async fn compact(args: &CompactArgs, output: &mut Output) -> Result<(), Failure> {
+    let header = connect(&args.connect).await?.compact(args.revision, args.physical).await?;
+    output.answer(
+        || json!({ "revision": header.revision, "compacted": args.revision }),
+        || format!("compacted; the oldest revision that can be read is {}", args.revision),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use raft_kv::types::{ClusterId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn info_is_complete_in_both_forms() {
+        let info = Info {
+            cluster: ClusterId(0xc),
+            member: NodeId(0xa),
+            name: "one".into(),
+            addr: "h:1".into(),
+            leader: Some(NodeId(0xa)),
+            term: 2,
+            committed: 10,
+            applied: 9,
+            revision: 7,
+            compacted: 3,
+            state_bytes: 4096,
+            version: "0.1.0".into(),
+            root_digest: "ab".into(),
+            certificate_ends: 1_767_225_600,
+            watchers: 1,
+            syncs: (5, 6),
+            ..Info::default()
+        };
+        assert_eq!(
+            info_text(&info),
+            "cluster      000000000000000c\nmember       000000000000000a (one), voter, at h:1\n\
+             leader       000000000000000a (this member), term 2\nlog          committed 10, applied 9\n\
+             revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\nroot digest  ab\n\
+             certificate  until 2026-01-01\nversion      0.1.0\n"
+        );
+        let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
+            "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
+            "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
+            "syncs":5,"proposed":6}"#;
+        assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
+        assert_eq!(info_json(&Info::default())["leader"], Value::Null);
+    }
+}

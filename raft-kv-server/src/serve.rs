@@ -1,0 +1,223 @@
+//! `init`, `join`, `run`: one member in the foreground, until a signal or until it stops itself.
+//! The first signal stops it cleanly, a second one at once. Standard output carries one line, when
+//! the member serves; everything else goes to standard error.
+
+use std::path::Path;
+
+use raft_kv::client::{Config, Node, Overrides, Tuning};
+use raft_kv::limits::MAX_NAME_BYTES;
+use raft_kv::types::Role;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs};
+use crate::connect::parse_endpoint;
+use crate::failure::{Failure, Kind};
+use crate::output::{Output, shell_word};
+
+/// The exit code after a second signal: nothing was flushed on purpose, as after a crash.
+const EXIT_AT_ONCE: i32 = 130;
+
+/// Makes a cluster and runs its first member.
+pub async fn init(args: InitArgs, output: &mut Output) -> Result<(), Failure> {
+    let config = config(&args.data_dir, args.place);
+    let mut signals = Signals::new()?;
+    let Some(started) = signals.unless_stopped(Node::init(config)).await else { return Ok(()) };
+    serve(started?, &args.data_dir, true, signals, output).await
+}
+
+/// Joins a cluster and runs the new member.
+pub async fn join(args: JoinArgs, output: &mut Output) -> Result<(), Failure> {
+    let endpoints =
+        args.endpoints.iter().map(|given| parse_endpoint(given)).collect::<Result<Vec<_>, _>>()?;
+    let config = config(&args.data_dir, args.place);
+    let mut signals = Signals::new()?;
+    let joining = Node::join(config, args.token.trim(), &endpoints);
+    let Some(started) = signals.unless_stopped(joining).await else { return Ok(()) };
+    serve(started?, &args.data_dir, false, signals, output).await
+}
+
+/// Runs a member that was made before.
+pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
+    let overrides = Overrides { listen_addr: args.listen_addr, advertise_addr: args.advertise_addr };
+    let mut signals = Signals::new()?;
+    let opening = Node::open(&args.data_dir, overrides, Tuning::default());
+    let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
+    serve(started?, &args.data_dir, false, signals, output).await
+}
+
+fn config(data_dir: &Path, place: PlaceArgs) -> Config {
+    Config {
+        data_dir: data_dir.to_owned(),
+        name: place.name.unwrap_or_else(machine_name),
+        listen_addr: place.listen_addr,
+        advertise_addr: place.advertise_addr,
+        tuning: Tuning::default(),
+    }
+}
+
+/// Says that the member serves, and waits for its end.
+async fn serve(
+    node: Node,
+    data_dir: &Path,
+    is_first: bool,
+    mut signals: Signals,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    announce(&node, data_dir, output)?;
+    if is_first && !output.json() {
+        advise(&node, output).await?;
+    }
+    let stopped = tokio::select! {
+        error = node.stopped() => Some(error),
+        () = signals.next() => None,
+    };
+    if let Some(error) = stopped {
+        // Whatever the error is called, for this process it is the end.
+        return Err(Failure::new(Kind::Stopped, error.to_string()));
+    }
+    tracing::info!("stopping: moving leadership away and flushing; a second signal stops at once");
+    tokio::select! {
+        ended = node.shutdown() => Ok(ended?),
+        () = signals.next() => {
+            tracing::warn!("stopped at once; the data is safe, the next start replays the log");
+            std::process::exit(EXIT_AT_ONCE);
+        }
+    }
+}
+
+/// The line that says where the member can be reached.
+fn announce(node: &Node, data_dir: &Path, output: &mut Output) -> Result<(), Failure> {
+    let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let data_dir = data_dir.to_string_lossy();
+    output.answer(
+        || {
+            json!({
+                "event": "serving",
+                "id": node.id().to_string(),
+                "name": node.name(),
+                "addr": node.addr(),
+                "client_url": format!("https://{}", node.addr()),
+                "cluster": node.cluster().to_string(),
+                "data_dir": data_dir,
+            })
+        },
+        || {
+            format!(
+                "serving: member {} ({}) of cluster {} at {}, data in {data_dir}",
+                node.name(),
+                node.id(),
+                node.cluster(),
+                node.addr(),
+            )
+        },
+    )
+}
+
+/// How the next members come.
+async fn advise(node: &Node, output: &mut Output) -> Result<(), Failure> {
+    match node.handle().join_token(Role::Manager).await {
+        Ok(token) => {
+            let command = join_command(&token, None, &[node.addr().to_owned()]);
+            output.bytes(format!("To add a member, run on its machine:\n  {command}\n").as_bytes())
+        }
+        Err(error) => {
+            tracing::warn!("no join token yet ({error}); `raft-kv token --data-dir DIR` prints it");
+            Ok(())
+        }
+    }
+}
+
+/// The command that joins a member, to be pasted on its machine. `place` is its name and address
+/// where they are known.
+pub fn join_command(token: &str, place: Option<(&str, &str)>, endpoints: &[String]) -> String {
+    let mut command = format!("raft-kv join --data-dir ./raft-kv-data --token {}", shell_word(token));
+    if let Some((name, addr)) = place {
+        command.push_str(&format!(" --name {}", shell_word(name)));
+        if let Some((_, port)) = addr.rsplit_once(':').filter(|(_, port)| *port != "2380") {
+            command.push_str(&format!(" --listen-addr 0.0.0.0:{port}"));
+        }
+        command.push_str(&format!(" --advertise-addr {}", shell_word(addr)));
+    }
+    for endpoint in endpoints {
+        command.push(' ');
+        command.push_str(&shell_word(endpoint));
+    }
+    command
+}
+
+/// The machine's name as a member's name, or `member` where it has none.
+fn machine_name() -> String {
+    member_name(&std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default())
+}
+
+/// `hostname` with what a member's name can't have replaced.
+fn member_name(hostname: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = hostname.trim().chars().take(MAX_NAME_BYTES).map(fit).collect();
+    if name.is_empty() { "member".to_owned() } else { name }
+}
+
+/// SIGINT and SIGTERM, watched from before the start so that none is missed.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let watch = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(Kind::Stopped, format!("can't watch for signals: {error}")))
+        };
+        Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// What `starting` gives, or nothing if a signal comes first.
+    async fn unless_stopped<T>(&mut self, starting: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            started = starting => Some(started),
+            () = self.next() => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_join_command_can_be_pasted() {
+        let endpoints = ["a:1".to_owned(), "[::1]:2".to_owned()];
+        for (place, expect) in [
+            (None, "raft-kv join --data-dir ./raft-kv-data --token T-1 a:1 '[::1]:2'"),
+            (
+                Some(("my node", "h:2380")),
+                "raft-kv join --data-dir ./raft-kv-data --token T-1 --name 'my node' --advertise-addr h:2380 a:1 '[::1]:2'",
+            ),
+            (
+                Some(("n", "h:99")),
+                "raft-kv join --data-dir ./raft-kv-data --token T-1 --name n --listen-addr 0.0.0.0:99 --advertise-addr h:99 a:1 '[::1]:2'",
+            ),
+        ] {
+            assert_eq!(join_command("T-1", place, &endpoints), expect);
+        }
+    }
+
+    #[test]
+    fn a_hostname_becomes_a_member_name() {
+        for (hostname, expect) in
+            [("node-1.example\n", "node-1.example"), ("", "member"), ("n\u{e4}me 1", "n-me-1")]
+        {
+            assert_eq!(member_name(hostname), expect);
+        }
+        assert_eq!(member_name(&"h".repeat(1000)).len(), MAX_NAME_BYTES);
+    }
+}

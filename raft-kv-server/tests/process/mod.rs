@@ -1,0 +1,252 @@
+//! Real processes of the built binary: commands that run to their end, and members that are
+//! killed, by their own process id, when the test ends. Waits have deadlines; nothing sleeps for
+//! a fixed time.
+
+#![allow(dead_code)] // Each test file uses its part.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long any one thing may take before the test fails: a loaded machine is slow.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// The answer of a command that must have succeeded.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The one door for bad input: the exit code, and what the message must name.
+    #[track_caller]
+    pub fn refused(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for part in parts {
+            assert!(self.stderr.contains(part), "no {part:?} in {self:?}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+    }
+}
+
+/// The binary with `words`, and nothing of this process's own configuration.
+pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_raft-kv"));
+    command.args(words);
+    for name in ["RAFT_KV_ENDPOINTS", "RAFT_KV_CACERT", "RAFT_KV_CERT", "RAFT_KV_KEY", "RUST_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command to its end.
+pub fn raft_kv<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Ended {
+    run(command(words), &[])
+}
+
+/// Runs a command that reads `input` to its end.
+pub fn raft_kv_reading<S: AsRef<std::ffi::OsStr>>(words: &[S], input: &[u8]) -> Ended {
+    run(command(words), input)
+}
+
+fn run(mut command: Command, input: &[u8]) -> Ended {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = Guard(command.spawn().expect("the binary is built"));
+    let mut stdin = child.0.stdin.take().expect("piped");
+    let input = input.to_vec();
+    // The command may end without reading; its own thread lets both sides go on.
+    let writer = thread::spawn(move || {
+        let _ = stdin.write_all(&input);
+    });
+    let stdout = collect(child.0.stdout.take().expect("piped"));
+    let stderr = collect(child.0.stderr.take().expect("piped"));
+    let code = child.wait();
+    writer.join().expect("no panic");
+    Ended { code, stdout: stdout.join().expect("no panic"), stderr: stderr.join().expect("no panic") }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// A child that does not outlive the test.
+struct Guard(Child);
+
+impl Guard {
+    /// Its exit code; it is killed at the deadline.
+    fn wait(&mut self) -> Option<i32> {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("our own child") {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "process {} does not end", self.0.id());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Both fail where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process that prints lines for as long as it runs: a member, or a watch.
+pub struct Running {
+    child: Guard,
+    lines: Receiver<String>,
+    stderr: Option<thread::JoinHandle<String>>,
+}
+
+impl Running {
+    /// Starts it.
+    pub fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = Guard(command.spawn().expect("the binary is built"));
+        let stdout = BufReader::new(child.0.stdout.take().expect("piped"));
+        let stderr = Some(collect(child.0.stderr.take().expect("piped")));
+        let (send, lines) = channel();
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, lines, stderr }
+    }
+
+    /// Its next line, as JSON; `None` when it has closed its output.
+    pub fn next_json(&mut self) -> Option<Value> {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok(line) => Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("process {} prints nothing", self.child.0.id()),
+        }
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let pid = self.child.0.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there");
+        assert!(sent.success());
+    }
+
+    /// Sends SIGKILL and waits for its end.
+    pub fn kill(&mut self) {
+        self.child.0.kill().expect("our own child");
+        self.child.wait();
+    }
+
+    /// Waits for its end.
+    pub fn ended(mut self) -> Ended {
+        let code = self.child.wait();
+        let stdout: Vec<String> = self.lines.iter().collect();
+        let stderr = self.stderr.take().expect("taken once").join().expect("no panic");
+        Ended { code, stdout: stdout.join("\n"), stderr }
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.0.try_wait().expect("our own child").is_none()
+    }
+}
+
+/// A member in its own process.
+pub struct Member {
+    pub running: Running,
+    pub data_dir: PathBuf,
+    pub id: String,
+    pub addr: String,
+    pub cluster: String,
+}
+
+impl Member {
+    /// Starts a member and waits until it serves, or says how it ended.
+    pub fn start(words: &[&str], data_dir: &Path) -> Result<Self, Ended> {
+        let mut command = command(words);
+        command.arg("--data-dir").arg(data_dir).arg("--json");
+        let mut running = Running::start(command);
+        let Some(line) = running.next_json() else { return Err(running.ended()) };
+        assert_eq!(line["event"], "serving", "{line}");
+        let word =
+            |name: &str| line[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();
+        assert_eq!(word("client_url"), format!("https://{}", word("addr")));
+        let (id, addr, cluster) = (word("id"), word("addr"), word("cluster"));
+        Ok(Self { running, data_dir: data_dir.to_owned(), id, addr, cluster })
+    }
+
+    /// Makes a cluster of one, in `folder`.
+    pub fn first(folder: &Path) -> Self {
+        Self::start(&["init", "--name", "one", "--listen-addr", &free_address()], &folder.join("one"))
+            .unwrap_or_else(|ended| panic!("{ended:?}"))
+    }
+
+    /// Joins this member's cluster with a new one.
+    pub fn joined_by(&self, name: &str, folder: &Path) -> Self {
+        let token = self.token();
+        let words = ["join", "--name", name, "--listen-addr", &free_address(), "--token", &token, &self.addr];
+        Self::start(&words, &folder.join(name)).unwrap_or_else(|ended| panic!("{ended:?}"))
+    }
+
+    /// Starts a member that was made before.
+    pub fn again(data_dir: &Path) -> Self {
+        Self::start(&["run"], data_dir).unwrap_or_else(|ended| panic!("{ended:?}"))
+    }
+
+    /// The token that joins a member.
+    pub fn token(&self) -> String {
+        self.ask(&["token", "manager"]).json()["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Runs a client command with this member's certificate.
+    pub fn ask(&self, words: &[&str]) -> Ended {
+        self.ask_reading(words, &[])
+    }
+
+    /// As [`Member::ask`], with input.
+    pub fn ask_reading(&self, words: &[&str], input: &[u8]) -> Ended {
+        let mut command = command(words);
+        command.arg("--json").arg("--data-dir").arg(&self.data_dir);
+        run(command, input)
+    }
+
+    /// The store's revision.
+    pub fn revision(&self) -> i64 {
+        let answer = self.ask(&["get", "", "--prefix", "--count-only"]).json();
+        answer["revision"].as_i64().expect("a revision")
+    }
+}
+
+/// A loopback address that nobody listens on now.
+pub fn free_address() -> String {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("loopback has a free port");
+    socket.local_addr().expect("it is bound").to_string()
+}
+
+/// Asks again and again until `look` finds something.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}

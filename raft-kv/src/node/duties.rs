@@ -13,16 +13,8 @@ use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
 use crate::machine::Outcome;
 use crate::raft::{self, Leadership, LogView, Output};
-use crate::types::{ConfChange, ConfProposal, Index, LeaseId, LeaseStatus, SnapshotMeta};
+use crate::types::{ConfChange, ConfProposal, LeaseId, LeaseStatus, SnapshotMeta};
 
-/// Log that the state has not flushed yet, in bytes, before a flush is asked for.
-const FLUSH_BYTES: usize = 64 * 1024 * 1024;
-/// Time after which unflushed entries are flushed all the same.
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
-/// Entries kept behind the flushed state for followers that are a little behind.
-const KEEP_FOR_FOLLOWERS: Index = 5_000;
-/// Entries kept at most for a follower that is far behind but answers.
-const KEEP_AT_MOST: Index = 200_000;
 /// How long a clean stop waits for leadership to move and for callers to be answered.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -134,8 +126,8 @@ impl<L: LogView> Replica<L> {
         if self.leads() && self.leadership.ready && self.stopping.is_none() {
             self.promote(now, out)?;
         }
-        let waited = now.saturating_sub(self.flushed_at) >= FLUSH_AFTER;
-        if !self.flushing && (self.unflushed >= FLUSH_BYTES || (waited && self.unflushed > 0)) {
+        let waited = now.saturating_sub(self.flushed_at) >= self.bounds.flush_after;
+        if !self.flushing && (self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0)) {
             self.flushing = true;
             out.flush = true;
         }
@@ -318,14 +310,14 @@ impl<L: LogView> Replica<L> {
         self.unflushed = 0;
         self.flushed_at = now;
         let status = self.core.status();
-        let mut keep_from = meta.index.saturating_sub(KEEP_FOR_FOLLOWERS);
+        let mut keep_from = meta.index.saturating_sub(self.bounds.keep_for_followers);
         for progress in status.progress.values().filter(|progress| progress.recent_active) {
             keep_from = keep_from.min(progress.matched);
         }
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
             keep_from = keep_from.min(checkpoint.index);
         }
-        let cut = keep_from.max(meta.index.saturating_sub(KEEP_AT_MOST));
+        let cut = keep_from.max(meta.index.saturating_sub(self.bounds.keep_at_most));
         if cut >= self.core.log().first_index() {
             // The configuration at the cut is the state's matter; the log keeps the newest known.
             let term = self.core.log().term(cut)?.expect("a flushed entry that is not cut is in the log");

@@ -94,6 +94,31 @@ impl<W> Default for Effects<W> {
     }
 }
 
+/// When the state is flushed and how much log is kept behind it. Tests and the simulator make
+/// these small; the product takes the default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Log that the state has not flushed yet, in bytes, before a flush is asked for.
+    pub flush_bytes: usize,
+    /// Time after which unflushed entries are flushed all the same.
+    pub flush_after: Duration,
+    /// Entries kept behind the flushed state for followers that are a little behind.
+    pub keep_for_followers: Index,
+    /// Entries kept at most for a follower that is far behind but answers.
+    pub keep_at_most: Index,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            flush_bytes: 64 * 1024 * 1024,
+            flush_after: Duration::from_secs(60),
+            keep_for_followers: 5_000,
+            keep_at_most: 200_000,
+        }
+    }
+}
+
 /// Who a replica is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -108,6 +133,7 @@ pub struct Identity {
 /// See the module.
 pub struct Replica<L: LogView> {
     pub(super) core: Core<L>,
+    pub(super) bounds: Bounds,
     pub(super) me: NodeId,
     pub(super) boot: u64,
     pub(super) leadership: Leadership,
@@ -158,6 +184,7 @@ impl<L: LogView> Replica<L> {
         Ok(Self {
             leadership: core.leadership(),
             core,
+            bounds: Bounds::default(),
             me: identity.me,
             boot: identity.boot,
             waiting: Waiting::new(identity.me, identity.boot),
@@ -184,6 +211,13 @@ impl<L: LogView> Replica<L> {
             stopping: None,
             internal_seq: 0,
         })
+    }
+
+    /// The same replica with other bounds.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
     }
 
     /// Role, term and leader as last seen.

@@ -66,6 +66,11 @@ impl PeerMessage {
         matches!(self.0.get_msg_type(), MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse)
     }
 
+    /// Whether it grants the receiver the sender's vote in the message's term.
+    pub fn grants_vote(&self) -> bool {
+        self.0.get_msg_type() == MessageType::MsgRequestVoteResponse && !self.0.get_reject()
+    }
+
     /// How many entries it carries.
     pub fn entry_count(&self) -> usize {
         self.0.get_entries().len()

@@ -1,3 +1,19 @@
 //! A cluster in one thread from one seed, and the modelled world below it.
+//!
+//! [`Cluster`] runs the product's own consensus core, raft log, state machine and watch hub over
+//! a modelled disk, network and clock, one event at a time: an hour of cluster time takes seconds,
+//! and a seed replays any failure. Managers that build on the store can test their logic on it.
+//! [`run`] adds clients, faults and checks, and is what `cargo xtask sim` calls.
+//! `docs/simulation.md` says what is modelled and what is checked.
 
+mod cluster;
 pub mod disk;
+mod join;
+mod member;
+mod network;
+mod scheduler;
+
+pub use cluster::{COMPARE_EVERY, Cluster, ClusterCounts, ClusterOptions, Happening, HostId, WatchKey};
+pub use member::{Host, Promise, Speed, Stop};
+pub use network::{Network, NetworkCounts, NetworkOptions};
+pub use scheduler::{Trace, stream};

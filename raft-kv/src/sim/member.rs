@@ -1,0 +1,371 @@
+//! One machine and the member that runs on it: the real replica, log writer, state machine and
+//! watch hub, over a modelled disk and a store that forgets what was not flushed.
+//!
+//! What the product does on three threads are separate events here, so that any order of them
+//! that threads can show comes up. Nothing in this file decides anything that the product's own
+//! code decides.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::disk::SimDisk;
+use crate::error::StorageFailed;
+use crate::limits;
+use crate::machine::{Genesis, Machine, MemoryStore};
+use crate::node::apply::{Applier, Work};
+use crate::node::ask::{Ask, Ticket};
+use crate::node::replica::{Bounds, Identity, Input, Replica};
+use crate::node::wire::PeerFrame;
+use crate::raft::LogView;
+use crate::storage::log::{self, Durable, Log, LogWrite, LogWriter, Opened};
+use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, SnapshotMeta, Term};
+use crate::watch::{Hub, HubOptions};
+
+/// How fast a machine is.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Speed {
+    /// The longest usual sync.
+    pub sync: Duration,
+    /// The longest usual batch of the state machine.
+    pub apply: Duration,
+    /// Seconds that its clock shows in a second.
+    pub clock: f64,
+}
+
+impl Default for Speed {
+    fn default() -> Self {
+        Self { sync: Duration::from_millis(2), apply: Duration::from_micros(500), clock: 1.0 }
+    }
+}
+
+/// Why a process ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It was killed, or the power went.
+    Crashed,
+    /// It was asked to end and has handed over.
+    Clean,
+    /// Its disk failed.
+    Storage(StorageFailed),
+    /// It found at its start that its log had lost something it had promised.
+    Behind,
+    /// The others turned it away: it is no member any more.
+    Removed,
+}
+
+/// What waits for the state machine.
+pub(super) enum Feed {
+    Work(Work),
+    Checkpoint,
+    Flush,
+}
+
+/// A snapshot that arrives: at most one at a time.
+#[derive(Default)]
+pub(super) struct Incoming {
+    pub(super) whole: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) accepted: Option<(SnapshotMeta, MemoryStore)>,
+}
+
+/// One run of the product's process.
+pub(super) struct Process {
+    pub(super) life: u64,
+    pub(super) born: Duration,
+    pub(super) replica: Replica<Log<SimDisk>>,
+    pub(super) writer: LogWriter<SimDisk>,
+    pub(super) applier: Applier<MemoryStore>,
+    pub(super) hub: Hub,
+    pub(super) inputs: Vec<Input<Durable>>,
+    pub(super) frames: Vec<(NodeId, PeerFrame)>,
+    pub(super) asks: Vec<Ask>,
+    pub(super) ticks: u32,
+    pub(super) turn_due: bool,
+    pub(super) writes: Vec<LogWrite>,
+    pub(super) persisting: bool,
+    pub(super) feed: VecDeque<Feed>,
+    pub(super) feeding: bool,
+    pub(super) checkpoint: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) incoming: Incoming,
+    pub(super) callers: BTreeSet<Ticket>,
+    pub(super) paused_until: Duration,
+    pub(super) leaderless_since: Duration,
+    pub(super) stopping: bool,
+}
+
+/// What a member has on disk for certain: its promises to the others.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Promise {
+    /// The term of the last durable entry.
+    pub term: Term,
+    /// Its index.
+    pub index: Index,
+}
+
+/// A machine: a disk, a store, and the process if one runs.
+pub struct Host {
+    pub(super) name: String,
+    pub(super) id: NodeId,
+    pub(super) disk: SimDisk,
+    pub(super) store: MemoryStore,
+    pub(super) process: Option<Process>,
+    pub(super) life: u64,
+    pub(super) speed: Speed,
+    pub(super) hurt: bool,
+    pub(super) member: bool,
+    pub(super) promise: Promise,
+    pub(super) removed: BTreeSet<NodeId>,
+}
+
+/// What a start needs to know.
+pub(super) struct Start {
+    pub(super) cluster: ClusterId,
+    pub(super) boot: u64,
+    pub(super) seed: u64,
+    pub(super) now: Duration,
+    pub(super) log: log::Options,
+    pub(super) bounds: Bounds,
+    pub(super) ring_bytes: usize,
+}
+
+impl Host {
+    /// A machine with an empty disk and nobody on it.
+    pub(super) fn new(name: String, random: ChaCha8Rng) -> Self {
+        Self {
+            name,
+            id: NodeId(0),
+            disk: SimDisk::new(random),
+            store: MemoryStore::new(),
+            process: None,
+            life: 0,
+            speed: Speed::default(),
+            hurt: false,
+            member: false,
+            promise: Promise::default(),
+            removed: BTreeSet::new(),
+        }
+    }
+
+    /// The member that lives here, or lived here last; 0 before the first.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Whether its process runs.
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Whether a member lives here: it may be down, but it has its data.
+    pub fn is_member(&self) -> bool {
+        self.member
+    }
+
+    /// Whether its disk was damaged on purpose and it has not been replaced since.
+    pub fn is_hurt(&self) -> bool {
+        self.hurt
+    }
+
+    /// Its disk, for faults.
+    pub fn disk(&self) -> &SimDisk {
+        &self.disk
+    }
+
+    /// Its state.
+    pub fn store(&self) -> &MemoryStore {
+        &self.store
+    }
+
+    /// The replica, while the process runs.
+    pub fn replica(&self) -> Option<&Replica<Log<SimDisk>>> {
+        self.process.as_ref().map(|process| &process.replica)
+    }
+
+    /// Where the state is, while the process runs.
+    pub fn applied(&self) -> Option<SnapshotMeta> {
+        self.process.as_ref().map(|process| process.applier.applied())
+    }
+
+    /// What the member had on disk for certain when that was last looked at.
+    pub fn promise(&self) -> Promise {
+        self.promise
+    }
+
+    /// Puts a new cluster's first member on this machine.
+    pub(super) fn create(&mut self, genesis: &Genesis, options: log::Options) {
+        let id = genesis.member.id;
+        Machine::create(&self.store, genesis).expect("a new store takes its first state");
+        let conf = ConfState { voters: vec![id], ..ConfState::default() };
+        let boundary = SnapshotMeta { index: 1, term: 1, conf };
+        let hard = HardState { term: 1, vote: NodeId(0), commit: 1 };
+        self.settle_in(genesis.cluster, id, boundary, hard, options);
+    }
+
+    /// Puts a joining member on this machine: it waits for its first snapshot.
+    pub(super) fn join(
+        &mut self,
+        cluster: ClusterId,
+        id: NodeId,
+        random: ChaCha8Rng,
+        options: log::Options,
+    ) {
+        self.disk = SimDisk::new(random);
+        self.store = MemoryStore::new();
+        self.settle_in(cluster, id, SnapshotMeta::default(), HardState::default(), options);
+    }
+
+    fn settle_in(
+        &mut self,
+        cluster: ClusterId,
+        id: NodeId,
+        boundary: SnapshotMeta,
+        hard: HardState,
+        options: log::Options,
+    ) {
+        let identity = log::Identity { cluster, node: id };
+        let made = Log::create(self.disk.clone(), options, identity, boundary, hard);
+        drop(made.expect("a new disk takes a log"));
+        self.id = id;
+        self.member = true;
+        self.hurt = false;
+        self.promise = Promise::default();
+        self.removed = BTreeSet::new();
+    }
+
+    /// Opens what is on the disk, as the product's start does.
+    pub(super) fn start(&mut self, start: &Start) -> Result<(), Stop> {
+        let state = Machine::open(self.store.clone()).map_err(Stop::Storage)?;
+        let applied = state.map(|machine| machine.applied());
+        let identity = log::Identity { cluster: start.cluster, node: self.id };
+        let opened = Log::open(self.disk.clone(), start.log, identity, applied).map_err(Stop::Storage)?;
+        let (log, writer) = match opened {
+            Opened::Ready { log, writer, .. } => (log, writer),
+            Opened::Behind { .. } => return Err(Stop::Behind),
+        };
+        let applier = Applier::open(self.store.clone(), self.id, start.boot).map_err(Stop::Storage)?;
+        let report = applier.start().map_err(Stop::Storage)?;
+        let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
+        let identity = Identity { me: self.id, boot: start.boot, seed: start.seed };
+        let replica = Replica::new(&identity, log, report).map_err(Stop::Storage)?;
+        self.life += 1;
+        self.process = Some(Process {
+            life: self.life,
+            born: start.now,
+            replica: replica.with_bounds(start.bounds),
+            writer,
+            applier,
+            hub,
+            inputs: Vec::new(),
+            frames: Vec::new(),
+            asks: Vec::new(),
+            ticks: 0,
+            turn_due: false,
+            writes: Vec::new(),
+            persisting: false,
+            feed: VecDeque::new(),
+            feeding: false,
+            checkpoint: None,
+            incoming: Incoming::default(),
+            callers: BTreeSet::new(),
+            paused_until: Duration::ZERO,
+            leaderless_since: start.now,
+            stopping: false,
+        });
+        Ok(())
+    }
+
+    /// The process is gone; returns whom it had not answered and how many batches of the state a
+    /// crash took back. With `power` the machine lost its
+    /// power too. The store keeps what was flushed and a part of what came after.
+    pub(super) fn kill(&mut self, power: bool, random: &mut ChaCha8Rng) -> (Vec<Ticket>, usize) {
+        let callers = self.process.take().map(|process| process.callers).unwrap_or_default();
+        self.disk = if power { self.disk.crash() } else { self.disk.restart() };
+        // A full disk is a fault of a run; its end makes room.
+        self.disk.set_space(u64::MAX);
+        self.disk.fail_syncs(0);
+        let unflushed = self.store.unflushed();
+        let keep = random.random_range(0..=unflushed);
+        self.store.crash(keep);
+        (callers.into_iter().collect(), unflushed - keep)
+    }
+
+    /// The last entry of the log, staged ones included.
+    pub fn log_end(&self) -> Option<Promise> {
+        let log = self.replica()?.log();
+        let index = log.last_index();
+        let term = log.term(index).ok()??;
+        Some(Promise { term, index })
+    }
+}
+
+impl Process {
+    /// The time on the loop's clock.
+    pub(super) fn clock(&self, now: Duration, speed: &Speed) -> Duration {
+        now.saturating_sub(self.born).mul_f64(speed.clock)
+    }
+
+    /// The inputs of a turn in the order in which the product's loop sorts them.
+    pub(super) fn gather(&mut self) -> Vec<Input<Durable>> {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        if !self.frames.is_empty() {
+            inputs.push(Input::Frames(std::mem::take(&mut self.frames)));
+        }
+        if !self.asks.is_empty() {
+            inputs.push(Input::Asks(std::mem::take(&mut self.asks)));
+        }
+        // A pause is not made up for tick by tick.
+        for _ in 0..std::mem::take(&mut self.ticks).min(2) {
+            inputs.push(Input::Tick);
+        }
+        inputs
+    }
+
+    /// Raft has accepted or ignored the snapshot that arrived.
+    pub(super) fn settle_incoming(&mut self, accepted: bool) {
+        let whole = self.incoming.whole.take();
+        if accepted {
+            self.incoming.accepted = whole;
+        }
+    }
+
+    /// The next piece for the state machine: entries of several pieces in one, up to a multiple
+    /// of `stop_at`, so that members can be compared there.
+    pub(super) fn next_feed(&mut self, stop_at: Index) -> Option<Feed> {
+        let mut entries: Vec<Committed> = Vec::new();
+        while let Some(item) = self.feed.pop_front() {
+            match item {
+                Feed::Work(Work::Entries(mut more)) => {
+                    let at = more.iter().position(|entry| entry.index % stop_at == 0);
+                    if let Some(at) = at {
+                        let rest = more.split_off(at + 1);
+                        if !rest.is_empty() {
+                            self.feed.push_front(Feed::Work(Work::Entries(rest)));
+                        }
+                    }
+                    entries.extend(more);
+                    if at.is_some() {
+                        break;
+                    }
+                }
+                other if entries.is_empty() => return Some(other),
+                other => {
+                    self.feed.push_front(other);
+                    break;
+                }
+            }
+        }
+        (!entries.is_empty()).then_some(Feed::Work(Work::Entries(entries)))
+    }
+}
+
+/// Whether the frame may come twice: the transport never repeats, but raft's own must bear it.
+pub(super) fn may_repeat(frame: &PeerFrame) -> bool {
+    matches!(frame, PeerFrame::Raft(_))
+}
+
+/// How long a machine's tick takes in true time.
+pub(super) fn tick(speed: &Speed) -> Duration {
+    limits::TICK.div_f64(speed.clock)
+}

@@ -318,6 +318,11 @@ impl Cluster {
         happened.append(&mut self.happened);
     }
 
+    /// When the next event is due.
+    pub fn next_at(&self) -> Option<Duration> {
+        self.scheduler.next_at()
+    }
+
     /// Takes all events of a span of time.
     pub fn run_for(&mut self, time: Duration, happened: &mut Vec<Happening>) {
         let until = self.now() + time;

@@ -285,6 +285,7 @@ impl Host {
         // A full disk is a fault of a run; its end makes room.
         self.disk.set_space(u64::MAX);
         self.disk.fail_syncs(0);
+        self.disk.fail_writes(0);
         let unflushed = self.store.unflushed();
         let keep = random.random_range(0..=unflushed);
         self.store.crash(keep);

@@ -9,12 +9,17 @@
 pub mod checks;
 mod cluster;
 pub mod disk;
+mod faults;
 mod join;
+mod judge;
 mod member;
 mod network;
+mod run;
 mod scheduler;
+mod workload;
 
 pub use cluster::{COMPARE_EVERY, Cluster, ClusterCounts, ClusterOptions, Happening, HostId, WatchKey};
 pub use member::{Host, Promise, Speed, Stop};
 pub use network::{Network, NetworkCounts, NetworkOptions};
+pub use run::{Failure, Options, Report, quiet_panics, run};
 pub use scheduler::{Trace, stream};

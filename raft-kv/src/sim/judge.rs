@@ -1,0 +1,163 @@
+//! Hands everything that happens in a cluster to the checks.
+
+use super::checks::changes::Changes;
+use super::checks::commits::Commits;
+use super::checks::elections::Elections;
+use super::checks::logs::Logs;
+use super::checks::states::States;
+use super::checks::{Verdict, Violation, promises};
+use super::cluster::{COMPARE_EVERY, Cluster, Happening, HostId};
+use crate::codec::Wire;
+use crate::machine::command::Command;
+use crate::machine::{LeaseChange, Proposal};
+use crate::raft::{Leadership, LogView};
+use crate::sim::Promise;
+use crate::types::{Change, Committed, LeaseId, Payload, SnapshotMeta, Term};
+
+/// What all checks have seen.
+#[derive(Default)]
+pub(super) struct Judge {
+    pub(super) elections: Elections,
+    pub(super) changes: Changes,
+    logs: Logs,
+    commits: Commits,
+    states: States,
+    /// Leases that a leader's committed decision ends.
+    expiring: Vec<LeaseId>,
+    /// Ends of leases, for the check on leases: which, and whether by the clock.
+    pub(super) ended: Vec<(LeaseId, bool)>,
+    promised: Vec<Promise>,
+}
+
+impl Judge {
+    /// Judges what happened in one step, apart from what clients and watchers saw.
+    pub(super) fn judge(&mut self, cluster: &Cluster, happening: &Happening) -> Verdict {
+        match happening {
+            Happening::Started(host) => self.started(cluster, *host),
+            Happening::Stopped(host, _) => {
+                self.promised.resize(cluster.hosts().len(), Promise::default());
+                self.promised[*host] = cluster.hosts()[*host].promise();
+                Ok(())
+            }
+            Happening::Joined(host) => {
+                self.promised.resize(cluster.hosts().len(), Promise::default());
+                self.promised[*host] = Promise::default();
+                Ok(())
+            }
+            Happening::Leadership(host, leadership) => self.leadership(cluster, *host, leadership),
+            Happening::Voted { voter, term, candidate } => self.elections.voted(*voter, *term, *candidate),
+            Happening::Wrote(host) => self.scan(cluster, *host),
+            Happening::Committed(host, entries) => self.committed(cluster, *host, entries),
+            Happening::Applied { host, at, revision, changes, leases, .. } => {
+                self.applied(cluster, *host, at, *revision)?;
+                self.changed(cluster, changes, leases)
+            }
+            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
+        }
+    }
+
+    fn started(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        self.states.started(host);
+        self.logs.forget(host);
+        self.scan(cluster, host)?;
+        let promised = self.promised.get(host).copied().unwrap_or_default();
+        match cluster.hosts()[host].log_end() {
+            Some(end) => promises::kept(host, promised, end),
+            None => Ok(()),
+        }
+    }
+
+    fn scan(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        let Some(replica) = cluster.hosts()[host].replica() else { return Ok(()) };
+        match self.logs.scan(host, replica.log()) {
+            Ok(verdict) => verdict,
+            // A damaged disk may fail to read; its member finds that out by itself.
+            Err(_) if cluster.hosts()[host].is_hurt() => Ok(()),
+            Err(failed) => Err(Violation::new("healthy disks work", failed.to_string())),
+        }
+    }
+
+    fn leadership(&mut self, cluster: &Cluster, host: HostId, leadership: &Leadership) -> Verdict {
+        let id = cluster.hosts()[host].id();
+        if leadership.leader != Some(id) {
+            return Ok(());
+        }
+        self.elections.leads(leadership.term, id)?;
+        self.complete(cluster, host, leadership.term)
+    }
+
+    fn complete(&self, cluster: &Cluster, host: HostId, term: Term) -> Verdict {
+        let Some(replica) = cluster.hosts()[host].replica() else { return Ok(()) };
+        let log = replica.log();
+        self.commits.leader(term, log.last_index(), |index| log.term(index).ok().flatten())
+    }
+
+    fn committed(&mut self, cluster: &Cluster, host: HostId, entries: &[Committed]) -> Verdict {
+        let Some(replica) = cluster.hosts()[host].replica() else { return Ok(()) };
+        let by = replica.leadership().term;
+        let mut news = false;
+        for entry in entries {
+            if self.commits.committed(entry, by)? {
+                news = true;
+                self.note_expiry(entry);
+            }
+        }
+        if !news {
+            return Ok(());
+        }
+        for (host, member) in cluster.hosts().iter().enumerate() {
+            let leads = member.replica().map(|replica| replica.leadership());
+            if let Some(leadership) = leads.filter(|it| it.leader == Some(member.id()) && it.term > by) {
+                self.complete(cluster, host, leadership.term)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_expiry(&mut self, entry: &Committed) {
+        let Payload::Proposals(bytes) = &entry.payload else { return };
+        let proposals = Vec::<Proposal>::from_bytes(bytes.clone()).unwrap_or_default();
+        for proposal in proposals {
+            if let Command::LeaseExpire { ids, .. } = proposal.command {
+                self.expiring.extend(ids);
+            }
+        }
+    }
+
+    fn applied(&mut self, cluster: &Cluster, host: HostId, at: &SnapshotMeta, revision: i64) -> Verdict {
+        self.states.applied(host, at.index, revision)?;
+        if at.index % COMPARE_EVERY == 0 {
+            let hash = cluster.state_hash(host);
+            let hash = hash.map_err(|failed| Violation::new("healthy disks work", failed.to_string()))?;
+            self.states.hash(host, at.index, hash)?;
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self, cluster: &Cluster, changes: &[Change], leases: &[LeaseChange]) -> Verdict {
+        for change in changes {
+            self.changes.made(change, cluster.now())?;
+        }
+        for lease in leases {
+            if let LeaseChange::Ended { id } = lease {
+                self.ended.push((*id, self.expiring.contains(id)));
+            }
+        }
+        Ok(())
+    }
+
+    /// At the end all members have applied the same and hold the same.
+    pub(super) fn at_end(&mut self, cluster: &Cluster) -> Verdict {
+        let mut first = None;
+        for (host, member) in cluster.hosts().iter().enumerate() {
+            let at = member.applied().map(|at| at.index);
+            let hash = cluster.state_hash(host).ok();
+            let (index, sum) = *first.get_or_insert((at, hash));
+            if (index, sum) != (at, hash) {
+                let detail = format!("m0 has applied {index:?} with hash {sum:x?}, m{host} {at:?} with {hash:x?}");
+                return Err(Violation::new("members converge", detail));
+            }
+        }
+        Ok(())
+    }
+}

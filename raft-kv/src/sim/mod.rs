@@ -6,6 +6,7 @@
 //! [`run`] adds clients, faults and checks, and is what `cargo xtask sim` calls.
 //! `docs/simulation.md` says what is modelled and what is checked.
 
+mod bugs;
 pub mod checks;
 mod cluster;
 pub mod disk;
@@ -18,6 +19,7 @@ mod run;
 mod scheduler;
 mod workload;
 
+pub use bugs::{FOUND_BY_SIMULATION, bug_named};
 pub use cluster::{COMPARE_EVERY, Cluster, ClusterCounts, ClusterOptions, Happening, HostId, WatchKey};
 pub use member::{Host, Promise, Speed, Stop};
 pub use network::{Network, NetworkCounts, NetworkOptions};

@@ -1,0 +1,34 @@
+//! Which planted bugs a simulated cluster can show. The others live where it does not go: in
+//! certificates, in sockets, in messages that no member of this version sends, or where the
+//! rest of the code makes up for them; unit tests find those.
+
+use crate::planted::Bug;
+
+/// Bugs that must be found within 2,000 seeds.
+pub const FOUND_BY_SIMULATION: &[Bug] = &[
+    Bug::SkipFsync,
+    Bug::AnswerBeforeQuorum,
+    Bug::ReuseReadContext,
+    Bug::DropEvent,
+    Bug::IgnoreMarker,
+    Bug::CompareAfterWrites,
+    Bug::IgnoreVersionEnd,
+    Bug::CompactNewestVersion,
+    Bug::KeepLeaseOnPut,
+    Bug::RepeatOnce,
+    Bug::MarkerBeforeLog,
+    Bug::SkipChainCheck,
+    Bug::RecycleUnstamped,
+    Bug::SkipFolderSync,
+    Bug::RecycleEarly,
+    Bug::RetrySync,
+    Bug::SendBeforeDurable,
+    Bug::ForgetVote,
+    Bug::ForgetEvicted,
+    Bug::ProgressOvertakes,
+];
+
+/// The bug of that name, among those above.
+pub fn bug_named(name: &str) -> Option<Bug> {
+    FOUND_BY_SIMULATION.iter().copied().find(|bug| format!("{bug:?}") == name)
+}

@@ -4,7 +4,7 @@
 //! unknown outcome; nothing that might have been done is ever sent twice.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -65,6 +65,7 @@ impl Handle {
     /// [`Error::Refused`] where a certificate or an endpoint is not accepted, [`Error::NotDone`]
     /// where nobody answers.
     pub async fn connect(endpoints: &[String], credentials: Credentials) -> Result<Self, Error> {
+        credentials.check_date(SystemTime::now(), "get a new one with `raft-kv cert issue` from a member")?;
         let remote = Remote::connect(endpoints, credentials).await?;
         Ok(Self { door: Door::Remote(Arc::new(remote)), patience: limits::REQUEST_DEADLINE })
     }

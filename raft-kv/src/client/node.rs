@@ -134,6 +134,8 @@ impl Node {
     async fn run(dir: DataDir, node: Remembered, tuning: Tuning) -> Result<Self, StartError> {
         let credentials = load_credentials(&dir)?;
         let identity = credentials.check()?;
+        credentials
+            .check_date(SystemTime::now(), "remove this member, empty its data directory and join anew")?;
         if (identity.cluster, identity.node) != (node.cluster, node.node) {
             let why = format!(
                 "its certificate belongs to member {} of cluster {}, its file `node` to member {} of cluster {}; \

@@ -250,10 +250,9 @@ pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
         for member in members.into_iter().filter(|member| member.record.id != local.me) {
             if let Err(Error::Refused(refusal)) =
                 endpoint.dialer(&member.record.addr, Some(member.record.id)).await
+                && refusal.to_string().contains("removed")
             {
-                if refusal.to_string().contains("removed") {
-                    return local.shell.fail(Error::Stopped(removed_text()));
-                }
+                return local.shell.fail(Error::Stopped(removed_text()));
             }
         }
     }

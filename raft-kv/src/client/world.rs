@@ -87,10 +87,8 @@ impl World for Outside {
             |info| info.peer.as_ref().is_some_and(|peer| live.refuses(peer.identity().node)),
             &why,
         );
-        if !known {
-            if let Some(local) = self.local() {
-                local.shell.fail(Error::Stopped(removed_text()));
-            }
+        if !known && let Some(local) = self.local() {
+            local.shell.fail(Error::Stopped(removed_text()));
         }
     }
 }

@@ -86,7 +86,7 @@ impl<L: LogView> Replica<L> {
         let led = self.leads();
         let leader_before = self.leadership.leader;
         let moved = leader_before != leadership.leader || self.leadership.term != leadership.term;
-        self.leadership = leadership.clone();
+        self.leadership = leadership;
         if moved {
             for (from, context) in self.reads.leader_changed() {
                 out.frames.push((from, PeerFrame::ReadConfirmed { context, index: None }));
@@ -235,10 +235,10 @@ impl<L: LogView> Replica<L> {
             if let Some(context) = self.reads.start(leader, now) {
                 out.frames.push((leader, PeerFrame::ReadIndex { context }));
             }
-        } else if self.leadership.ready {
-            if let Some(context) = self.reads.start(leader, now) {
-                self.step(now, raft::Input::Read { context }, out)?;
-            }
+        } else if self.leadership.ready
+            && let Some(context) = self.reads.start(leader, now)
+        {
+            self.step(now, raft::Input::Read { context }, out)?;
         }
         Ok(())
     }

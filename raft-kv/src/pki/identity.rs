@@ -1,5 +1,7 @@
 //! Who a certificate speaks for, and the files a node proves itself with.
 
+use std::time::SystemTime;
+
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::Refusal;
@@ -113,6 +115,23 @@ impl Credentials {
             Some(leaf) => Identity::from_cert(leaf),
             None => bad("there is no certificate"),
         }
+    }
+
+    /// Checks that the leaf is valid at `now`; `renew` says what to do where it is not any more.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] with the date.
+    pub fn check_date(&self, now: SystemTime, renew: &str) -> Result<(), Refusal> {
+        let Some(leaf) = self.chain.first() else { return bad("there is no certificate in the file") };
+        let (from, until) = super::validity_of(leaf)?;
+        if now >= until {
+            return bad(format!("it expired on {}; {renew}", super::moment(until).date()));
+        }
+        if now < from {
+            let why = "is this machine's clock right?";
+            return bad(format!("it is valid only from {} on; {why}", super::moment(from).date()));
+        }
+        Ok(())
     }
 
     /// The three files.

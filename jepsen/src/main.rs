@@ -1,11 +1,12 @@
 //! `jepsen`: one run against a built `raft-kv`, a summary, and the exit code 1 if a claim is broken.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use raft_kv_jepsen::checker::Verdict;
+use raft_kv_jepsen::checker::{self, Verdict};
+use raft_kv_jepsen::history::parse;
 use raft_kv_jepsen::nemesis::Fault;
 use raft_kv_jepsen::run::{Options, Workload, run};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,8 +19,11 @@ const SHOWN: usize = 10;
 #[command(name = "jepsen", version)]
 struct Args {
     /// The binary raft-kv to run
-    #[arg(long, value_name = "PATH")]
-    bin: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "check")]
+    bin: Option<PathBuf>,
+    /// Run nothing: check a history that an earlier run kept
+    #[arg(long, value_name = "HISTORY", conflicts_with = "bin")]
+    check: Option<PathBuf>,
     /// Seconds of faults, at least; every fault comes once
     #[arg(long, default_value_t = 20)]
     seconds: u64,
@@ -51,6 +55,9 @@ fn faults(list: &str) -> Result<Vec<Fault>, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(path) = &args.check {
+        return check(path);
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = args.seed.unwrap_or(since.as_secs());
     let fresh = || std::env::temp_dir().join(format!("jepsen-{}-{}", since.as_secs(), std::process::id()));
@@ -67,7 +74,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let options = Options {
-        binary: args.bin,
+        binary: args.bin.unwrap_or_default(),
         dir: dir.clone(),
         nodes: usize::from(args.nodes),
         duration: Duration::from_secs(args.seconds),
@@ -92,6 +99,21 @@ fn main() -> ExitCode {
         println!("  the history, logs and data are in {}", dir.display());
     }
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Every claim but activity, whose measure is what a run had planned.
+fn check(path: &Path) -> ExitCode {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    match text.and_then(|text| parse(&text)) {
+        Ok(history) if checker::all(&history).iter().filter(|verdict| !show(verdict)).count() == 0 => {
+            ExitCode::SUCCESS
+        }
+        Ok(_) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("jepsen: {}: {why}", path.display());
+            ExitCode::from(2)
+        }
+    }
 }
 
 /// Ends the run early on Ctrl-C and SIGTERM, so that its guards end the members.

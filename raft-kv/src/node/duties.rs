@@ -352,9 +352,8 @@ impl<L: LogView> Replica<L> {
             return;
         };
         let alone = self.applied.conf.voters.len() <= 1;
-        let led_by_others = self.leadership.leader.is_some() && !self.leads();
         let quiet = self.waiting.is_empty() && self.barriers.is_empty();
-        if ((led_by_others || alone) && quiet) || now.saturating_sub(since) >= STOP_PATIENCE {
+        if ((!self.leads() || alone) && quiet) || now.saturating_sub(since) >= STOP_PATIENCE {
             for (ticket, error) in self.waiting.stop() {
                 out.answers.push((ticket, Err(error)));
             }

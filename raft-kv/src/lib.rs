@@ -59,7 +59,6 @@ pub mod storage;
 // 3 loop
 pub mod node;
 // 4 doors
-#[cfg(feature = "node")]
 pub mod client;
 #[cfg(feature = "sim")]
 pub mod sim;

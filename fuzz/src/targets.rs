@@ -6,22 +6,31 @@
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use raft_kv::client::api::{Answered, Call, Reply};
 use raft_kv::codec::Wire;
 use raft_kv::error::{Error, NotDone};
 use raft_kv::machine::{Command, Genesis, Machine, MemoryStore, Proposal, Store, read, validate};
 use raft_kv::node::wire::PeerFrame;
+use raft_kv::pki::JoinToken;
 use raft_kv::types::{
     ClusterId, Committed, Compare, CompareOp, CompareTarget, ConfState, DeleteRequest, Entry, EntryKind,
-    HardState, KeyRange, MemberRecord, NodeId, OnceId, Payload, PutRequest, RangeRequest, RequestId,
-    SnapshotMeta, TxnOp, TxnRequest,
+    HardState, Header, KeyRange, MemberRecord, NodeId, OnceId, Payload, PutRequest, RangeRequest, RequestId,
+    Role, SnapshotMeta, TxnOp, TxnRequest,
 };
 
 /// One target: its name, which is also its corpus's, and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[("proposals", proposals), ("machine", machine), ("log_values", log_values), ("peer_frame", peer_frame)];
+pub const TARGETS: &[Target] = &[
+    ("proposals", proposals),
+    ("machine", machine),
+    ("log_values", log_values),
+    ("peer_frame", peer_frame),
+    ("call", call),
+    ("token", token),
+    ("certificate", certificate),
+];
 
 /// Bytes that decode are the bytes that their value encodes to: nothing has two forms, and nothing is
 /// lost on the way.
@@ -49,6 +58,35 @@ pub fn log_values(bytes: &[u8]) {
         4 => drop(one_form::<MemberRecord>(bytes)),
         _ => {}
     }
+}
+
+/// A request from a client or a joiner, or an answer to one; the first byte chooses.
+pub fn call(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else { return };
+    match kind {
+        0 => {
+            if let Some(Call::Command { command, .. }) = one_form::<Call>(bytes) {
+                let _ = validate(&command);
+            }
+        }
+        _ => drop(one_form::<Answered>(bytes)),
+    }
+}
+
+/// A join token as somebody typed it.
+pub fn token(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(token) = text.parse::<JoinToken>()
+    {
+        assert_eq!(token.to_string().parse().as_ref(), Ok(&token));
+    }
+}
+
+/// A certificate request of a joiner, and a certificate that somebody presents.
+pub fn certificate(bytes: &[u8]) {
+    let _ = raft_kv::pki::request_key(bytes);
+    let _ = raft_kv::pki::Identity::from_cert(bytes);
+    let _ = raft_kv::pki::validity_of(bytes);
 }
 
 /// A frame from another member: decoded, and asked what the transport asks of it.
@@ -133,10 +171,25 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         SnapshotMeta { index: 9, term: 3, conf }.to_bytes(),
         genesis().member.to_bytes(),
     ];
+    let range = RangeRequest { range: KeyRange::prefix(&b"k"[..]), limit: 3, ..RangeRequest::default() };
+    let calls = [Call::Range(range), Call::Members, Call::LeaseKeepAlive(7), Call::JoinToken(Role::Manager)];
+    seeds.extend(calls.map(|call| ("call", [&[0][..], &call.to_bytes()].concat())));
+    let answers: [Answered; 2] =
+        [Ok((Header::default(), Reply::Done)), Err(Error::NotDone(NotDone::NoLeader))];
+    seeds.extend(answers.map(|answer| ("call", [&[1][..], &answer.to_bytes()].concat())));
+    // The same ones each time: a corpus does not change by itself.
+    let text = |digit: &str| format!("RAFTKV-1-{}-{}", digit.repeat(52), digit.repeat(40));
+    seeds.extend(["a", "2"].map(|digit| ("token", text(digit).into_bytes())));
+    seeds.extend(certificates().map(|der| ("certificate", der)));
     for (kind, value) in values.into_iter().enumerate() {
         seeds.push(("log_values", [&[kind as u8][..], &value].concat()));
     }
     seeds
+}
+
+/// A certificate request and a certificate, made once and kept.
+fn certificates() -> [Vec<u8>; 2] {
+    [include_bytes!("request.der").to_vec(), include_bytes!("leaf.der").to_vec()]
 }
 
 /// A frame with one of raft's own messages, by hand: outside of the core nobody can make one.

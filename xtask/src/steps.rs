@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::arguments::Arguments;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
-use crate::{check, setup};
+use crate::{check, setup, up};
 
 /// What a step does.
 enum Work {
@@ -24,6 +24,8 @@ enum Work {
     Examples,
     /// The simulator over so many seeds.
     Sim(&'static str),
+    /// Real processes of the release build under faults, and the checkers of what clients saw.
+    Jepsen(&'static [&'static str]),
     /// Licences and advisories, where cargo-deny is installed.
     Deny,
 }
@@ -59,26 +61,19 @@ const STEPS: &[Step] = &[
         ]),
     ),
     step(
-        "the pure core without RocksDB or sockets, with the simulator and the fuzz corpora",
+        "the pure core builds without RocksDB or sockets",
         true,
-        Work::Cargo(&[
-            "test",
-            "--no-fail-fast",
-            "-p",
-            "raft-kv",
-            "--no-default-features",
-            "--features",
-            "sim",
-        ]),
+        Work::Cargo(&["check", "-p", "raft-kv", "--no-default-features", "--features", "sim"]),
     ),
     step(
-        "the workspace, with the examples in its documentation",
+        "all tests of the workspace, planted bugs and fuzz corpora included",
         true,
-        Work::Cargo(&["test", "--no-fail-fast", "--workspace"]),
+        Work::Cargo(&["test", "--no-fail-fast", "--workspace", "--features", "raft-kv/sim"]),
     ),
     step("the examples run", true, Work::Examples),
     step("fuzz targets compile", false, Work::Fuzz(&["check", "--quiet"])),
     step("simulator, 500 seeds", false, Work::Sim("500")),
+    step("real processes under faults, 30 s", false, Work::Jepsen(&["--seconds", "18", "--nodes", "3"])),
     step("licences and advisories", false, Work::Deny),
 ];
 
@@ -167,6 +162,13 @@ fn carry_out(place: &Workspace, work: &Work) -> Outcome {
         },
         Work::Sim(seeds) => counted(sim_command(place).args(["--seeds", seeds])),
         Work::Examples => examples(place),
+        Work::Jepsen(words) => match up::build(place) {
+            Ok(binary) => {
+                let run = ["run", "--quiet", "--release", "-p", "raft-kv-jepsen", "--bin", "jepsen", "--"];
+                counted(place.cargo().args(run).arg("--bin").arg(binary).args(*words))
+            }
+            Err(why) => Outcome::Failed(Tally::default(), why),
+        },
         Work::Deny => {
             let installed = place.cargo().args(["deny", "--version"]).output();
             if !installed.is_ok_and(|output| output.status.success()) {

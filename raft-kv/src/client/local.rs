@@ -1,10 +1,12 @@
 //! Calls on the node in this process: writes go through the loop, linearizable reads wait for a
 //! confirmed index and are then served from the node's own state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rand::RngCore;
 
 use super::api::{Answered, Call, Info, Reply};
@@ -32,6 +34,8 @@ pub(super) struct Local {
     pub(super) name: String,
     pub(super) addr: String,
     pub(super) trust: LiveTrust,
+    /// Members that are being taken in under a new id: their connection outlives their old one.
+    pub(super) spared: Mutex<BTreeSet<NodeId>>,
 }
 
 /// The id of a token in the state: one for each role.

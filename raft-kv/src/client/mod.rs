@@ -2,16 +2,28 @@
 //! ([`Handle`]) for it and for members elsewhere.
 
 pub mod api;
+#[cfg(feature = "node")]
 mod config;
+#[cfg(feature = "node")]
 mod handle;
+#[cfg(feature = "node")]
 mod local;
+#[cfg(feature = "node")]
 mod node;
+#[cfg(feature = "node")]
 mod remote;
+#[cfg(feature = "node")]
 mod serve;
+#[cfg(feature = "node")]
 mod watch;
+#[cfg(feature = "node")]
 mod world;
 
+#[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
+#[cfg(feature = "node")]
 pub use handle::Handle;
+#[cfg(feature = "node")]
 pub use node::{Node, credentials_of};
+#[cfg(feature = "node")]
 pub use watch::Watch;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -16,7 +17,7 @@ use super::local::{Local, random, token_id};
 use super::serve;
 use super::world::Outside;
 use crate::codec::Wire;
-use crate::error::{Error, Refusal, StorageFailed};
+use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::command::TokenRecord;
 use crate::machine::{self, Genesis, Machine, Store};
@@ -163,6 +164,7 @@ impl Node {
             name: node.name.clone(),
             addr: node.advertise_addr.clone(),
             trust,
+            spared: Mutex::default(),
         });
         outside.connect(&local);
         let served = Arc::new(());
@@ -228,7 +230,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Error::Stopped`] if the node had failed before.
-    pub async fn shutdown(self) -> Result<(), Error> {
+    pub async fn shutdown(mut self) -> Result<(), Error> {
         let stopped = self.local.shell.stop().await;
         let drained = async {
             while Arc::strong_count(&self.served) > 2 {
@@ -238,10 +240,20 @@ impl Node {
         // Whoever does not take the answer by then hears that the connection broke.
         let _ = tokio::time::timeout(DRAIN_PATIENCE, drained).await;
         self.endpoint.close().await;
-        for task in self.tasks {
+        for task in std::mem::take(&mut self.tasks) {
             task.abort();
         }
         stopped
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        // After a shutdown nobody hears it any more.
+        self.local.shell.fail(Error::NotDone(NotDone::ShuttingDown));
     }
 }
 

@@ -113,6 +113,9 @@ async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Arc
         Err(error) => Err(error),
     };
     answer(&mut stream, &answered).await;
+    if let Some(identity) = stream.identity {
+        local.spared.lock().remove(&identity.node);
+    }
 }
 
 async fn answer(stream: &mut RequestStream, answered: &Answered) {
@@ -199,6 +202,8 @@ async fn rejoin(
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
     };
     local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
+    // Its old id is removed on the way; the connection must live until it has the new one.
+    local.spared.lock().insert(identity.node);
     admit_member(local, &request, name, addr, Some(identity.node)).await
 }
 
@@ -250,10 +255,9 @@ pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
         for member in members.into_iter().filter(|member| member.record.id != local.me) {
             if let Err(Error::Refused(refusal)) =
                 endpoint.dialer(&member.record.addr, Some(member.record.id)).await
+                && refusal.to_string().contains("removed")
             {
-                if refusal.to_string().contains("removed") {
-                    return local.shell.fail(Error::Stopped(removed_text()));
-                }
+                return local.shell.fail(Error::Stopped(removed_text()));
             }
         }
     }

@@ -39,6 +39,16 @@ impl Outside {
         self.local.set(Arc::downgrade(local)).expect("connected once");
     }
 
+    /// Ends the connections of members that were removed.
+    pub(super) fn close_refused(&self) {
+        let live = self.endpoint.live().clone();
+        let spared = self.local().map(|local| local.spared.lock().clone()).unwrap_or_default();
+        let why = Refusal::BadCertificate { why: removed_text() };
+        let removed = |id: NodeId| live.refuses(id) && !spared.contains(&id);
+        self.endpoint
+            .close_where(|info| info.peer.as_ref().is_some_and(|peer| removed(peer.identity().node)), &why);
+    }
+
     fn local(&self) -> Option<Arc<Local>> {
         self.local.get()?.upgrade()
     }
@@ -81,16 +91,9 @@ impl World for Outside {
         *self.addresses.lock() = addresses.clone();
         let _runtime = self.runtime.enter();
         self.peers.set_peers(addresses.into_iter().collect());
-        let live = self.endpoint.live().clone();
-        let why = Refusal::BadCertificate { why: removed_text() };
-        self.endpoint.close_where(
-            |info| info.peer.as_ref().is_some_and(|peer| live.refuses(peer.identity().node)),
-            &why,
-        );
-        if !known {
-            if let Some(local) = self.local() {
-                local.shell.fail(Error::Stopped(removed_text()));
-            }
+        self.close_refused();
+        if !known && let Some(local) = self.local() {
+            local.shell.fail(Error::Stopped(removed_text()));
         }
     }
 }

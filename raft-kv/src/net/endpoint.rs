@@ -149,7 +149,8 @@ impl Endpoint {
         let quinn = std::net::UdpSocket::bind(listen).and_then(open).map_err(|error| {
             let why = match error.kind() {
                 std::io::ErrorKind::AddrInUse => {
-                    "it is in use: another process listens there; stop that one, or choose another port".into()
+                    "it is in use: another process listens there; stop that one, or choose another port"
+                        .into()
                 }
                 std::io::ErrorKind::AddrNotAvailable => {
                     "this machine does not have that address; choose one of its own, or 0.0.0.0 for all"

@@ -78,7 +78,7 @@ impl<L: LogView> Replica<L> {
         let led = self.leads();
         let leader_before = self.leadership.leader;
         let moved = leader_before != leadership.leader || self.leadership.term != leadership.term;
-        self.leadership = leadership.clone();
+        self.leadership = leadership;
         if moved {
             for (from, context) in self.reads.leader_changed() {
                 out.frames.push((from, PeerFrame::ReadConfirmed { context, index: None }));
@@ -227,10 +227,10 @@ impl<L: LogView> Replica<L> {
             if let Some(context) = self.reads.start(leader, now) {
                 out.frames.push((leader, PeerFrame::ReadIndex { context }));
             }
-        } else if self.leadership.ready {
-            if let Some(context) = self.reads.start(leader, now) {
-                self.step(now, raft::Input::Read { context }, out)?;
-            }
+        } else if self.leadership.ready
+            && let Some(context) = self.reads.start(leader, now)
+        {
+            self.step(now, raft::Input::Read { context }, out)?;
         }
         Ok(())
     }
@@ -344,9 +344,8 @@ impl<L: LogView> Replica<L> {
             return;
         };
         let alone = self.applied.conf.voters.len() <= 1;
-        let led_by_others = self.leadership.leader.is_some() && !self.leads();
         let quiet = self.waiting.is_empty() && self.barriers.is_empty();
-        if ((led_by_others || alone) && quiet) || now.saturating_sub(since) >= STOP_PATIENCE {
+        if ((!self.leads() || alone) && quiet) || now.saturating_sub(since) >= STOP_PATIENCE {
             for (ticket, error) in self.waiting.stop() {
                 out.answers.push((ticket, Err(error)));
             }

@@ -174,12 +174,13 @@ impl<L: LogView> Replica<L> {
 
     /// The planted bug that answers a put when it is proposed.
     fn maybe_answer_early(&mut self, proposal: &Proposal, out: &mut Effects<L::Write>) {
-        if planted!(AnswerBeforeQuorum) && matches!(proposal.command, Command::Put(_)) {
-            if let Some(ticket) = self.waiting.finish(&proposal.request) {
-                let answer = Answer::Put(PutResponse::default());
-                let (revision, term) = (self.revision + 1, self.leadership.term);
-                out.answers.push((ticket, Ok(Told::Applied { revision, term, answer })));
-            }
+        if planted!(AnswerBeforeQuorum)
+            && matches!(proposal.command, Command::Put(_))
+            && let Some(ticket) = self.waiting.finish(&proposal.request)
+        {
+            let answer = Answer::Put(PutResponse::default());
+            let (revision, term) = (self.revision + 1, self.leadership.term);
+            out.answers.push((ticket, Ok(Told::Applied { revision, term, answer })));
         }
     }
 }

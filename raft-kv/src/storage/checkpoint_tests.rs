@@ -1,3 +1,5 @@
+//! Checkpoints and their exchange for the state, with cuts at each step.
+
 use std::path::PathBuf;
 
 use tempfile::TempDir;

@@ -1,3 +1,5 @@
+//! What the store on RocksDB promises, and what a damaged, full or crashed disk does to it.
+
 use std::collections::BTreeMap;
 use std::process::Command;
 

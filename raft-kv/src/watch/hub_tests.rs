@@ -1,3 +1,5 @@
+//! The watch guarantees against a plain log, and etcd's historical bugs by name.
+
 use super::*;
 use crate::types::{KeyRange, KeyValue};
 

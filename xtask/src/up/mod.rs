@@ -100,7 +100,7 @@ fn start_and_leave(binary: &Path, dir: &Path, nodes: u64) -> Result<(), String> 
 }
 
 /// Compiles the server in the release profile; cargo shows the progress.
-fn build(place: &Workspace) -> Result<PathBuf, String> {
+pub fn build(place: &Workspace) -> Result<PathBuf, String> {
     setup::ensure(place)?;
     eprintln!(
         "up: building raft-kv (the first time compiles RocksDB, 13 minutes on two cores; later seconds)"

@@ -307,7 +307,10 @@ fn an_address_in_use_or_of_another_machine_is_named() {
         let ours = Authority::new(CLUSTER);
         let server = ours.manager(1);
         let live = LiveTrust::new(ours.node(2, Role::Manager)).unwrap();
-        refused_bind(Endpoint::bind(server.local_addr(), live.clone()), "another process listens there");
+        refused_bind(
+            Endpoint::bind(server.local_addr(), live.clone()),
+            "it is in use: another process listens there",
+        );
         refused_bind(Endpoint::bind("192.0.2.1:0".parse().unwrap(), live), "does not have that address");
         let client = ours.node(3, Role::Client);
         refused(Dialer::connect(&[], &client, Purpose::Client).await, "at least one");

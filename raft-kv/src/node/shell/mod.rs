@@ -105,7 +105,7 @@ impl Shell {
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
         let (to_apply, apply_inbox) = channel();
-        let (leadership_sender, leadership) = watch::channel(replica.leadership().clone());
+        let (leadership_sender, leadership) = watch::channel(*replica.leadership());
         let (ended_sender, ended) = watch::channel(None);
         let (collected_sender, collected) = watch::channel(0);
         let log_stats = Arc::new(Mutex::new(Stats::default()));
@@ -207,7 +207,7 @@ impl Shell {
 
     /// Syncs and bytes of the log so far.
     pub fn log_stats(&self) -> Stats {
-        self.log_stats.lock().clone()
+        *self.log_stats.lock()
     }
 
     /// Where a snapshot may be received.

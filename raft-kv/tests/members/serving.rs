@@ -1,75 +1,11 @@
-//! Three members in one process over real QUIC and RocksDB: join by token, read and write through
-//! each, watch, leases, a leader that goes, one that comes back.
+//! What a cluster serves: from every member, through a clean stop, with leases.
 
-#![cfg(feature = "node")]
-
-use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use raft_kv::client::{Config, Handle, Node, Overrides, Tuning};
-use raft_kv::types::{KeyRange, MemberRole, PutRequest, RangeRequest, Role, WatchBatch, WatchRequest};
+use raft_kv::client::{Node, Overrides};
+use raft_kv::types::{KeyRange, PutRequest, RangeRequest, WatchBatch, WatchRequest};
 
-fn free_addr() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn tuning() -> Tuning {
-    Tuning { log_segment_bytes: 1024 * 1024, ..Tuning::default() }
-}
-
-fn config(dir: &Path, name: &str) -> Config {
-    Config {
-        data_dir: dir.join(name),
-        name: name.into(),
-        listen_addr: free_addr(),
-        advertise_addr: None,
-        tuning: tuning(),
-    }
-}
-
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(value) = check().await {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn voters(handle: &Handle) -> usize {
-    let members = handle.members().await.map(|(_, members)| members).unwrap_or_default();
-    members.iter().filter(|member| member.role == MemberRole::Voter).count()
-}
-
-fn put(key: &str, value: &str) -> PutRequest {
-    PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..PutRequest::default() }
-}
-
-async fn value(handle: &Handle, key: &str) -> Option<String> {
-    let found = handle.get(key.to_owned()).await.unwrap();
-    found.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
-}
-
-async fn cluster(dir: &Path, names: &[&str]) -> Vec<Node> {
-    // RUST_LOG=debug shows what a failing run did.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_test_writer()
-        .try_init();
-    let first = Node::init(config(dir, names[0])).await.unwrap();
-    let token = first.handle().join_token(Role::Manager).await.unwrap();
-    let mut nodes = vec![first];
-    for name in &names[1..] {
-        let endpoints = vec![nodes[0].addr().to_owned()];
-        nodes.push(Node::join(config(dir, name), &token, &endpoints).await.unwrap());
-    }
-    let count = names.len();
-    eventually("all vote", || async { (voters(&nodes[0].handle()).await == count).then_some(()) }).await;
-    nodes
-}
+use crate::support::{cluster, config, eventually, put, tuning, value};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_by_token_serves_from_every_member() {

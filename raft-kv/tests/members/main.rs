@@ -1,0 +1,7 @@
+//! Members in one process over real QUIC and RocksDB. `RUST_LOG=info` shows what a run did.
+
+#![cfg(feature = "node")]
+
+mod recovery;
+mod serving;
+mod support;

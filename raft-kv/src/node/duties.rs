@@ -65,7 +65,7 @@ impl<L: LogView> Replica<L> {
             out.apply.push(Work::Entries(output.committed));
         }
         for (context, index) in output.reads {
-            for (from, context) in self.reads.confirm(context, index) {
+            for (from, context) in self.reads.confirm(self.me, context, index) {
                 out.frames.push((from, PeerFrame::ReadConfirmed { context, index: Some(index) }));
             }
         }

@@ -24,6 +24,11 @@ impl<L: LogView> Replica<L> {
     ) -> Result<(), StorageFailed> {
         let mut messages = Vec::new();
         for (from, frame) in frames {
+            if from == self.me {
+                // Only a copy of this member's own data directory can sign as it does.
+                tracing::warn!("dropped a frame from a node that has this member's id");
+                continue;
+            }
             match frame {
                 PeerFrame::Raft(message) => messages.push((from, message)),
                 PeerFrame::Forward { term, proposals } => self.take_forwarded(from, term, proposals, out),
@@ -43,9 +48,9 @@ impl<L: LogView> Replica<L> {
                     }
                 }
                 PeerFrame::ReadConfirmed { context, index: Some(index) } => {
-                    // Only ever our own round: nobody else's readers wait on a follower.
-                    let remote = self.reads.confirm(context, index);
-                    assert!(remote.is_empty(), "a follower has no readers of other members");
+                    for (to, context) in self.reads.confirm(from, context, index) {
+                        out.frames.push((to, PeerFrame::ReadConfirmed { context, index: Some(index) }));
+                    }
                 }
                 PeerFrame::ReadConfirmed { .. } => {} // asked anew with a later tick
                 PeerFrame::LeaseCall { request, id, renew } => {

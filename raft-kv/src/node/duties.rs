@@ -53,10 +53,9 @@ impl<L: LogView> Replica<L> {
         }
         if let Some(meta) = output.install {
             out.apply.push(Work::Install(meta));
-            // The state must be in place before the log forgets what came before it.
-            self.held.get_or_insert_default();
+            self.held.push_back(Vec::new());
         }
-        match &mut self.held {
+        match self.held.back_mut() {
             Some(held) => held.extend(output.writes),
             None => out.writes.extend(output.writes),
         }
@@ -197,7 +196,7 @@ impl<L: LogView> Replica<L> {
             for ticket in self.waiting.skipped(self.applied.term) {
                 out.answers.push((ticket, Err(Error::Unknown(Unknown::Overtaken))));
             }
-            out.writes.extend(self.held.take().expect("writes are held from the install on"));
+            out.writes.extend(self.held.pop_front().expect("writes are held from each install on"));
         }
         if newer_term {
             self.waiting.term_applied(self.applied.term);

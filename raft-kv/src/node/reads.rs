@@ -291,9 +291,9 @@ mod tests {
         let mut reads = with(&[1, 2]);
         let context = reads.start(ME, ZERO).unwrap();
         reads.confirm(ME, context, 5);
-        [3, 4].map(|ticket| reads.add(Reader::Local(ticket)));
+        [3, 4].into_iter().for_each(|ticket| reads.add(Reader::Local(ticket)));
         reads.start(ME, ZERO).unwrap();
-        [5, 6].map(|ticket| reads.add(Reader::Local(ticket)));
+        [5, 6].into_iter().for_each(|ticket| reads.add(Reader::Local(ticket)));
         reads.forget(|ticket| ticket % 2 == 0);
         assert_eq!(reads.len(), 3);
         reads.forget(|_| true);

@@ -129,8 +129,9 @@ pub struct Replica<L: LogView> {
     pub(super) members: Vec<Member>,
     pub(super) applied: SnapshotMeta,
     pub(super) revision: Revision,
-    /// Writes behind a snapshot that apply has not installed yet.
-    pub(super) held: Option<Vec<L::Write>>,
+    /// For each snapshot that apply has not installed yet, oldest first: its write and those
+    /// behind it. The log must not forget what came before a state that is not in place.
+    pub(super) held: VecDeque<Vec<L::Write>>,
     /// Bytes of entries that apply has been handed and has not reported.
     pub(super) apply_lag: usize,
     pub(super) unflushed: usize,
@@ -173,7 +174,7 @@ impl<L: LogView> Replica<L> {
             members: start.members.unwrap_or_default(),
             applied: start.applied,
             revision: start.revision,
-            held: None,
+            held: VecDeque::new(),
             apply_lag: 0,
             unflushed: 0,
             flushed_at: Duration::ZERO,

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use super::ask::Told;
+use super::ask::{self, Told, What};
 use super::reads::{LeaseCaller, Reader};
 use super::replica::{Effects, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::limits;
-use crate::machine::{Proposal, validate};
+use crate::machine::Proposal;
 use crate::raft::{self, LogView};
 use crate::types::{ConfProposal, LeaseId, LeaseStatus, NodeId, RequestId, Term};
 
@@ -95,7 +95,7 @@ impl<L: LogView> Replica<L> {
         for proposal in proposals {
             // A member speaks for its own callers only, and within the same bounds as ours.
             let speaks_for_itself = proposal.request.origin == from;
-            match validate::validate(&proposal.command) {
+            match ask::admit_command(&proposal.command) {
                 Ok(()) if speaks_for_itself => self.forwarded.push_back(proposal),
                 Ok(()) => tracing::warn!(%from, "dropped a request that claims another origin"),
                 Err(refusal) => {
@@ -120,6 +120,10 @@ impl<L: LogView> Replica<L> {
         }
         if !self.leads() || self.leadership.term != term || self.stopping.is_some() {
             self.decline(proposal.request, Error::NotDone(NotDone::NotLeader), out);
+            return Ok(());
+        }
+        if let Err(error) = ask::admit(&What::Conf(proposal.change.clone())) {
+            self.decline(proposal.request, error, out);
             return Ok(());
         }
         self.propose_conf(now, proposal, out)
@@ -157,7 +161,7 @@ impl<L: LogView> Replica<L> {
         if request.boot != self.boot || request.origin != self.me {
             return;
         }
-        let Some((ticket, id, renew)) = self.lease_calls.remove(&request.seq) else {
+        let Some(((ticket, id, renew), _)) = self.lease_calls.remove(&request.seq) else {
             return;
         };
         match result {

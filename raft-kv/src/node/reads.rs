@@ -150,6 +150,12 @@ impl Reads {
     /// members' readers are returned: they ask the new leader.
     pub fn leader_changed(&mut self) -> Vec<(NodeId, ReadContext)> {
         self.give_up();
+        // A lease is asked of the leader's clocks: what an earlier leadership confirmed says
+        // nothing of those. Reads are asked of the state, and an index once confirmed is good.
+        for readers in self.confirmed.values_mut() {
+            self.waiting.extend(readers.extract_if(.., |reader| matches!(reader, Reader::Lease { .. })));
+        }
+        self.confirmed.retain(|_, readers| !readers.is_empty());
         let mut remote = Vec::new();
         self.waiting.retain(|reader| match reader {
             Reader::Remote { from, context } => {

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use raft_kv::planted::Bug;
 use raft_kv::sim::{FOUND_BY_SIMULATION, Options, Report, bug_named, quiet_panics, run};
 
-const USAGE: &str = "usage: sim --seeds N [--start S] [--bug NAME] [--threads T] [--seconds S] [--intensity F]
+const USAGE: &str =
+    "usage: sim --seeds N [--start S] [--bug NAME] [--threads T] [--seconds S] [--intensity F]
            [--check-determinism PERCENT] [--keep-going] [--json] [--verbose]
        sim --seed X [--trace] [--bug NAME] [--seconds S] [--intensity F]
        sim --planted [--seeds N] [--start S]     every planted bug must be found within N seeds (2000)";
@@ -209,7 +210,8 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
         "leases expired",
         "bits flipped",
     ];
-    let missing = MUST.iter().find(|what| total.counts.get(**what).is_none_or(|count| *count < total.seeds / 20));
+    let missing =
+        MUST.iter().find(|what| total.counts.get(**what).is_none_or(|count| *count < total.seeds / 20));
     let elections = (total.elections < total.seeds * 3).then(|| "elections".to_owned());
     missing.map(|what| (*what).to_owned()).or(elections)
 }
@@ -246,7 +248,8 @@ fn sweep(arguments: &Arguments, options: Options, start: u64, seeds: u64, keep_g
 /// Runs a seed, and for some of them once more: the traces must be equal.
 fn judged(seed: u64, options: &Options, arguments: &Arguments) -> Report {
     let mut report = run(seed, options);
-    let again = options.bug.is_none() && (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 100 < arguments.determinism;
+    let again = options.bug.is_none()
+        && (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % 100 < arguments.determinism;
     if again && report.failure.is_none() {
         let hash = run(seed, options).trace_hash;
         *report.counts.entry("run twice".to_owned()).or_default() += 1;
@@ -335,6 +338,10 @@ fn planted(arguments: &Arguments) -> bool {
             }
         }
     }
-    println!("{} of {} planted bugs found", FOUND_BY_SIMULATION.len() - missed.len(), FOUND_BY_SIMULATION.len());
+    println!(
+        "{} of {} planted bugs found",
+        FOUND_BY_SIMULATION.len() - missed.len(),
+        FOUND_BY_SIMULATION.len()
+    );
     missed.is_empty()
 }

@@ -15,19 +15,8 @@ use crate::machine::Outcome;
 use crate::raft::{self, Leadership, LogView, Output};
 use crate::types::{ConfChange, ConfProposal, LeaseId, LeaseStatus, SnapshotMeta};
 
-<<<<<<< HEAD
-=======
-/// Log that the state has not flushed yet, in bytes, before a flush is asked for.
-const FLUSH_BYTES: usize = 64 * 1024 * 1024;
-/// Time after which unflushed entries are flushed all the same.
-const FLUSH_AFTER: Duration = Duration::from_secs(60);
-/// Entries kept behind the flushed state for followers that are a little behind.
-const KEEP_FOR_FOLLOWERS: Index = 5_000;
-/// Entries kept at most for a follower that is far behind but answers.
-const KEEP_AT_MOST: Index = 200_000;
 /// A lease call that the leader has not answered for this long is asked anew.
 const LEASE_PATIENCE: Duration = Duration::from_millis(500);
->>>>>>> review
 /// How long a clean stop waits for leadership to move and for callers to be answered.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -147,16 +136,11 @@ impl<L: LogView> Replica<L> {
         if self.leads() && self.leadership.ready && self.stopping.is_none() {
             self.promote(now, out)?;
         }
-<<<<<<< HEAD
-        let waited = now.saturating_sub(self.flushed_at) >= self.bounds.flush_after;
-        if !self.flushing && (self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0)) {
-=======
         if self.stopping.is_some() {
             self.hand_over(now, out)?;
         }
-        let waited = now.saturating_sub(self.flushed_at) >= FLUSH_AFTER;
-        if !self.flushing && (self.unflushed >= FLUSH_BYTES || (waited && self.unflushed > 0)) {
->>>>>>> review
+        let waited = now.saturating_sub(self.flushed_at) >= self.bounds.flush_after;
+        if !self.flushing && (self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0)) {
             self.flushing = true;
             out.flush = true;
         }

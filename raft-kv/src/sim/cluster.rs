@@ -360,7 +360,8 @@ impl Cluster {
         read: impl FnOnce(&dyn Read) -> Result<R, Error>,
     ) -> Result<R, Error> {
         self.hosts[host].store.view(|view| {
-            let holds = machine::read::holds_state(view).map_err(|failed| Error::Stopped(failed.to_string()))?;
+            let holds =
+                machine::read::holds_state(view).map_err(|failed| Error::Stopped(failed.to_string()))?;
             if holds { read(view) } else { Err(Error::NotDone(crate::error::NotDone::NoState)) }
         })
     }
@@ -440,7 +441,8 @@ impl Cluster {
         let now = self.now().as_nanos() as u64;
         if let Some((host, life)) = place_of(&event) {
             self.trace.fold(&[now, host as u64, life]);
-            let Some(process) = self.hosts[host].process.as_ref().filter(|process| process.life == life) else {
+            let Some(process) = self.hosts[host].process.as_ref().filter(|process| process.life == life)
+            else {
                 return;
             };
             if process.paused_until > self.now() {
@@ -495,7 +497,8 @@ impl Cluster {
         match self.hosts[host].start(&start) {
             Ok(()) => {
                 let life = self.hosts[host].life;
-                self.trace.line(self.scheduler.now(), || format!("m{host} starts as {}", self.hosts[host].id));
+                self.trace
+                    .line(self.scheduler.now(), || format!("m{host} starts as {}", self.hosts[host].id));
                 self.scheduler.after(tick(&self.hosts[host].speed), Event::Tick(host, life));
                 self.happened.push(Happening::Started(host));
             }
@@ -820,7 +823,8 @@ impl Cluster {
     fn install(&mut self, host: HostId, meta: &SnapshotMeta) -> Result<(), StorageFailed> {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let accepted = process.incoming.accepted.take();
-        let Some((_, store)) = accepted.filter(|(at, _)| at.index == meta.index && at.term == meta.term) else {
+        let Some((_, store)) = accepted.filter(|(at, _)| at.index == meta.index && at.term == meta.term)
+        else {
             let why = format!("the snapshot up to entry {} that raft accepted is not here", meta.index);
             return Err(StorageFailed::damaged("incoming", why));
         };

@@ -192,7 +192,12 @@ impl Nemesis {
     }
 
     /// A process ended: when it starts again, if it does.
-    pub(super) fn stopped(&mut self, cluster: &mut Cluster, host: HostId, why: &Stop) -> Vec<(Duration, Alarm)> {
+    pub(super) fn stopped(
+        &mut self,
+        cluster: &mut Cluster,
+        host: HostId,
+        why: &Stop,
+    ) -> Vec<(Duration, Alarm)> {
         match why {
             Stop::Removed => {
                 cluster.join(host);
@@ -227,7 +232,11 @@ impl Nemesis {
                     cluster.network().heal();
                 }
                 let pause = Duration::from_millis(self.random.random_range(20..1500));
-                if left == 0 { vec![(pause, Alarm::Mend)] } else { vec![(pause, Alarm::Flap(host, left - 1))] }
+                if left == 0 {
+                    vec![(pause, Alarm::Mend)]
+                } else {
+                    vec![(pause, Alarm::Flap(host, left - 1))]
+                }
             }
             Alarm::Next => {
                 let mut next = self.fault(cluster);
@@ -253,13 +262,15 @@ impl Nemesis {
     /// Carries one fault out.
     fn fault(&mut self, cluster: &mut Cluster) -> Vec<(Duration, Alarm)> {
         let Some(fault) = self.pick() else { return Vec::new() };
-        let running: Vec<HostId> = (0..cluster.hosts().len()).filter(|host| cluster.hosts()[*host].runs()).collect();
+        let running: Vec<HostId> =
+            (0..cluster.hosts().len()).filter(|host| cluster.hosts()[*host].runs()).collect();
         if running.is_empty() {
             return Vec::new();
         }
         let host = running[self.random.random_range(0..running.len())];
         let leader = cluster.leader().unwrap_or(host);
-        let mend = vec![(span(&mut self.random, Duration::from_millis(50), Duration::from_secs(7)), Alarm::Mend)];
+        let mend =
+            vec![(span(&mut self.random, Duration::from_millis(50), Duration::from_secs(7)), Alarm::Mend)];
         let mut next = Vec::new();
         match fault {
             Fault::Kill => cluster.crash(host, false),
@@ -280,7 +291,12 @@ impl Nemesis {
             Fault::Pause => self.pause(cluster, host),
             Fault::PauseLeader => self.pause(cluster, leader),
             Fault::CleanStop => cluster.stop(host),
-            Fault::IsolateLeader | Fault::Isolate | Fault::Split | Fault::Bridge | Fault::OneWay | Fault::BadLinks => {
+            Fault::IsolateLeader
+            | Fault::Isolate
+            | Fault::Split
+            | Fault::Bridge
+            | Fault::OneWay
+            | Fault::BadLinks => {
                 self.links(cluster, fault, host, leader);
                 next = mend;
             }

@@ -154,7 +154,8 @@ impl Judge {
             let hash = cluster.state_hash(host).ok();
             let (index, sum) = *first.get_or_insert((at, hash));
             if (index, sum) != (at, hash) {
-                let detail = format!("m0 has applied {index:?} with hash {sum:x?}, m{host} {at:?} with {hash:x?}");
+                let detail =
+                    format!("m0 has applied {index:?} with hash {sum:x?}, m{host} {at:?} with {hash:x?}");
                 return Err(Violation::new("members converge", detail));
             }
         }

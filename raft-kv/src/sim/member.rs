@@ -204,13 +204,7 @@ impl Host {
     }
 
     /// Puts a joining member on this machine: it waits for its first snapshot.
-    pub(super) fn join(
-        &mut self,
-        cluster: ClusterId,
-        id: NodeId,
-        random: ChaCha8Rng,
-        options: log::Options,
-    ) {
+    pub(super) fn join(&mut self, cluster: ClusterId, id: NodeId, random: ChaCha8Rng, options: log::Options) {
         self.disk = SimDisk::new(random);
         self.store = MemoryStore::new();
         self.settle_in(cluster, id, SnapshotMeta::default(), HardState::default(), options);

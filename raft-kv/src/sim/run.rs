@@ -150,7 +150,9 @@ const FIRST_ALARM: u64 = 1 << 32;
 
 fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
     let mut random = stream(seed, "setting");
-    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| Duration::from_millis(random.random_range(least..most));
+    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| {
+        Duration::from_millis(random.random_range(least..most))
+    };
     let network = NetworkOptions { most_delay: ms(&mut random, 1, 20), ..NetworkOptions::default() };
     let hosts = if random.random_bool(0.75) { 3 } else { 5 };
     let bounds = Bounds {
@@ -289,7 +291,8 @@ impl World {
     }
 
     fn has_converged(&self) -> bool {
-        let indexes: Vec<_> = self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
+        let indexes: Vec<_> =
+            self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
         let same = indexes.iter().all(|index| index.is_some() && *index == indexes[0]);
         same && self.workload.slowest_watcher() >= self.judge.changes.head() && self.workload.waiting() == 0
     }
@@ -412,7 +415,8 @@ impl World {
         let writes = self.judge.changes.head();
         if ok < 50 || ok * 10 < requests || writes < 10 || self.workload.handed < 3 {
             let handed = self.workload.handed;
-            let detail = format!("{ok} of {requests} requests done, revision {writes}, {handed} batches watched");
+            let detail =
+                format!("{ok} of {requests} requests done, revision {writes}, {handed} batches watched");
             return Err(Violation::new("enough happened", detail));
         }
         Ok(())
@@ -492,7 +496,8 @@ fn stuck(what: &str) -> Verdict {
     Err(Violation::new("the cluster makes progress", what))
 }
 
-const _: () = assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
+const _: () =
+    assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
 
 #[cfg(test)]
 mod tests {

@@ -187,7 +187,12 @@ impl Workload {
             return self.read(cluster, host, place, &request);
         }
         let place = self.begin(cluster, Asked::Range(request));
-        self.send(cluster, host, What::Barrier, Pending { client, place, once: None, repeats: 0, lease: None });
+        self.send(
+            cluster,
+            host,
+            What::Barrier,
+            Pending { client, place, once: None, repeats: 0, lease: None },
+        );
     }
 
     fn pick(&mut self) -> usize {
@@ -272,7 +277,8 @@ impl Workload {
 
     fn range(&mut self) -> RangeRequest {
         let old = self.random.random_bool(0.25) && self.newest > 2;
-        let revision = if old { self.random.random_range((self.newest - 40).max(1)..=self.newest) } else { 0 };
+        let revision =
+            if old { self.random.random_range((self.newest - 40).max(1)..=self.newest) } else { 0 };
         let range = if self.random.random_bool(0.6) { KeyRange::key(self.key()) } else { self.keys() };
         RangeRequest {
             range,
@@ -289,7 +295,8 @@ impl Workload {
         let now = cluster.now();
         Some(match kind {
             4 => {
-                let range = if self.random.random_bool(0.9) { KeyRange::key(self.key()) } else { self.keys() };
+                let range =
+                    if self.random.random_bool(0.9) { KeyRange::key(self.key()) } else { self.keys() };
                 Command::Delete(DeleteRequest { range, prev_kv: self.random.random_bool(0.5) })
             }
             5 => Command::Txn(self.txn()),
@@ -386,7 +393,9 @@ impl Workload {
         let now = cluster.now();
         let outcome = match result {
             Ok(Told::MayRead) => {
-                let Asked::Range(request) = self.history[place].asked.clone() else { unreachable!("it reads") };
+                let Asked::Range(request) = self.history[place].asked.clone() else {
+                    unreachable!("it reads")
+                };
                 self.read(cluster, host, place, &request);
                 self.clients[client].busy = None;
                 return Ok(());
@@ -443,7 +452,11 @@ impl Workload {
         let found = cluster.read(host, |view| Ok(machine::read::range(view, request)));
         let outcome = match found {
             Ok(Ok(Ok((revision, response)))) => {
-                if request.revision == 0 && request.range.is_single() && !request.keys_only && !request.count_only {
+                if request.revision == 0
+                    && request.range.is_single()
+                    && !request.keys_only
+                    && !request.count_only
+                {
                     self.note(&request.range.key, response.kvs.first());
                 }
                 Outcome::Read(revision, response)

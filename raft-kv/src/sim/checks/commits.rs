@@ -64,7 +64,10 @@ impl Commits {
         if index > last || found.is_some_and(|found| found != known.term) {
             return violation(
                 "leader completeness",
-                format!("the leader of term {term} lacks entry {index} of term {}: it has {found:?}", known.term),
+                format!(
+                    "the leader of term {term} lacks entry {index} of term {}: it has {found:?}",
+                    known.term
+                ),
             );
         }
         Ok(())

@@ -85,7 +85,10 @@ impl Leases {
             if due < now {
                 return violation(
                     "leases end",
-                    format!("lease {id} of {:?} was last heard of at {:?} and lives at {now:?}", lease.ttl, lease.last),
+                    format!(
+                        "lease {id} of {:?} was last heard of at {:?} and lives at {now:?}",
+                        lease.ttl, lease.last
+                    ),
                 );
             }
             if lease.ended {

@@ -51,7 +51,10 @@ impl Logs {
             known if known == (before, content) => Ok(()),
             known => violation(
                 "log matching",
-                format!("entry {index} of term {term} is {known:?} in one log, {:?} in another", (before, content)),
+                format!(
+                    "entry {index} of term {term} is {known:?} in one log, {:?} in another",
+                    (before, content)
+                ),
             ),
         }
     }

@@ -9,8 +9,8 @@ use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
     Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, KeyRange, KeyValue,
-    LeaseId, PutRequest, PutResponse, RangeRequest, RangeResponse, Revision, TxnOp, TxnOpResponse, TxnRequest,
-    TxnResponse,
+    LeaseId, PutRequest, PutResponse, RangeRequest, RangeResponse, Revision, TxnOp, TxnOpResponse,
+    TxnRequest, TxnResponse,
 };
 
 /// The keys at one revision.
@@ -73,7 +73,12 @@ impl Model {
         Some(Event { kind: EventKind::Delete, kv, prev: Some(prev) })
     }
 
-    fn delete(&mut self, request: &DeleteRequest, revision: Revision, events: &mut Vec<Event>) -> DeleteResponse {
+    fn delete(
+        &mut self,
+        request: &DeleteRequest,
+        revision: Revision,
+        events: &mut Vec<Event>,
+    ) -> DeleteResponse {
         let prevs: Vec<KeyValue> = self.within(&request.range).cloned().collect();
         events.extend(prevs.iter().filter_map(|prev| self.remove(&prev.key, revision)));
         let deleted = prevs.len() as i64;
@@ -195,11 +200,8 @@ mod tests {
     #[test]
     fn compares_look_at_the_state_before() {
         let mut model = Model::default();
-        let absent = Compare {
-            range: KeyRange::key("k"),
-            op: CompareOp::Equal,
-            target: CompareTarget::Version(0),
-        };
+        let absent =
+            Compare { range: KeyRange::key("k"), op: CompareOp::Equal, target: CompareTarget::Version(0) };
         let inner = TxnRequest { compares: vec![absent.clone()], ..TxnRequest::default() };
         let request = TxnRequest {
             compares: vec![absent],

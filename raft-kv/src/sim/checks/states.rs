@@ -24,7 +24,10 @@ impl States {
     pub fn applied(&mut self, host: usize, index: Index, revision: Revision) -> Verdict {
         let before = self.places.insert(host, (index, revision)).unwrap_or_default();
         if index <= before.0 || revision < before.1 {
-            return violation("applied moves forward", format!("m{host} went from {before:?} to {:?}", (index, revision)));
+            return violation(
+                "applied moves forward",
+                format!("m{host} went from {before:?} to {:?}", (index, revision)),
+            );
         }
         match *self.revisions.entry(index).or_insert(revision) {
             known if known == revision => Ok(()),

@@ -39,13 +39,16 @@ impl Watching {
 
     /// The first revision behind what it has that it is owed something of, up to `to`.
     fn next_owed(&self, changes: &Changes, to: Revision) -> Option<Revision> {
-        (self.done + 1..=to).find(|revision| changes.get(*revision).is_some_and(|change| !self.owed(change).is_empty()))
+        (self.done + 1..=to)
+            .find(|revision| changes.get(*revision).is_some_and(|change| !self.owed(change).is_empty()))
     }
 
     /// It was handed a batch. `compacted` is the highest revision anybody asked to compact at.
     pub fn handed(&mut self, changes: &Changes, batch: &WatchBatch, compacted: Revision) -> Verdict {
         match batch {
-            WatchBatch::Changes(handed) => handed.iter().try_for_each(|change| self.change(changes, change, compacted)),
+            WatchBatch::Changes(handed) => {
+                handed.iter().try_for_each(|change| self.change(changes, change, compacted))
+            }
             WatchBatch::Progress(revision) => match self.next_owed(changes, *revision) {
                 None => {
                     self.done = self.done.max(*revision);
@@ -83,7 +86,10 @@ impl Watching {
             }
         }
         if owed != handed.events {
-            return violation("watch", format!("revision {revision} is {:?}, but should be {owed:?}", handed.events));
+            return violation(
+                "watch",
+                format!("revision {revision} is {:?}, but should be {owed:?}", handed.events),
+            );
         }
         self.done = revision;
         Ok(())

@@ -52,7 +52,10 @@ fn real_time(history: &[Operation]) -> Verdict {
         if late && operation.is_linearizable() {
             return violation(
                 CHECK,
-                format!("{operation:?} is at revision {at}, but began after {:?} had been answered", history[other]),
+                format!(
+                    "{operation:?} is at revision {at}, but began after {:?} had been answered",
+                    history[other]
+                ),
             );
         }
         if at > newest.0 {
@@ -104,7 +107,9 @@ fn writers(history: &[Operation], changes: &Changes) -> Result<BTreeMap<Revision
                 return fail(format!("{operation:?} and {:?} are both told revision {at}", history[other]));
             }
             if changes.get(at).is_none() {
-                return fail(format!("{operation:?} was acknowledged and is lost: revision {at} was never made"));
+                return fail(format!(
+                    "{operation:?} was acknowledged and is lost: revision {at} was never made"
+                ));
             }
         }
     }
@@ -132,7 +137,10 @@ fn writers(history: &[Operation], changes: &Changes) -> Result<BTreeMap<Revision
         }
         match writers.insert(change.revision, place) {
             Some(other) if other != place => {
-                return fail(format!("{:?} was told the revision of {operation:?}, {change:?}", history[other]));
+                return fail(format!(
+                    "{:?} was told the revision of {operation:?}, {change:?}",
+                    history[other]
+                ));
             }
             _ => {}
         }
@@ -190,9 +198,10 @@ fn write(operation: &Operation, model: &mut Model, change: &Change) -> Verdict {
         return fail(format!("{operation:?} made {change:?}, and should have made {events:?}"));
     }
     match &operation.outcome {
-        Outcome::Done(_, told) if *told != answer => {
-            fail(format!("{operation:?} should have been answered {answer:?} at revision {}", change.revision))
-        }
+        Outcome::Done(_, told) if *told != answer => fail(format!(
+            "{operation:?} should have been answered {answer:?} at revision {}",
+            change.revision
+        )),
         _ => Ok(()),
     }
 }
@@ -210,7 +219,9 @@ fn judge_reads(history: &[Operation], model: &Model, places: Option<Vec<usize>>,
             (Asked::Command(command), Outcome::Done(_, told)) => {
                 let Some((events, right)) = model.clone().command(command, at + 1) else { continue };
                 if !events.is_empty() || right != *told {
-                    return fail(format!("{operation:?} at revision {at} should have made {events:?}, {right:?}"));
+                    return fail(format!(
+                        "{operation:?} at revision {at} should have made {events:?}, {right:?}"
+                    ));
                 }
             }
             _ => {}
@@ -233,7 +244,13 @@ impl Deletes {
         Self { unknown: (0..history.len()).filter(|place| unknown(&history[*place])).collect() }
     }
 
-    fn explain(&mut self, history: &[Operation], model: &mut Model, change: &Change, time: Duration) -> Verdict {
+    fn explain(
+        &mut self,
+        history: &[Operation],
+        model: &mut Model,
+        change: &Change,
+        time: Duration,
+    ) -> Verdict {
         let Some(first) = change.events.first() else { return Ok(()) };
         let lease = model.get(&first.kv.key).map_or(0, |kv| kv.lease);
         let mut after = model.clone();
@@ -306,7 +323,8 @@ mod tests {
         let changes = made(&["a", "b"]);
         let (a, b) = (put("a", (0, Some(5)), done(2)), put("b", (6, None), Outcome::Unknown));
         check(&[a.clone(), b.clone()], &changes).unwrap();
-        check(&[a.clone(), b.clone(), read(&changes, (7, 9), 2), read(&changes, (10, 12), 3)], &changes).unwrap();
+        check(&[a.clone(), b.clone(), read(&changes, (7, 9), 2), read(&changes, (10, 12), 3)], &changes)
+            .unwrap();
         let lost = put("c", (7, None), Outcome::Unknown);
         let refused = put("d", (7, Some(8)), Outcome::NotDone);
         check(&[a, b, lost, refused], &changes).unwrap();

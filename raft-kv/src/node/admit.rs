@@ -22,8 +22,8 @@ impl<L: LogView> Replica<L> {
             out.answers.push((ticket, Err(error)));
             return;
         }
-        if self.apply_lag > limits::MAX_APPLY_LAG_BYTES || self.barriers.len() >= limits::MAX_WAITING_REQUESTS
-        {
+        let waiting = self.barriers.len() + self.transfers.len();
+        if self.apply_lag > limits::MAX_APPLY_LAG_BYTES || waiting >= limits::MAX_WAITING_REQUESTS {
             out.answers.push((ticket, Err(Error::NotDone(NotDone::Busy))));
             return;
         }
@@ -39,7 +39,7 @@ impl<L: LogView> Replica<L> {
             }
             What::Lease { id, renew } => {
                 self.barriers.insert(ticket, deadline);
-                self.ask_lease(ticket, id, renew, out);
+                self.ask_lease(now, ticket, id, renew, out);
             }
             What::Transfer { to } => self.ask_transfer(now, ticket, deadline, to, out),
         }
@@ -47,6 +47,7 @@ impl<L: LogView> Replica<L> {
 
     pub(super) fn ask_lease(
         &mut self,
+        now: Duration,
         ticket: Ticket,
         id: LeaseId,
         renew: bool,
@@ -56,7 +57,7 @@ impl<L: LogView> Replica<L> {
             Some(leader) if leader != self.me => {
                 let seq = self.next_lease_call;
                 self.next_lease_call += 1;
-                self.lease_calls.insert(seq, (ticket, id, renew));
+                self.lease_calls.insert(seq, ((ticket, id, renew), now));
                 let request = RequestId { origin: self.me, boot: self.boot, seq };
                 out.frames.push((leader, PeerFrame::LeaseCall { request, id, renew }));
             }
@@ -83,10 +84,10 @@ impl<L: LogView> Replica<L> {
             Some(leader) if Some(leader) == to => out.answers.push((ticket, Ok(Told::Done))),
             Some(leader) if leader != self.me => {
                 out.frames.push((leader, PeerFrame::Transfer { to }));
-                self.transfers.push((ticket, deadline));
+                self.transfers.push((ticket, deadline, to));
             }
             Some(_) => {
-                self.transfers.push((ticket, deadline));
+                self.transfers.push((ticket, deadline, to));
                 // A failing log shows at the next step as well; nothing is lost by looking there.
                 let _ = self.step(now, raft::Input::Transfer { to }, out);
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Refusal};
+use crate::limits;
 use crate::machine::command::Command;
 use crate::machine::{Answer, validate};
 use crate::types::{ConfChange, LeaseId, LeaseStatus, NodeId, OnceId, Revision, Term};
@@ -69,16 +70,24 @@ pub enum Told {
     Done,
 }
 
+/// Checks a command's bounds: a local caller's, or one that another member hands on.
+pub fn admit_command(command: &Command) -> Result<(), Refusal> {
+    if matches!(command, Command::LeaseExpire { .. }) {
+        // Only a leader's own loop decides that a lease is over.
+        return Err(Refusal::invalid("command", "leases are revoked, not expired, by callers"));
+    }
+    validate::validate(command)?;
+    let len = command.size();
+    if len > limits::MAX_REQUEST_BYTES {
+        return Err(Refusal::RequestTooLarge { len: len as u64, max: limits::MAX_REQUEST_BYTES as u64 });
+    }
+    Ok(())
+}
+
 /// Checks a request's bounds before anything is done for it.
 pub fn admit(what: &What) -> Result<(), Error> {
     match what {
-        What::Command { command, .. } => {
-            if matches!(command, Command::LeaseExpire { .. }) {
-                // Only a leader's own loop decides that a lease is over.
-                return Err(Refusal::invalid("command", "leases are revoked, not expired, by callers").into());
-            }
-            validate::validate(command).map_err(Error::Refused)
-        }
+        What::Command { command, .. } => admit_command(command).map_err(Error::Refused),
         What::Conf(ConfChange::AddLearner(record)) => {
             validate::validate(&Command::MemberUpdate(record.clone())).map_err(Error::Refused)
         }

@@ -15,6 +15,19 @@ use crate::machine::Outcome;
 use crate::raft::{self, Leadership, LogView, Output};
 use crate::types::{ConfChange, ConfProposal, LeaseId, LeaseStatus, SnapshotMeta};
 
+<<<<<<< HEAD
+=======
+/// Log that the state has not flushed yet, in bytes, before a flush is asked for.
+const FLUSH_BYTES: usize = 64 * 1024 * 1024;
+/// Time after which unflushed entries are flushed all the same.
+const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// Entries kept behind the flushed state for followers that are a little behind.
+const KEEP_FOR_FOLLOWERS: Index = 5_000;
+/// Entries kept at most for a follower that is far behind but answers.
+const KEEP_AT_MOST: Index = 200_000;
+/// A lease call that the leader has not answered for this long is asked anew.
+const LEASE_PATIENCE: Duration = Duration::from_millis(500);
+>>>>>>> review
 /// How long a clean stop waits for leadership to move and for callers to be answered.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -45,10 +58,9 @@ impl<L: LogView> Replica<L> {
         }
         if let Some(meta) = output.install {
             out.apply.push(Work::Install(meta));
-            // The state must be in place before the log forgets what came before it.
-            self.held.get_or_insert_default();
+            self.held.push_back(Vec::new());
         }
-        match &mut self.held {
+        match self.held.back_mut() {
             Some(held) => held.extend(output.writes),
             None => out.writes.extend(output.writes),
         }
@@ -57,7 +69,7 @@ impl<L: LogView> Replica<L> {
             out.apply.push(Work::Entries(output.committed));
         }
         for (context, index) in output.reads {
-            for (from, context) in self.reads.confirm(context, index) {
+            for (from, context) in self.reads.confirm(self.me, context, index) {
                 out.frames.push((from, PeerFrame::ReadConfirmed { context, index: Some(index) }));
             }
         }
@@ -89,7 +101,10 @@ impl<L: LogView> Replica<L> {
                 self.decline(Some(proposal.request), Error::NotDone(NotDone::NotLeader), out);
             }
             let calls = std::mem::take(&mut self.lease_calls);
-            self.lease_retries.extend(calls.into_values());
+            self.lease_retries.extend(calls.into_values().map(|(call, _)| call));
+            for reader in std::mem::take(&mut self.ending) {
+                self.reads.add(reader);
+            }
         }
         if self.leads() && (!led || moved) {
             self.leases.lead(now);
@@ -100,8 +115,10 @@ impl<L: LogView> Replica<L> {
             self.waiting.wake();
         }
         if self.leadership.leader.is_some() && self.leadership.leader != leader_before {
-            for (ticket, _) in std::mem::take(&mut self.transfers) {
-                out.answers.push((ticket, Ok(Told::Done)));
+            for (ticket, _, to) in std::mem::take(&mut self.transfers) {
+                let there = to.is_none() || to == self.leadership.leader;
+                let told = if there { Ok(Told::Done) } else { Err(Error::NotDone(NotDone::NotLeader)) };
+                out.answers.push((ticket, told));
             }
         }
         out.leadership = Some(leadership);
@@ -118,16 +135,28 @@ impl<L: LogView> Replica<L> {
         }
         self.late_readers(now, no_leader, out);
         self.reads.tick(now, self.leadership.leader);
+        // A call or its answer may be lost on the way; to renew twice is to renew once.
+        let lost =
+            self.lease_calls.extract_if(.., |_, (_, asked)| now.saturating_sub(*asked) >= LEASE_PATIENCE);
+        self.lease_retries.extend(lost.map(|(_, (call, _))| call));
         for (ticket, id, renew) in std::mem::take(&mut self.lease_retries) {
             if self.barriers.contains_key(&ticket) {
-                self.ask_lease(ticket, id, renew, out);
+                self.ask_lease(now, ticket, id, renew, out);
             }
         }
         if self.leads() && self.leadership.ready && self.stopping.is_none() {
             self.promote(now, out)?;
         }
+<<<<<<< HEAD
         let waited = now.saturating_sub(self.flushed_at) >= self.bounds.flush_after;
         if !self.flushing && (self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0)) {
+=======
+        if self.stopping.is_some() {
+            self.hand_over(now, out)?;
+        }
+        let waited = now.saturating_sub(self.flushed_at) >= FLUSH_AFTER;
+        if !self.flushing && (self.unflushed >= FLUSH_BYTES || (waited && self.unflushed > 0)) {
+>>>>>>> review
             self.flushing = true;
             out.flush = true;
         }
@@ -152,12 +181,12 @@ impl<L: LogView> Replica<L> {
         let barriers = &self.barriers;
         let gone = |ticket| !barriers.contains_key(&ticket);
         self.reads.forget(gone);
-        self.lease_calls.retain(|_, (ticket, ..)| barriers.contains_key(ticket));
+        self.lease_calls.retain(|_, ((ticket, ..), _)| barriers.contains_key(ticket));
         let (late, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.transfers).into_iter().partition(|(_, deadline)| *deadline <= now);
+            std::mem::take(&mut self.transfers).into_iter().partition(|(_, deadline, _)| *deadline <= now);
         self.transfers = waiting;
-        for (ticket, _) in late {
-            out.answers.push((ticket, Err(Error::NotDone(NotDone::Deadline))));
+        for (ticket, ..) in late {
+            out.answers.push((ticket, Err(Error::Unknown(Unknown::Deadline))));
         }
     }
 
@@ -189,7 +218,7 @@ impl<L: LogView> Replica<L> {
             for ticket in self.waiting.skipped(self.applied.term) {
                 out.answers.push((ticket, Err(Error::Unknown(Unknown::Overtaken))));
             }
-            out.writes.extend(self.held.take().expect("writes are held from the install on"));
+            out.writes.extend(self.held.pop_front().expect("writes are held from each install on"));
         }
         if newer_term {
             self.waiting.term_applied(self.applied.term);
@@ -332,9 +361,16 @@ impl<L: LogView> Replica<L> {
     pub(super) fn stop(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
         if self.stopping.is_none() {
             self.stopping = Some(now);
-            if self.leads() && self.applied.conf.voters.len() > 1 {
-                self.step(now, raft::Input::Transfer { to: None }, out)?;
-            }
+            self.hand_over(now, out)?;
+        }
+        Ok(())
+    }
+
+    /// Moves leadership away, unless that is under way already. A transfer may fail, and a member
+    /// may win an election while it waits for its callers: it is tried with every tick.
+    fn hand_over(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
+        if self.leads() && self.applied.conf.voters.len() > 1 && self.core.status().transfer_to.is_none() {
+            self.step(now, raft::Input::Transfer { to: None }, out)?;
         }
         Ok(())
     }

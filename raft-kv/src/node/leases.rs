@@ -143,3 +143,83 @@ impl Leases {
         ids
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn leading(leases: &[(LeaseId, i64)]) -> Leases {
+        let mut all = Leases::default();
+        all.reset(leases.to_vec(), s(0));
+        all.lead(s(100));
+        all
+    }
+
+    #[test]
+    fn a_new_leader_gives_every_lease_its_full_time() {
+        let mut leases = leading(&[(1, 5), (2, 10)]);
+        assert_eq!(leases.expire(s(105) - Duration::from_nanos(1)), vec![]);
+        assert_eq!(leases.expire(s(105)), vec![1]);
+        assert_eq!(leases.expire(s(110)), vec![1, 2], "one not applied yet is proposed again");
+        leases.follow();
+        assert_eq!(leases.expire(s(1_000)), vec![]);
+        leases.lead(s(2_000));
+        assert_eq!(leases.expire(s(2_004)), vec![]);
+    }
+
+    #[test]
+    fn a_follower_ends_nothing() {
+        let mut leases = Leases::default();
+        leases.reset(vec![(1, 5)], s(0));
+        leases.applied(&[LeaseChange::Granted { id: 2, ttl: 2 }], s(1));
+        assert_eq!(leases.expire(s(1_000)), vec![]);
+        assert_eq!(leases.ask(1, true, s(1)), Asked::Ending);
+    }
+
+    #[test]
+    fn a_renewal_counts_from_when_it_was_confirmed() {
+        let mut leases = leading(&[(1, 5)]);
+        let left = |asked: Asked| match asked {
+            Asked::Status(status) => (status.ttl, status.granted_ttl),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(left(leases.ask(1, false, s(103))), (2, 5));
+        assert_eq!(left(leases.ask(1, true, s(104))), (5, 5));
+        assert_eq!(leases.expire(s(108)), vec![]);
+        assert_eq!(leases.expire(s(109)), vec![1]);
+        assert_eq!(leases.ask(1, true, s(109)), Asked::Ending, "nothing brings it back");
+        leases.applied(&[LeaseChange::Ended { id: 1 }], s(110));
+        assert_eq!(leases.ask(1, true, s(110)), Asked::Gone);
+        assert_eq!(leases.expire(s(1_000)), vec![]);
+    }
+
+    #[test]
+    fn a_lease_granted_again_under_its_id_has_a_new_clock() {
+        let mut leases = leading(&[(1, 5)]);
+        let changes = [LeaseChange::Ended { id: 1 }, LeaseChange::Granted { id: 1, ttl: 50 }];
+        leases.applied(&changes, s(104));
+        assert_eq!(leases.expire(s(153)), vec![]);
+        assert_eq!(leases.expire(s(154)), vec![1]);
+    }
+
+    #[test]
+    fn many_end_in_pieces() {
+        let most = limits::MAX_LEASES_PER_EXPIRY as LeaseId;
+        let all: Vec<_> = (1..=2 * most + 1).map(|id| (id, 5)).collect();
+        let mut leases = leading(&all);
+        let sizes = [(); 4].map(|()| leases.expire(s(105)).len() as LeaseId);
+        assert_eq!(sizes, [most, most, 1, 0]);
+    }
+
+    #[test]
+    fn a_snapshot_starts_the_clocks_anew() {
+        let mut leases = leading(&[(1, 5)]);
+        leases.reset(vec![(2, 5)], s(104));
+        assert_eq!(leases.ask(1, false, s(104)), Asked::Gone);
+        assert_eq!((leases.expire(s(108)), leases.expire(s(109))), (vec![], vec![2]));
+    }
+}

@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use super::ask::Told;
+use super::ask::{self, Told, What};
 use super::reads::{LeaseCaller, Reader};
 use super::replica::{Effects, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::limits;
-use crate::machine::{Proposal, validate};
+use crate::machine::Proposal;
 use crate::raft::{self, LogView};
 use crate::types::{ConfProposal, LeaseId, LeaseStatus, NodeId, RequestId, Term};
 
@@ -24,6 +24,11 @@ impl<L: LogView> Replica<L> {
     ) -> Result<(), StorageFailed> {
         let mut messages = Vec::new();
         for (from, frame) in frames {
+            if from == self.me {
+                // Only a copy of this member's own data directory can sign as it does.
+                tracing::warn!("dropped a frame from a node that has this member's id");
+                continue;
+            }
             match frame {
                 PeerFrame::Raft(message) => messages.push((from, message)),
                 PeerFrame::Forward { term, proposals } => self.take_forwarded(from, term, proposals, out),
@@ -43,9 +48,9 @@ impl<L: LogView> Replica<L> {
                     }
                 }
                 PeerFrame::ReadConfirmed { context, index: Some(index) } => {
-                    // Only ever our own round: nobody else's readers wait on a follower.
-                    let remote = self.reads.confirm(context, index);
-                    assert!(remote.is_empty(), "a follower has no readers of other members");
+                    for (to, context) in self.reads.confirm(from, context, index) {
+                        out.frames.push((to, PeerFrame::ReadConfirmed { context, index: Some(index) }));
+                    }
                 }
                 PeerFrame::ReadConfirmed { .. } => {} // asked anew with a later tick
                 PeerFrame::LeaseCall { request, id, renew } => {
@@ -90,7 +95,7 @@ impl<L: LogView> Replica<L> {
         for proposal in proposals {
             // A member speaks for its own callers only, and within the same bounds as ours.
             let speaks_for_itself = proposal.request.origin == from;
-            match validate::validate(&proposal.command) {
+            match ask::admit_command(&proposal.command) {
                 Ok(()) if speaks_for_itself => self.forwarded.push_back(proposal),
                 Ok(()) => tracing::warn!(%from, "dropped a request that claims another origin"),
                 Err(refusal) => {
@@ -115,6 +120,10 @@ impl<L: LogView> Replica<L> {
         }
         if !self.leads() || self.leadership.term != term || self.stopping.is_some() {
             self.decline(proposal.request, Error::NotDone(NotDone::NotLeader), out);
+            return Ok(());
+        }
+        if let Err(error) = ask::admit(&What::Conf(proposal.change.clone())) {
+            self.decline(proposal.request, error, out);
             return Ok(());
         }
         self.propose_conf(now, proposal, out)
@@ -152,7 +161,7 @@ impl<L: LogView> Replica<L> {
         if request.boot != self.boot || request.origin != self.me {
             return;
         }
-        let Some((ticket, id, renew)) = self.lease_calls.remove(&request.seq) else {
+        let Some(((ticket, id, renew), _)) = self.lease_calls.remove(&request.seq) else {
             return;
         };
         match result {

@@ -74,9 +74,10 @@ impl Reads {
         Self { me, boot, counter: 0, waiting: Vec::new(), round: None, confirmed: BTreeMap::new() }
     }
 
-    /// How many wait for a round or for its end.
+    /// How many wait for a round, for its end or for its index.
     pub fn len(&self) -> usize {
-        self.waiting.len() + self.round.as_ref().map_or(0, |round| round.readers.len())
+        let confirmed: usize = self.confirmed.values().map(Vec::len).sum();
+        self.waiting.len() + self.round.as_ref().map_or(0, |round| round.readers.len()) + confirmed
     }
 
     /// Whether none waits.
@@ -109,8 +110,12 @@ impl Reads {
 
     /// A quorum confirmed the round: its readers wait for `index` now. Other members' readers wait
     /// for it at their own; they are returned.
-    pub fn confirm(&mut self, context: ReadContext, index: Index) -> Vec<(NodeId, ReadContext)> {
-        if self.round.as_ref().is_none_or(|round| round.context != context) {
+    ///
+    /// `by` is who says so: only the leader that was asked may, for the context of a leader's own
+    /// round is in its heartbeats and known to all.
+    pub fn confirm(&mut self, by: NodeId, context: ReadContext, index: Index) -> Vec<(NodeId, ReadContext)> {
+        let asked = |round: &Round| round.leader == by && round.context == context;
+        if !self.round.as_ref().is_some_and(asked) {
             return Vec::new();
         }
         let round = self.round.take().expect("checked above");
@@ -145,6 +150,12 @@ impl Reads {
     /// members' readers are returned: they ask the new leader.
     pub fn leader_changed(&mut self) -> Vec<(NodeId, ReadContext)> {
         self.give_up();
+        // A lease is asked of the leader's clocks: what an earlier leadership confirmed says
+        // nothing of those. Reads are asked of the state, and an index once confirmed is good.
+        for readers in self.confirmed.values_mut() {
+            self.waiting.extend(readers.extract_if(.., |reader| matches!(reader, Reader::Lease { .. })));
+        }
+        self.confirmed.retain(|_, readers| !readers.is_empty());
         let mut remote = Vec::new();
         self.waiting.retain(|reader| match reader {
             Reader::Remote { from, context } => {
@@ -190,5 +201,109 @@ impl Reads {
             readers.retain(keep);
         }
         self.confirmed.retain(|_, readers| !readers.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+    const ZERO: Duration = Duration::ZERO;
+
+    fn with(readers: &[Ticket]) -> Reads {
+        let mut reads = Reads::new(ME, 7);
+        readers.iter().for_each(|ticket| reads.add(Reader::Local(*ticket)));
+        reads
+    }
+
+    fn remote(counter: u64) -> Reader {
+        Reader::Remote { from: OTHER, context: ReadContext { node: OTHER, boot: 1, counter } }
+    }
+
+    #[test]
+    fn only_the_leader_asked_confirms_the_round_under_way() {
+        let check = |by: NodeId, wrong: u64, expect: usize| {
+            let mut reads = with(&[1, 2]);
+            let mut context = reads.start(OTHER, ZERO).unwrap();
+            context.counter += wrong;
+            reads.confirm(by, context, 5);
+            assert_eq!(reads.ready(5).len(), expect, "by {by}, context off by {wrong}");
+        };
+        check(OTHER, 0, 2);
+        check(OTHER, 1, 0);
+        check(NodeId(3), 0, 0);
+        check(ME, 0, 0);
+    }
+
+    #[test]
+    fn a_heartbeats_context_in_a_followers_frame_confirms_nothing_at_the_leader() {
+        let mut reads = with(&[1]);
+        reads.add(remote(9));
+        let context = reads.start(ME, ZERO).unwrap();
+        assert_eq!(reads.confirm(OTHER, context, 0), vec![]);
+        assert_eq!(reads.confirm(ME, context, 4).len(), 1);
+        assert_eq!(reads.ready(3), vec![]);
+        assert_eq!(reads.ready(4), vec![Reader::Local(1)]);
+    }
+
+    #[test]
+    fn every_try_has_a_context_of_its_own() {
+        let mut reads = with(&[1]);
+        let mut seen = Vec::new();
+        for round in 0..4u32 {
+            let now = ROUND_PATIENCE * round;
+            let context = reads.start(ME, now).unwrap();
+            assert!(!seen.contains(&context), "{context:?} again");
+            assert_eq!(reads.start(ME, now), None, "one round at a time");
+            seen.push(context);
+            match round {
+                0 => reads.refused(context),
+                1 => drop(reads.leader_changed()),
+                _ => reads.tick(now + ROUND_PATIENCE, Some(ME)),
+            }
+            reads.confirm(ME, context, 1);
+            assert_eq!(reads.ready(9), vec![], "a round that was given up confirms nothing");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_comes_during_a_round_waits_for_the_next() {
+        let mut reads = with(&[1]);
+        let first = reads.start(ME, ZERO).unwrap();
+        reads.add(Reader::Local(2));
+        reads.confirm(ME, first, 5);
+        assert_eq!(reads.ready(5), vec![Reader::Local(1)]);
+        let second = reads.start(ME, ZERO).unwrap();
+        reads.confirm(ME, second, 6);
+        assert_eq!((reads.ready(5), reads.ready(6)), (vec![], vec![Reader::Local(2)]));
+    }
+
+    #[test]
+    fn a_change_of_leader_sends_other_members_away_and_keeps_ours() {
+        let mut reads = with(&[1]);
+        reads.add(remote(1));
+        reads.add(remote(2));
+        assert_eq!(reads.len(), 2, "of another member's rounds the newest counts");
+        reads.start(ME, ZERO).unwrap();
+        reads.add(remote(3));
+        let away: Vec<_> = reads.leader_changed().into_iter().map(|(_, context)| context.counter).collect();
+        assert_eq!((away.len(), reads.len()), (2, 1), "{away:?}");
+        assert!(away.contains(&2) && away.contains(&3));
+    }
+
+    #[test]
+    fn callers_who_are_gone_are_forgotten_wherever_they_wait() {
+        let mut reads = with(&[1, 2]);
+        let context = reads.start(ME, ZERO).unwrap();
+        reads.confirm(ME, context, 5);
+        [3, 4].into_iter().for_each(|ticket| reads.add(Reader::Local(ticket)));
+        reads.start(ME, ZERO).unwrap();
+        [5, 6].into_iter().for_each(|ticket| reads.add(Reader::Local(ticket)));
+        reads.forget(|ticket| ticket % 2 == 0);
+        assert_eq!(reads.len(), 3);
+        reads.forget(|_| true);
+        assert!(reads.is_empty() && reads.ready(u64::MAX - 1).is_empty());
     }
 }

@@ -16,7 +16,7 @@ use super::wire::PeerFrame;
 use crate::error::{Error, StorageFailed};
 use crate::machine::Proposal;
 use crate::raft::{self, Core, Leadership, LogView, PeerMessage};
-use crate::types::{Index, LeaseId, Member, NodeId, Revision, SnapshotMeta};
+use crate::types::{Index, Member, NodeId, Revision, SnapshotMeta};
 
 /// What comes in.
 #[derive(Debug)]
@@ -145,18 +145,20 @@ pub struct Replica<L: LogView> {
     pub(super) barriers: BTreeMap<Ticket, Duration>,
     /// Renewals that wait until an expiry under way is applied.
     pub(super) ending: Vec<Reader>,
-    /// Lease calls handed on to the leader: number → caller.
-    pub(super) lease_calls: BTreeMap<u64, (Ticket, LeaseId, bool)>,
+    /// Lease calls handed on to the leader: number → caller, and when that was.
+    pub(super) lease_calls: BTreeMap<u64, (super::duties::LeaseRetry, Duration)>,
     pub(super) next_lease_call: u64,
     /// Lease calls to be asked again with the next tick.
     pub(super) lease_retries: Vec<super::duties::LeaseRetry>,
-    pub(super) transfers: Vec<(Ticket, Duration)>,
+    /// Callers that wait for leadership to move: their deadline and to whom it shall go.
+    pub(super) transfers: Vec<(Ticket, Duration, Option<NodeId>)>,
     pub(super) leases: Leases,
     pub(super) members: Vec<Member>,
     pub(super) applied: SnapshotMeta,
     pub(super) revision: Revision,
-    /// Writes behind a snapshot that apply has not installed yet.
-    pub(super) held: Option<Vec<L::Write>>,
+    /// For each snapshot that apply has not installed yet, oldest first: its write and those
+    /// behind it. The log must not forget what came before a state that is not in place.
+    pub(super) held: VecDeque<Vec<L::Write>>,
     /// Bytes of entries that apply has been handed and has not reported.
     pub(super) apply_lag: usize,
     pub(super) unflushed: usize,
@@ -200,7 +202,7 @@ impl<L: LogView> Replica<L> {
             members: start.members.unwrap_or_default(),
             applied: start.applied,
             revision: start.revision,
-            held: None,
+            held: VecDeque::new(),
             apply_lag: 0,
             unflushed: 0,
             flushed_at: Duration::ZERO,

@@ -86,10 +86,6 @@ impl Waiting {
             What::Command { command, .. } => command.size(),
             _ => 256,
         };
-        if bytes > limits::MAX_REQUEST_BYTES {
-            let (len, max) = (bytes as u64, limits::MAX_REQUEST_BYTES as u64);
-            return Err(crate::error::Refusal::RequestTooLarge { len, max }.into());
-        }
         if self.waiters.len() >= limits::MAX_WAITING_REQUESTS
             || self.bytes + bytes > limits::MAX_WAITING_BYTES
         {
@@ -222,6 +218,10 @@ impl Waiting {
             };
             late.push((ticket, error));
         }
+        if !late.is_empty() {
+            // Without a leader nobody takes them out at the front.
+            self.queue.retain(|ticket| self.waiters.contains_key(ticket));
+        }
         late
     }
 
@@ -235,6 +235,193 @@ impl Waiting {
         for (ticket, _) in &all {
             self.remove(*ticket);
         }
+        self.queue.clear();
+        self.later.clear();
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::machine::command::Command;
+
+    const ME: NodeId = NodeId(1);
+    const BOOT: u64 = 7;
+
+    fn ask(ticket: Ticket, deadline: u64) -> Ask {
+        let what = What::Command { command: Command::Noop, once: None };
+        Ask { ticket, deadline: Duration::from_secs(deadline), what }
+    }
+
+    fn request(attempt: Attempt) -> RequestId {
+        match attempt {
+            Attempt::Proposal(proposal) => proposal.request,
+            Attempt::Conf(proposal) => proposal.request.unwrap(),
+        }
+    }
+
+    fn attempt(waiting: &mut Waiting, term: Term) -> RequestId {
+        request(waiting.next_attempt(term, usize::MAX).unwrap().0)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Add(u64),
+        Propose(Term),
+        Applied(usize),
+        Declined(usize),
+        TermApplied(Term),
+        Skipped(Term),
+        Tick(u64),
+        Stop,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0..20u64).prop_map(Event::Add),
+            4 => (1..6u64).prop_map(Event::Propose),
+            3 => any::<usize>().prop_map(Event::Applied),
+            2 => any::<usize>().prop_map(Event::Declined),
+            1 => (1..7u64).prop_map(Event::TermApplied),
+            1 => (1..7u64).prop_map(Event::Skipped),
+            1 => (0..20u64).prop_map(Event::Tick),
+            1 => Just(Event::Stop),
+        ]
+    }
+
+    proptest! {
+        /// In whatever order things happen, old attempts and strangers' included: each caller is
+        /// answered exactly once, has one attempt at a time, and hears "not done" only while none
+        /// is under way.
+        #[test]
+        fn each_caller_is_answered_once(events in prop::collection::vec(event(), 0..80)) {
+            let mut waiting = Waiting::new(ME, BOOT);
+            let (mut asked, mut answered) = (0, BTreeSet::new());
+            let mut attempts: Vec<RequestId> = Vec::new();
+            let mut open: BTreeMap<u64, Term> = BTreeMap::new();
+            let mut answer = |ticket: Ticket| assert!(answered.insert(ticket), "{ticket} is answered twice");
+            for event in events {
+                match event {
+                    Event::Add(deadline) => {
+                        asked += 1;
+                        waiting.add(ask(asked, deadline)).unwrap();
+                    }
+                    Event::Propose(term) => while let Some((made, _)) = waiting.next_attempt(term, usize::MAX) {
+                        let made = request(made);
+                        assert!(open.insert(made.seq, term).is_none(), "a request id used twice");
+                        attempts.push(made);
+                    },
+                    Event::Applied(which) if !attempts.is_empty() => {
+                        let request = attempts[which % attempts.len()];
+                        let expect = open.remove(&request.seq).is_some();
+                        let ticket = waiting.finish(&request);
+                        assert_eq!(ticket.is_some(), expect);
+                        ticket.into_iter().for_each(&mut answer);
+                        let stranger = RequestId { boot: BOOT + 1, ..request };
+                        assert_eq!(waiting.finish(&stranger), None);
+                    }
+                    Event::Declined(which) if !attempts.is_empty() => {
+                        let request = attempts[which % attempts.len()];
+                        waiting.declined(&RequestId { origin: NodeId(2), ..request });
+                        waiting.declined(&request);
+                        waiting.declined(&request);
+                        open.remove(&request.seq);
+                    }
+                    Event::Applied(_) | Event::Declined(_) => {}
+                    Event::TermApplied(term) => {
+                        waiting.term_applied(term);
+                        open.retain(|_, attempt| *attempt >= term);
+                    }
+                    Event::Skipped(term) => {
+                        let told = waiting.skipped(term);
+                        let before = open.len();
+                        open.retain(|_, attempt| *attempt > term);
+                        assert_eq!(told.len(), before - open.len());
+                        told.into_iter().for_each(&mut answer);
+                    }
+                    Event::Tick(now) => {
+                        let told = waiting.tick(Duration::from_secs(now), false);
+                        check_told(&told, &mut open, &waiting);
+                        told.into_iter().for_each(|(ticket, _)| answer(ticket));
+                        assert!(waiting.queue.len() <= waiting.len(), "the queue holds who is gone");
+                    }
+                    Event::Stop => {
+                        let told = waiting.stop();
+                        check_told(&told, &mut open, &waiting);
+                        told.into_iter().for_each(|(ticket, _)| answer(ticket));
+                        assert!(waiting.is_empty());
+                    }
+                }
+                assert_eq!(waiting.attempts.len(), open.len());
+                assert_eq!(waiting.deadlines.len(), waiting.len());
+            }
+            waiting.stop().into_iter().for_each(|(ticket, _)| answer(ticket));
+            assert_eq!(answered.len() as u64, asked);
+            assert_eq!((waiting.bytes, waiting.attempts.len(), waiting.deadlines.len()), (0, 0, 0));
+        }
+    }
+
+    /// Those whose attempt was under way are told "unknown", the others "not done".
+    fn check_told(told: &[(Ticket, Error)], open: &mut BTreeMap<u64, Term>, waiting: &Waiting) {
+        let unknown = told.iter().filter(|(_, error)| matches!(error, Error::Unknown(_))).count();
+        let not_done = told.iter().filter(|(_, error)| matches!(error, Error::NotDone(_))).count();
+        assert_eq!(unknown + not_done, told.len());
+        let before = open.len();
+        open.retain(|seq, _| waiting.attempts.contains_key(seq));
+        assert_eq!(before - open.len(), unknown);
+    }
+
+    #[test]
+    fn what_a_late_caller_is_told() {
+        let check = |proposed: bool, no_leader: bool, expect: Error| {
+            let mut waiting = Waiting::new(ME, BOOT);
+            waiting.add(ask(1, 5)).unwrap();
+            if proposed {
+                attempt(&mut waiting, 3);
+            }
+            assert_eq!(waiting.tick(Duration::from_millis(4_999), no_leader), vec![]);
+            assert_eq!(waiting.tick(Duration::from_secs(5), no_leader), vec![(1, expect)]);
+        };
+        check(false, false, Error::NotDone(NotDone::Deadline));
+        check(false, true, Error::NotDone(NotDone::NoLeader));
+        check(true, true, Error::Unknown(Unknown::Deadline));
+        check(true, false, Error::Unknown(Unknown::Deadline));
+    }
+
+    #[test]
+    fn a_later_term_brings_a_new_attempt_under_a_new_id() {
+        let mut waiting = Waiting::new(ME, BOOT);
+        waiting.add(ask(1, 5)).unwrap();
+        let first = attempt(&mut waiting, 3);
+        waiting.term_applied(3);
+        assert!(!waiting.has_queued(), "its own term says nothing");
+        waiting.term_applied(4);
+        let second = attempt(&mut waiting, 4);
+        assert_ne!(first, second);
+        assert_eq!((waiting.finish(&first), waiting.finish(&second)), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_declined_caller_waits_for_the_tick_and_keeps_its_place() {
+        let mut waiting = Waiting::new(ME, BOOT);
+        waiting.add(ask(1, 5)).unwrap();
+        let first = attempt(&mut waiting, 3);
+        waiting.declined(&first);
+        assert!(waiting.next_attempt(3, usize::MAX).is_none());
+        waiting.tick(Duration::ZERO, false);
+        let second = attempt(&mut waiting, 3);
+        assert_eq!(waiting.finish(&second), Some(1));
+    }
+
+    #[test]
+    fn too_many_are_told_so() {
+        let mut waiting = Waiting::new(ME, BOOT);
+        let most = limits::MAX_WAITING_REQUESTS as u64;
+        (1..=most).for_each(|ticket| waiting.add(ask(ticket, 5)).unwrap());
+        assert_eq!(waiting.add(ask(most + 1, 5)), Err(Error::NotDone(NotDone::Busy)));
+        assert_eq!(waiting.len() as u64, most);
     }
 }

@@ -152,7 +152,8 @@ impl Decide {
             let _ = self.to_apply.send(ToFeed::Flush);
         }
         for (to, message) in effects.snapshots {
-            let folder = self.checkpoints.take();
+            let index = message.snapshot_meta().map_or(0, |meta| meta.index);
+            let folder = self.checkpoints.take(index);
             self.world.send_snapshot(to, message, folder);
         }
         if let Some(index) = effects.cut {

@@ -120,6 +120,7 @@ impl Feed {
         let report = self.applier.installed(meta)?;
         self.watches.replaced(report.revision);
         let _ = self.back.send(ToDecide::Applied(report));
+        self.incoming.installed();
         Ok(())
     }
 

@@ -45,24 +45,45 @@ impl Checkpoints {
         Ok(Self { folder, made: Arc::default() })
     }
 
+    /// Makes one of the state as it is at `meta`. Called by one thread alone; the others are not
+    /// kept waiting while it lasts.
     pub(super) fn make(&self, state: &State, meta: &SnapshotMeta) -> Result<(), StorageFailed> {
-        let path = self.folder.join(format!("{:020}", meta.index));
-        let mut made = self.made.lock();
-        if made.newest.as_ref().is_some_and(|(index, _)| *index == meta.index) {
+        self.add(meta.index, |path| state.checkpoint(path))
+    }
+
+    fn add(
+        &self,
+        index: Index,
+        write: impl FnOnce(&Path) -> Result<(), StorageFailed>,
+    ) -> Result<(), StorageFailed> {
+        if self.made.lock().newest.as_ref().is_some_and(|(newest, _)| *newest == index) {
             return Ok(());
         }
-        state.checkpoint(&path)?;
-        let before = made.newest.replace((meta.index, path));
+        let path = self.folder.join(format!("{index:020}"));
+        // One of that index may be left over, put aside and not cleaned yet.
+        let taken_up = |made: &mut Made| {
+            let at = made.older.iter().position(|(older, _)| *older == index)?;
+            Some(made.older.remove(at))
+        };
+        let again = taken_up(&mut self.made.lock());
+        if again.is_none() {
+            write(&path)?;
+        }
+        let mut made = self.made.lock();
+        let before = made.newest.replace((index, path));
         made.older.extend(before);
         self.clean(&mut made);
         Ok(())
     }
 
-    /// The newest checkpoint, which stays until [`release`](Self::release).
-    pub(super) fn take(&self) -> PathBuf {
+    /// The checkpoint that was announced with `index`, which stays until
+    /// [`release`](Self::release); a newer one may have been made meanwhile. A folder that does
+    /// not exist where it is gone: sending it fails and raft asks for another.
+    pub(super) fn take(&self, index: Index) -> PathBuf {
         let mut made = self.made.lock();
         made.sending += 1;
-        made.newest.as_ref().map(|(_, path)| path.clone()).unwrap_or_else(|| self.folder.join("none"))
+        let mut all = made.newest.iter().chain(&made.older);
+        all.find(|(at, _)| *at == index).map_or_else(|| self.folder.join("none"), |(_, path)| path.clone())
     }
 
     pub(super) fn release(&self) {
@@ -82,7 +103,7 @@ impl Checkpoints {
     fn clean(&self, made: &mut Made) {
         if made.sending == 0 {
             for (_, path) in made.older.drain(..) {
-                remove(&path);
+                put_away(path);
             }
         }
     }
@@ -90,7 +111,7 @@ impl Checkpoints {
 
 #[derive(Default)]
 struct Receiving {
-    /// From the start of a transfer until raft has accepted or ignored it.
+    /// From the start of a transfer until raft has ignored it or it is installed.
     busy: bool,
     whole: Option<(SnapshotMeta, PathBuf)>,
     accepted: Option<(SnapshotMeta, PathBuf)>,
@@ -123,8 +144,8 @@ impl Incoming {
 
     /// The transfer broke: nothing of it stays.
     pub fn broken(&self, folder: &Path) {
+        put_away(folder.to_path_buf());
         self.receiving.lock().busy = false;
-        remove(folder);
     }
 
     /// All files are there; raft decides next.
@@ -135,12 +156,20 @@ impl Incoming {
     /// Raft has accepted or ignored what was received.
     pub(super) fn settle(&self, accepted: bool) {
         let mut receiving = self.receiving.lock();
-        receiving.busy = false;
-        let whole = receiving.whole.take();
-        let useless = if accepted { std::mem::replace(&mut receiving.accepted, whole) } else { whole };
-        if let Some((_, folder)) = useless {
-            remove(&folder);
+        let Some((meta, folder)) = receiving.whole.take() else {
+            return;
+        };
+        if accepted {
+            receiving.accepted = Some((meta, folder));
+        } else {
+            receiving.busy = false;
+            put_away(folder);
         }
+    }
+
+    /// What raft accepted is the state now, and the loop was told.
+    pub(super) fn installed(&self) {
+        self.receiving.lock().busy = false;
     }
 
     pub(super) fn take(&self, meta: &SnapshotMeta) -> Result<PathBuf, StorageFailed> {
@@ -154,9 +183,133 @@ impl Incoming {
     }
 }
 
-fn remove(folder: &Path) {
-    // What can't be removed now goes at the next start.
-    if let Err(error) = std::fs::remove_dir_all(folder) {
-        tracing::warn!(%error, folder = %folder.display(), "could not remove a folder");
+/// Removes a folder; what can't be removed now goes at the next start. The files may be many and
+/// large, and the callers carry the loop: a thread of its own does it. Its name is free at once.
+fn put_away(folder: PathBuf) {
+    let aside = folder.with_extension("gone");
+    if let Err(error) = std::fs::rename(&folder, &aside) {
+        if error.kind() != std::io::ErrorKind::NotFound {
+            tracing::warn!(%error, folder = %folder.display(), "could not put a folder away");
+        }
+        return;
+    }
+    super::spawn("raft-kv remove", move || {
+        if let Err(error) = std::fs::remove_dir_all(&aside) {
+            tracing::warn!(%error, folder = %aside.display(), "could not remove a folder");
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(index: Index) -> SnapshotMeta {
+        SnapshotMeta { index, term: 1, ..SnapshotMeta::default() }
+    }
+
+    fn write(path: &Path) -> Result<(), StorageFailed> {
+        std::fs::create_dir(path).map_err(|error| StorageFailed::io("test", "making", &error))
+    }
+
+    #[test]
+    fn the_checkpoint_that_was_announced_is_sent_though_a_newer_one_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Checkpoints::new(dir.path()).unwrap();
+        all.add(5, write).unwrap();
+        let first = all.take(5);
+        all.add(9, write).unwrap();
+        all.add(9, |_| panic!("it is there already")).unwrap();
+        assert!(first.ends_with(format!("{:020}", 5)) && first.exists(), "kept while it is sent");
+        assert_eq!(all.take(5), first);
+        assert!(all.take(9).exists());
+        assert!(!all.take(7).exists(), "never made");
+        (0..3).for_each(|_| all.release());
+        assert!(first.exists());
+        all.release();
+        assert!(!first.exists() && all.take(9).exists());
+        all.release();
+        all.forget_before(9);
+        assert!(all.take(9).exists());
+        all.release();
+        all.forget_before(10);
+        assert!(!all.take(9).exists());
+    }
+
+    #[test]
+    fn a_checkpoint_put_aside_while_it_is_sent_is_taken_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Checkpoints::new(dir.path()).unwrap();
+        all.add(5, write).unwrap();
+        all.take(5);
+        all.forget_before(6);
+        all.add(5, |_| panic!("it is there already")).unwrap();
+        all.release();
+        assert!(all.take(5).exists());
+    }
+
+    #[test]
+    fn making_one_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = Checkpoints::new(dir.path()).unwrap();
+        let other = all.clone();
+        all.add(5, |path| {
+            other.take(4);
+            other.release();
+            other.forget_before(2);
+            write(path)
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn left_overs_go_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = Incoming::new(dir.path()).unwrap().start().unwrap();
+        std::fs::create_dir(&old).unwrap();
+        Incoming::new(dir.path()).unwrap();
+        assert!(!old.exists());
+    }
+
+    #[test]
+    fn one_snapshot_is_received_at_a_time_until_it_is_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let incoming = Incoming::new(dir.path()).unwrap();
+        let begin = || {
+            let folder = incoming.start().unwrap();
+            std::fs::create_dir(&folder).unwrap();
+            folder
+        };
+        let busy = || assert_eq!(incoming.start(), None);
+        // Broken on the way.
+        let folder = begin();
+        busy();
+        incoming.broken(&folder);
+        assert!(!folder.exists());
+        // Whole, and ignored by raft.
+        let folder = begin();
+        incoming.whole(meta(3), folder.clone());
+        busy();
+        incoming.settle(false);
+        assert!(!folder.exists());
+        // Whole and accepted: its folder is there until it is installed.
+        let folder = begin();
+        incoming.whole(meta(4), folder.clone());
+        incoming.settle(true);
+        busy();
+        assert_eq!(incoming.take(&meta(4)).unwrap(), folder);
+        busy();
+        incoming.installed();
+        begin();
+    }
+
+    #[test]
+    fn another_snapshot_than_the_accepted_one_is_never_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let incoming = Incoming::new(dir.path()).unwrap();
+        assert!(incoming.take(&meta(1)).is_err());
+        incoming.whole(meta(4), incoming.start().unwrap());
+        incoming.settle(true);
+        assert!(incoming.take(&meta(5)).is_err());
     }
 }

@@ -64,6 +64,22 @@ pub enum Bug {
     ForgetEvicted,
     /// A progress note is sent to a watcher that is still owed events.
     ProgressOvertakes,
+    /// A linearizable read is served before its index is applied.
+    ReadBeforeApplied,
+    /// A leader serves linearizable reads without asking whether it still leads.
+    ReadUnconfirmed,
+    /// A leader renews leases without asking whether it still leads.
+    RenewUnconfirmed,
+    /// A request is tried again as soon as the leader changes, though it may still be done.
+    RetryTooEarly,
+    /// A request under way whose time is up is said to be not done.
+    UnknownAsNotDone,
+    /// The log forgets what a received snapshot covers before the snapshot is the state.
+    CutBeforeInstall,
+    /// The log is cut up to what is applied, flushed or not.
+    CutUnflushed,
+    /// A new leader ends every lease at once.
+    ExpireAtOnce,
 }
 
 #[cfg(feature = "sim")]

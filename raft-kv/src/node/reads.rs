@@ -179,6 +179,7 @@ impl Reads {
 
     /// Readers that may be served at `applied`.
     pub fn ready(&mut self, applied: Index) -> Vec<Reader> {
+        let applied = if planted!(ReadBeforeApplied) { Index::MAX - 1 } else { applied };
         if self.confirmed.first_key_value().is_none_or(|(index, _)| *index > applied) {
             return Vec::new();
         }

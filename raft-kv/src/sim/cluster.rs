@@ -622,8 +622,14 @@ impl Cluster {
 
     fn carry_out(&mut self, host: HostId, effects: Effects<LogWrite>) {
         let id = self.hosts[host].id;
-        if effects.members.is_some() {
+        if let Some(members) = &effects.members {
             self.note_removed(host);
+            if members.iter().all(|member| member.record.id != id) {
+                // It has learnt of its own removal from the log, and ends at once.
+                self.counts.evictions += 1;
+                self.hosts[host].member = false;
+                return self.end(host, false, Stop::Removed);
+            }
         }
         for (to, frame) in effects.frames {
             self.send(id, to, &frame);

@@ -12,10 +12,12 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::cluster::{Cluster, HostId};
+use super::disk::SimDisk;
 use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
 use super::scheduler::{span, stream};
 use crate::node::ask::What;
+use crate::storage::files::{File, Files};
 use crate::types::{ConfChange, NodeId};
 
 /// One kind of fault.
@@ -409,10 +411,11 @@ impl Nemesis {
                 cluster.hurt(host);
             }
             _ => {
-                let marker = self.random.random_bool(0.3);
-                let which = |name: &str| name == "marker" || (!marker && name.starts_with("segment"));
-                if cluster.hosts()[host].disk().flip(which).is_none() {
-                    return false;
+                let flips = if self.random.random_bool(0.7) { 1 } else { self.random.random_range(2..20) };
+                for _ in 0..flips {
+                    if !self.flip(cluster.hosts()[host].disk()) {
+                        return false;
+                    }
                 }
                 cluster.hurt(host);
                 if self.random.random_bool(0.7) {
@@ -422,6 +425,28 @@ impl Nemesis {
         }
         self.excused.insert(host);
         true
+    }
+
+    /// Flips a bit of the log or its marker where something was written.
+    fn flip(&mut self, disk: &SimDisk) -> bool {
+        let marker = self.random.random_bool(0.2);
+        let fits = |name: &String| if marker { name == "marker" } else { name.starts_with("segment") };
+        let mut names: Vec<String> = disk.list().unwrap_or_default().into_iter().filter(fits).collect();
+        names.sort();
+        if names.is_empty() {
+            return false;
+        }
+        let name = &names[self.random.random_range(0..names.len())];
+        let used = disk.open(name).and_then(|file| {
+            let mut bytes = vec![0; file.len()? as usize];
+            file.read_at(0, &mut bytes)?;
+            Ok(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1))
+        });
+        let used = used.unwrap_or(0);
+        if used > 0 {
+            disk.flip_at(name, self.random.random_range(0..used * 8));
+        }
+        used > 0
     }
 
     fn remove(&mut self, cluster: &mut Cluster, host: HostId) -> bool {

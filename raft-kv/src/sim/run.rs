@@ -150,9 +150,7 @@ const FIRST_ALARM: u64 = 1 << 32;
 
 fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
     let mut random = stream(seed, "setting");
-    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| {
-        Duration::from_millis(random.random_range(least..most))
-    };
+    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| Duration::from_millis(random.random_range(least..most));
     let network = NetworkOptions { most_delay: ms(&mut random, 1, 20), ..NetworkOptions::default() };
     let hosts = if random.random_bool(0.75) { 3 } else { 5 };
     let bounds = Bounds {
@@ -174,9 +172,10 @@ fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
     weights[0] += 4;
     weights[1] += 3;
     let habits = Habits {
-        clients: random.random_range(2..9),
-        watchers: random.random_range(1..5),
-        think: ms(&mut random, 100, 900),
+        clients: random.random_range(3..12),
+        watchers: random.random_range(2..6),
+        think: ms(&mut random, 80, 600),
+        padding: [0, 100, 2000][random.random_range(0..3)],
         weights,
         named: if random.random_bool(0.5) { 0.3 } else { 0.0 },
         serializable: if random.random_bool(0.5) { 0.3 } else { 0.0 },
@@ -291,8 +290,7 @@ impl World {
     }
 
     fn has_converged(&self) -> bool {
-        let indexes: Vec<_> =
-            self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
+        let indexes: Vec<_> = self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
         let same = indexes.iter().all(|index| index.is_some() && *index == indexes[0]);
         same && self.workload.slowest_watcher() >= self.judge.changes.head() && self.workload.waiting() == 0
     }
@@ -413,10 +411,9 @@ impl World {
     fn too_little(&self) -> Verdict {
         let (ok, requests) = (self.ok(), self.workload.history.len() as u64);
         let writes = self.judge.changes.head();
-        if ok < 50 || ok * 10 < requests || writes < 10 || self.workload.handed < 3 {
-            let handed = self.workload.handed;
-            let detail =
-                format!("{ok} of {requests} requests done, revision {writes}, {handed} batches watched");
+        if ok < 40 || ok * 10 < requests || writes < 5 || self.workload.ends().iter().sum::<i64>() < 5 {
+            let ends = self.workload.ends();
+            let detail = format!("{ok} of {requests} requests done, revision {writes}, watchers at {ends:?}");
             return Err(Violation::new("enough happened", detail));
         }
         Ok(())
@@ -496,8 +493,7 @@ fn stuck(what: &str) -> Verdict {
     Err(Violation::new("the cluster makes progress", what))
 }
 
-const _: () =
-    assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
+const _: () = assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
 
 #[cfg(test)]
 mod tests {

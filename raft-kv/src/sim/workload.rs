@@ -40,6 +40,8 @@ pub struct Habits {
     pub watchers: usize,
     /// The longest pause between two requests of a client.
     pub think: Duration,
+    /// The most bytes that a value is padded with.
+    pub padding: usize,
     /// Weights: put, get, old read, range, delete, transaction, lease, renewal, revocation, compaction.
     pub weights: [u32; 10],
     /// Part of the changes that carry the caller's own name.
@@ -272,7 +274,12 @@ impl Workload {
     fn put(&mut self, key: Bytes, lease: LeaseId) -> PutRequest {
         self.values += 1;
         let prev_kv = self.random.random_bool(0.3);
-        PutRequest { key, value: format!("v{}", self.values).into(), lease, prev_kv, ..PutRequest::default() }
+        let mut value = format!("v{}", self.values);
+        if self.habits.padding > 0 && self.random.random_bool(0.3) {
+            let padding = self.random.random_range(0..self.habits.padding);
+            value.extend(std::iter::repeat_n('.', padding));
+        }
+        PutRequest { key, value: value.into(), lease, prev_kv, ..PutRequest::default() }
     }
 
     fn range(&mut self) -> RangeRequest {
@@ -533,9 +540,14 @@ impl Workload {
         }
     }
 
+    /// How far each watcher is.
+    pub(super) fn ends(&self) -> Vec<Revision> {
+        self.watchers.iter().map(|watcher| watcher.watching.done()).collect()
+    }
+
     /// How far the slowest watcher is.
     pub(super) fn slowest_watcher(&self) -> Revision {
-        self.watchers.iter().map(|watcher| watcher.watching.done()).min().unwrap_or(Revision::MAX)
+        self.ends().into_iter().min().unwrap_or(Revision::MAX)
     }
 }
 

@@ -53,8 +53,10 @@ impl Leases {
     /// A leader's decision that it is over was applied for the first time.
     pub fn expired(&mut self, id: LeaseId, now: Duration) -> Verdict {
         let Some(lease) = self.all.get_mut(&id) else { return Ok(()) };
-        self.expiries += 1;
-        lease.expired.get_or_insert(now);
+        if lease.expired.is_none() {
+            self.expiries += 1;
+            lease.expired = Some(now);
+        }
         lease.ended = true;
         Self::judge(id, lease)
     }

@@ -133,10 +133,10 @@ pub(super) enum Event {
     Persist(HostId, u64),
     Durable(HostId, u64, Durable),
     Feed(HostId, u64),
-    Flushed(HostId, u64, SnapshotMeta),
+    Flushed(HostId, u64, Box<SnapshotMeta>),
     Watch(WatchKey),
     Frame { from: NodeId, to: NodeId, bytes: Bytes },
-    Snapshot { from: NodeId, to: NodeId, message: PeerMessage, store: MemoryStore },
+    Snapshot { from: NodeId, to: NodeId, message: Box<PeerMessage>, store: MemoryStore },
     SnapshotSent { from: NodeId, to: NodeId, ok: bool },
     Unreachable { at: NodeId, peer: NodeId },
     Join(HostId),
@@ -454,12 +454,12 @@ impl Cluster {
             Event::Tick(host, life) => self.tick(host, life),
             Event::Turn(host, _) => self.turn(host),
             Event::Persist(host, life) => self.persist(host, life),
-            Event::Durable(host, life, proof) => self.durable(host, life, proof),
-            Event::Feed(host, life) => self.feed(host, life),
-            Event::Flushed(host, _, meta) => self.input(host, Input::Flushed(meta)),
+            Event::Durable(host, _, proof) => self.durable(host, proof),
+            Event::Feed(host, _) => self.feed(host),
+            Event::Flushed(host, _, meta) => self.input(host, Input::Flushed(*meta)),
             Event::Watch(key) => self.serve_watch(key),
             Event::Frame { from, to, bytes } => self.frame(from, to, bytes),
-            Event::Snapshot { from, to, message, store } => self.snapshot(from, to, message, store),
+            Event::Snapshot { from, to, message, store } => self.snapshot(from, to, *message, store),
             Event::SnapshotSent { from, to, ok } => {
                 if let Some(host) = self.running(from) {
                     self.input(host, Input::SnapshotSent { to, ok });
@@ -750,7 +750,7 @@ impl Cluster {
         }
     }
 
-    fn durable(&mut self, host: HostId, _life: u64, proof: Durable) {
+    fn durable(&mut self, host: HostId, proof: Durable) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         process.persisting = false;
         self.input(host, Input::Durable(proof));
@@ -776,7 +776,7 @@ impl Cluster {
         }
     }
 
-    fn feed(&mut self, host: HostId, _life: u64) {
+    fn feed(&mut self, host: HostId) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         process.feeding = false;
         let Some(item) = process.next_feed(COMPARE_EVERY) else { return };
@@ -868,7 +868,7 @@ impl Cluster {
         let (life, meta) = (process.life, process.applier.applied());
         self.hosts[host].store.flush().expect("memory does not fail");
         let delay = span(&mut self.chances.delays, Duration::from_millis(1), Duration::from_millis(100));
-        self.scheduler.after(delay, Event::Flushed(host, life, meta));
+        self.scheduler.after(delay, Event::Flushed(host, life, Box::new(meta)));
     }
 
     // ---- snapshots ----
@@ -884,6 +884,7 @@ impl Cluster {
         match store {
             Some((_, store)) if !lost && !self.network.is_cut(from, to) => {
                 let store = store.snapshot();
+                let message = Box::new(message);
                 self.scheduler.after(time, Event::Snapshot { from, to, message, store });
             }
             _ => {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
+use super::disk::DiskImage;
 use super::member::{Feed, Host, Speed, Start, Stop, may_repeat, tick};
 use super::network::{Network, NetworkOptions};
 use super::scheduler::{Scheduler, Trace, span, stream};
@@ -389,6 +390,21 @@ impl Cluster {
         if self.hosts[host].runs() {
             self.end(host, power, Stop::Crashed);
         }
+    }
+
+    /// A machine whose process does not run loses its power and gets it back.
+    pub fn power_cycle(&mut self, host: HostId) {
+        if !self.hosts[host].runs() {
+            self.hosts[host].disk = self.hosts[host].disk.crash();
+        }
+    }
+
+    /// Ends a process at once and puts the log's files back from an old image of its disk, but not
+    /// the marker beside them.
+    pub fn restore_log(&mut self, host: HostId, image: &DiskImage) {
+        self.crash(host, true);
+        self.hosts[host].disk =
+            self.hosts[host].disk.restore_files(image, |name| name.starts_with("segment"));
     }
 
     /// Starts a process that does not run, after a while.

@@ -239,6 +239,7 @@ impl<L: LogView> Core<L> {
 
     fn tick(&mut self) -> bool {
         let leads = self.raw.raft.state == StateRole::Leader;
+        self.doubt_leader();
         if !leads && !self.may_campaign() {
             // Time passes all the same: others must not be refused a vote for longer.
             self.raw.raft.election_elapsed += 1;
@@ -246,6 +247,17 @@ impl<L: LogView> Core<L> {
         }
         let acted = self.raw.tick();
         acted && !leads
+    }
+
+    /// A member without a vote never stands for election, so raft lets it believe in a leader that
+    /// it has not heard of for long. It must not: perhaps it was removed. The next heartbeat says
+    /// who leads.
+    fn doubt_leader(&mut self) {
+        let raft = &mut self.raw.raft;
+        let silent = raft.election_elapsed >= limits::ELECTION_TICKS_MAX;
+        if silent && raft.state == StateRole::Follower && !raft.promotable() {
+            raft.leader_id = raft::INVALID_ID;
+        }
     }
 
     /// raft panics when it stands for election while the state machine is behind the log's start,

@@ -37,6 +37,8 @@ pub type HostId = usize;
 pub const COMPARE_EVERY: Index = 32;
 /// A member without a leader for this long asks whether it still is a member.
 const LEADERLESS: Duration = Duration::from_secs(3);
+/// The longest installation of a received snapshot.
+const INSTALL: Duration = Duration::from_millis(600);
 /// Bytes of one answer to a watcher.
 const WATCH_BATCH_BYTES: usize = 512;
 
@@ -787,6 +789,9 @@ impl Cluster {
         if !process.feeding && !process.feed.is_empty() {
             process.feeding = true;
             let life = process.life;
+            // To put a whole state in the place of another takes its time.
+            let installs = matches!(process.feed.front(), Some(Feed::Work(Work::Install(_))));
+            let most = if installs { most.max(INSTALL) } else { most };
             let delay = span(&mut self.chances.delays, Duration::from_micros(10), most);
             self.scheduler.after(delay, Event::Feed(host, life));
         }
@@ -1020,5 +1025,25 @@ mod tests {
         let lines = |seed| formed(seed).0.trace().lines().to_vec();
         assert_eq!(lines(11), lines(11));
         assert_ne!(formed(11).0.trace().hash(), formed(12).0.trace().hash());
+    }
+
+    #[test]
+    fn a_learner_that_was_removed_while_cut_off_hears_of_it() {
+        use crate::raft::Role;
+        use crate::types::ConfChange;
+        let mut cluster = Cluster::new(4, ClusterOptions { text: true, ..ClusterOptions::default() });
+        let mut happened = Vec::new();
+        let follows = |happening: &Happening| matches!(happening, Happening::Leadership(2, it) if it.role == Role::Learner && it.leader.is_some());
+        while !happened.iter().any(follows) {
+            cluster.step(&mut happened);
+        }
+        let (learner, others) = (cluster.hosts()[2].id(), [cluster.hosts()[0].id(), cluster.hosts()[1].id()]);
+        cluster.network().split(&[learner], &others);
+        cluster.ask(0, What::Conf(ConfChange::Remove(learner)), Duration::from_secs(5)).unwrap();
+        cluster.run_for(Duration::from_secs(10), &mut happened);
+        cluster.network().heal();
+        cluster.run_for(Duration::from_secs(15), &mut happened);
+        let told = |happening: &Happening| matches!(happening, Happening::Stopped(2, Stop::Removed));
+        assert!(happened.iter().any(told), "{:#?}", cluster.trace().lines());
     }
 }

@@ -234,6 +234,9 @@ fn sweep(arguments: &Arguments, options: Options, start: u64, seeds: u64, keep_g
                     }
                     let report = judged(start + place, &options, arguments);
                     let failed = report.failure.is_some();
+                    if failed && options.bug.is_none() {
+                        eprintln!("failed: {}", replay_line(&report, None));
+                    }
                     let mut total = total.lock().expect("no thread panics with it");
                     total.add(report);
                     if failed && !keep_going {

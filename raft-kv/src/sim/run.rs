@@ -106,7 +106,9 @@ thread_local! {
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        let text = info.payload_as_str().unwrap_or("a panic without words");
+        let words = info.payload().downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| info.payload().downcast_ref::<&str>().copied());
+        let text = words.unwrap_or("a panic without words");
         LAST_PANIC.with(|last| *last.borrow_mut() = Some(format!("{place}: {text}")));
     }));
 }

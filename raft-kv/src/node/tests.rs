@@ -1,15 +1,10 @@
 //! Replicas driven by hand: values in, values out, a log in memory.
 
-#[allow(dead_code)]
-#[path = "../raft/tests/log.rs"]
-mod log;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use self::log::{Done, Image, MemLog, Write};
 use super::apply::{Applier, Work};
 use super::ask::{Ask, Ticket, Told, What};
 use super::replica::{Effects, Identity, Input, Replica};
@@ -18,6 +13,7 @@ use crate::error::{Error, NotDone, Refusal, Unknown};
 use crate::limits;
 use crate::machine::command::{Answer, Command};
 use crate::machine::{Genesis, Machine, MemoryStore, Proposal};
+use crate::raft::tests::log::{Done, Image, MemLog, Write};
 use crate::raft::{PeerMessage, ReadContext};
 use crate::types::{
     ClusterId, Committed, ConfChange, ConfProposal, ConfState, HardState, LeaseId, MemberRecord, NodeId,

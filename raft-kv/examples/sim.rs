@@ -211,7 +211,7 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
         "bits flipped",
     ];
     let missing =
-        MUST.iter().find(|what| total.counts.get(**what).is_none_or(|count| *count < total.seeds / 20));
+        MUST.iter().find(|what| total.counts.get(**what).is_none_or(|count| *count < total.seeds / 100));
     let elections = (total.elections < total.seeds * 3).then(|| "elections".to_owned());
     missing.map(|what| (*what).to_owned()).or(elections)
 }

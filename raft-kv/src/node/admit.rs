@@ -8,6 +8,7 @@ use super::replica::{Effects, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, Refusal};
 use crate::limits;
+use crate::planted;
 use crate::raft::{self, LogView};
 use crate::types::{LeaseId, NodeId, RequestId};
 
@@ -60,6 +61,9 @@ impl<L: LogView> Replica<L> {
                 self.lease_calls.insert(seq, ((ticket, id, renew), now));
                 let request = RequestId { origin: self.me, boot: self.boot, seq };
                 out.frames.push((leader, PeerFrame::LeaseCall { request, id, renew }));
+            }
+            Some(_) if planted!(RenewUnconfirmed) => {
+                self.ending.push(Reader::Lease { to: LeaseCaller::Local(ticket), id, renew });
             }
             _ => self.reads.add(Reader::Lease { to: LeaseCaller::Local(ticket), id, renew }),
         }

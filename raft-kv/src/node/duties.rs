@@ -12,6 +12,7 @@ use super::replica::{Effects, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
 use crate::machine::Outcome;
+use crate::planted;
 use crate::raft::{self, Leadership, LogView, Output};
 use crate::types::{ConfChange, ConfProposal, LeaseId, LeaseStatus, SnapshotMeta};
 
@@ -47,7 +48,9 @@ impl<L: LogView> Replica<L> {
         }
         if let Some(meta) = output.install {
             out.apply.push(Work::Install(meta));
-            self.held.push_back(Vec::new());
+            if !planted!(CutBeforeInstall) {
+                self.held.push_back(Vec::new());
+            }
         }
         match self.held.back_mut() {
             Some(held) => held.extend(output.writes),
@@ -99,6 +102,9 @@ impl<L: LogView> Replica<L> {
             self.leases.lead(now);
         } else if !self.leads() && led {
             self.leases.follow();
+        }
+        if planted!(RetryTooEarly) && moved {
+            self.waiting.term_applied(self.leadership.term);
         }
         if self.leadership.leader.is_some() && moved {
             self.waiting.wake();
@@ -207,7 +213,9 @@ impl<L: LogView> Replica<L> {
             for ticket in self.waiting.skipped(self.applied.term) {
                 out.answers.push((ticket, Err(Error::Unknown(Unknown::Overtaken))));
             }
-            out.writes.extend(self.held.pop_front().expect("writes are held from each install on"));
+            let held = self.held.pop_front();
+            assert!(held.is_some() || planted!(CutBeforeInstall), "writes are held from each install on");
+            out.writes.extend(held.unwrap_or_default());
         }
         if newer_term {
             self.waiting.term_applied(self.applied.term);
@@ -248,6 +256,13 @@ impl<L: LogView> Replica<L> {
         } else if self.leadership.ready
             && let Some(context) = self.reads.start(leader, now)
         {
+            if planted!(ReadUnconfirmed) {
+                let index = self.applied.index;
+                for (from, context) in self.reads.confirm(self.me, context, index) {
+                    out.frames.push((from, PeerFrame::ReadConfirmed { context, index: Some(index) }));
+                }
+                return Ok(());
+            }
             self.step(now, raft::Input::Read { context }, out)?;
         }
         Ok(())
@@ -328,6 +343,7 @@ impl<L: LogView> Replica<L> {
         self.unflushed = 0;
         self.flushed_at = now;
         let status = self.core.status();
+        let meta = if planted!(CutUnflushed) { &self.applied.clone() } else { meta };
         let mut keep_from = meta.index.saturating_sub(self.bounds.keep_for_followers);
         for progress in status.progress.values().filter(|progress| progress.recent_active) {
             keep_from = keep_from.min(progress.matched);

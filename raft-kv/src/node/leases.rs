@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::limits;
 use crate::machine::LeaseChange;
+use crate::planted;
 use crate::types::{LeaseId, LeaseStatus};
 
 /// How long an expiry may stay unapplied before it is proposed again.
@@ -90,7 +91,8 @@ impl Leases {
     pub fn lead(&mut self, now: Duration) {
         self.clocks = Some(Clocks::default());
         for (id, ttl) in self.granted.clone() {
-            self.set(id, now + time_of(ttl));
+            let time = if planted!(ExpireAtOnce) { Duration::ZERO } else { time_of(ttl) };
+            self.set(id, now + time);
         }
     }
 

@@ -12,6 +12,7 @@ use super::ask::{Ask, Ticket, What};
 use crate::error::{Error, NotDone, Unknown};
 use crate::limits;
 use crate::machine::Proposal;
+use crate::planted;
 use crate::types::{ConfProposal, NodeId, RequestId, Term};
 
 #[derive(Debug)]
@@ -212,6 +213,7 @@ impl Waiting {
             let under_way = self.waiters[&ticket].attempt.is_some();
             self.remove(ticket);
             let error = match (under_way, no_leader) {
+                (true, _) if planted!(UnknownAsNotDone) => Error::NotDone(NotDone::Deadline),
                 (true, _) => Error::Unknown(Unknown::Deadline),
                 (false, true) => Error::NotDone(NotDone::NoLeader),
                 (false, false) => Error::NotDone(NotDone::Deadline),

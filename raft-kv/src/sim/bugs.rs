@@ -26,6 +26,14 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::ForgetVote,
     Bug::ForgetEvicted,
     Bug::ProgressOvertakes,
+    Bug::ReadBeforeApplied,
+    Bug::ReadUnconfirmed,
+    Bug::RenewUnconfirmed,
+    Bug::RetryTooEarly,
+    Bug::UnknownAsNotDone,
+    Bug::CutBeforeInstall,
+    Bug::CutUnflushed,
+    Bug::ExpireAtOnce,
 ];
 
 /// The bug of that name, among those above.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rand::{Rng, RngCore};
 use rand_chacha::ChaCha8Rng;
 
+use super::disk::DiskImage;
 use super::member::{Feed, Host, Speed, Start, Stop, may_repeat, tick};
 use super::network::{Network, NetworkOptions};
 use super::scheduler::{Scheduler, Trace, span, stream};
@@ -133,10 +134,10 @@ pub(super) enum Event {
     Persist(HostId, u64),
     Durable(HostId, u64, Durable),
     Feed(HostId, u64),
-    Flushed(HostId, u64, SnapshotMeta),
+    Flushed(HostId, u64, Box<SnapshotMeta>),
     Watch(WatchKey),
     Frame { from: NodeId, to: NodeId, bytes: Bytes },
-    Snapshot { from: NodeId, to: NodeId, message: PeerMessage, store: MemoryStore },
+    Snapshot { from: NodeId, to: NodeId, message: Box<PeerMessage>, store: MemoryStore },
     SnapshotSent { from: NodeId, to: NodeId, ok: bool },
     Unreachable { at: NodeId, peer: NodeId },
     Join(HostId),
@@ -391,6 +392,21 @@ impl Cluster {
         }
     }
 
+    /// A machine whose process does not run loses its power and gets it back.
+    pub fn power_cycle(&mut self, host: HostId) {
+        if !self.hosts[host].runs() {
+            self.hosts[host].disk = self.hosts[host].disk.crash();
+        }
+    }
+
+    /// Ends a process at once and puts the log's files back from an old image of its disk, but not
+    /// the marker beside them.
+    pub fn restore_log(&mut self, host: HostId, image: &DiskImage) {
+        self.crash(host, true);
+        self.hosts[host].disk =
+            self.hosts[host].disk.restore_files(image, |name| name.starts_with("segment"));
+    }
+
     /// Starts a process that does not run, after a while.
     pub fn restart(&mut self, host: HostId, delay: Duration) {
         let life = self.hosts[host].life;
@@ -454,12 +470,12 @@ impl Cluster {
             Event::Tick(host, life) => self.tick(host, life),
             Event::Turn(host, _) => self.turn(host),
             Event::Persist(host, life) => self.persist(host, life),
-            Event::Durable(host, life, proof) => self.durable(host, life, proof),
-            Event::Feed(host, life) => self.feed(host, life),
-            Event::Flushed(host, _, meta) => self.input(host, Input::Flushed(meta)),
+            Event::Durable(host, _, proof) => self.durable(host, proof),
+            Event::Feed(host, _) => self.feed(host),
+            Event::Flushed(host, _, meta) => self.input(host, Input::Flushed(*meta)),
             Event::Watch(key) => self.serve_watch(key),
             Event::Frame { from, to, bytes } => self.frame(from, to, bytes),
-            Event::Snapshot { from, to, message, store } => self.snapshot(from, to, message, store),
+            Event::Snapshot { from, to, message, store } => self.snapshot(from, to, *message, store),
             Event::SnapshotSent { from, to, ok } => {
                 if let Some(host) = self.running(from) {
                     self.input(host, Input::SnapshotSent { to, ok });
@@ -750,7 +766,7 @@ impl Cluster {
         }
     }
 
-    fn durable(&mut self, host: HostId, _life: u64, proof: Durable) {
+    fn durable(&mut self, host: HostId, proof: Durable) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         process.persisting = false;
         self.input(host, Input::Durable(proof));
@@ -776,7 +792,7 @@ impl Cluster {
         }
     }
 
-    fn feed(&mut self, host: HostId, _life: u64) {
+    fn feed(&mut self, host: HostId) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         process.feeding = false;
         let Some(item) = process.next_feed(COMPARE_EVERY) else { return };
@@ -868,7 +884,7 @@ impl Cluster {
         let (life, meta) = (process.life, process.applier.applied());
         self.hosts[host].store.flush().expect("memory does not fail");
         let delay = span(&mut self.chances.delays, Duration::from_millis(1), Duration::from_millis(100));
-        self.scheduler.after(delay, Event::Flushed(host, life, meta));
+        self.scheduler.after(delay, Event::Flushed(host, life, Box::new(meta)));
     }
 
     // ---- snapshots ----
@@ -884,6 +900,7 @@ impl Cluster {
         match store {
             Some((_, store)) if !lost && !self.network.is_cut(from, to) => {
                 let store = store.snapshot();
+                let message = Box::new(message);
                 self.scheduler.after(time, Event::Snapshot { from, to, message, store });
             }
             _ => {

@@ -12,7 +12,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::cluster::{Cluster, HostId};
-use super::disk::SimDisk;
+use super::disk::{DiskImage, SimDisk};
 use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
 use super::scheduler::{span, stream};
@@ -67,13 +67,15 @@ pub enum Fault {
     DiskFull,
     /// A bit of the log or its marker flips, for good.
     BitFlip,
+    /// The log's files come back as they were a while ago.
+    OldLog,
     /// A member is removed; its machine joins again.
     Remove,
     /// Leadership is handed over.
     Transfer,
 }
 
-const ALL: [Fault; 24] = [
+const ALL: [Fault; 25] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -96,6 +98,7 @@ const ALL: [Fault; 24] = [
     Fault::WriteError,
     Fault::DiskFull,
     Fault::BitFlip,
+    Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
 ];
@@ -109,6 +112,8 @@ pub(super) enum Alarm {
     Mend,
     /// A flapping member comes and goes.
     Flap(HostId, u32),
+    /// A log falls back to its old image.
+    OldLog(HostId),
     /// A process that is down starts again.
     Restart(HostId),
 }
@@ -122,6 +127,9 @@ pub(super) struct Nemesis {
     calm: NetworkOptions,
     /// Machines whose disk failed on order: their process may stop for that.
     excused: BTreeSet<HostId>,
+    /// Machines that lose their power when their process stops for a failed sync.
+    cycled: BTreeSet<HostId>,
+    images: BTreeMap<HostId, DiskImage>,
     over: bool,
     ends: Duration,
     removed_at: Duration,
@@ -137,7 +145,7 @@ impl Nemesis {
         for fault in ALL {
             let weight = random.random_range(1..10);
             let fits = match fault {
-                Fault::BitFlip | Fault::SyncError => damage,
+                Fault::BitFlip | Fault::OldLog => damage,
                 Fault::Remove => !damage,
                 _ => true,
             };
@@ -152,6 +160,8 @@ impl Nemesis {
             pause,
             calm,
             excused: BTreeSet::new(),
+            cycled: BTreeSet::new(),
+            images: BTreeMap::new(),
             over: false,
             ends: Duration::MAX,
             removed_at: Duration::ZERO,
@@ -200,6 +210,10 @@ impl Nemesis {
         host: HostId,
         why: &Stop,
     ) -> Vec<(Duration, Alarm)> {
+        let failed_sync = self.cycled.remove(&host);
+        if failed_sync && matches!(why, Stop::Storage(_)) {
+            cluster.power_cycle(host);
+        }
         match why {
             Stop::Removed => {
                 cluster.join(host);
@@ -225,6 +239,14 @@ impl Nemesis {
             _ if self.over => Vec::new(),
             Alarm::Mend => {
                 self.mend(cluster);
+                Vec::new()
+            }
+            Alarm::OldLog(host) => {
+                let image = self.images.remove(&host);
+                if let Some(image) = image.filter(|_| !Self::weak(cluster, Some(host))) {
+                    cluster.hurt(host);
+                    cluster.restore_log(host, &image);
+                }
                 Vec::new()
             }
             Alarm::Flap(host, left) => {
@@ -310,9 +332,15 @@ impl Nemesis {
                 self.slow(cluster, fault, host);
                 next = mend;
             }
-            Fault::SyncError | Fault::WriteError | Fault::DiskFull | Fault::BitFlip => {
+            Fault::SyncError | Fault::WriteError | Fault::DiskFull | Fault::BitFlip | Fault::OldLog => {
                 if !self.disk(cluster, fault, host) {
                     return Vec::new();
+                }
+                if fault == Fault::OldLog {
+                    next.push((
+                        Duration::from_millis(self.random.random_range(100..3000)),
+                        Alarm::OldLog(host),
+                    ));
                 }
             }
             Fault::Remove => {
@@ -404,11 +432,16 @@ impl Nemesis {
                 let disk = cluster.hosts()[host].disk();
                 disk.set_space(disk.used());
             }
-            // These lose what was promised: only a minority may, and its member is lost with it.
-            _ if Self::weak(cluster, Some(host)) => return false,
+            // The pages of a failed sync look clean and are lost with the power, which goes at once.
             Fault::SyncError => {
                 cluster.hosts()[host].disk().fail_syncs(1);
-                cluster.hurt(host);
+                self.cycled.insert(host);
+            }
+            // These lose what was promised: only a minority may, and its member is lost with it.
+            _ if Self::weak(cluster, Some(host)) => return false,
+            Fault::OldLog => {
+                self.images.insert(host, cluster.hosts()[host].disk().image());
+                return true;
             }
             _ => {
                 let flips = if self.random.random_bool(0.7) { 1 } else { self.random.random_range(2..20) };
@@ -436,7 +469,9 @@ impl Nemesis {
         if names.is_empty() {
             return false;
         }
-        let name = &names[self.random.random_range(0..names.len())];
+        let newest = self.random.random_bool(0.5);
+        let at = if newest { names.len() - 1 } else { self.random.random_range(0..names.len()) };
+        let name = &names[at];
         let used = disk.open(name).and_then(|file| {
             let mut bytes = vec![0; file.len()? as usize];
             file.read_at(0, &mut bytes)?;
@@ -444,7 +479,9 @@ impl Nemesis {
         });
         let used = used.unwrap_or(0);
         if used > 0 {
-            disk.flip_at(name, self.random.random_range(0..used * 8));
+            // The end of the newest file is what was promised last.
+            let from = if newest { used.saturating_sub(100) } else { 0 };
+            disk.flip_at(name, self.random.random_range(from * 8..used * 8));
         }
         used > 0
     }

@@ -13,6 +13,9 @@ use rand_chacha::ChaCha8Rng;
 use super::scheduler::span;
 use crate::types::NodeId;
 
+/// The longest way of a slow frame.
+const SLOWEST: Duration = Duration::from_secs(2);
+
 /// How links behave.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct NetworkOptions {
@@ -20,7 +23,7 @@ pub struct NetworkOptions {
     pub least_delay: Duration,
     /// The longest usual way.
     pub most_delay: Duration,
-    /// Chance that a frame takes up to twenty times the longest usual way.
+    /// Chance that a frame takes up to two seconds.
     pub slow: f64,
     /// Chance that a frame is lost.
     pub loss: f64,
@@ -141,7 +144,7 @@ impl Network {
 
     fn arrival(&mut self, now: Duration, link: (NodeId, NodeId)) -> Duration {
         let options = self.options;
-        let most = if self.chance(options.slow) { options.most_delay * 20 } else { options.most_delay };
+        let most = if self.chance(options.slow) { SLOWEST } else { options.most_delay };
         let at = now + span(&mut self.random, options.least_delay, most);
         let overtakes = self.chance(options.reorder);
         let last = self.last.entry(link).or_default();

@@ -150,7 +150,9 @@ const FIRST_ALARM: u64 = 1 << 32;
 
 fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
     let mut random = stream(seed, "setting");
-    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| Duration::from_millis(random.random_range(least..most));
+    let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| {
+        Duration::from_millis(random.random_range(least..most))
+    };
     let network = NetworkOptions { most_delay: ms(&mut random, 1, 20), ..NetworkOptions::default() };
     let hosts = if random.random_bool(0.75) { 3 } else { 5 };
     let bounds = Bounds {
@@ -290,7 +292,8 @@ impl World {
     }
 
     fn has_converged(&self) -> bool {
-        let indexes: Vec<_> = self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
+        let indexes: Vec<_> =
+            self.cluster.hosts().iter().map(|host| host.applied().map(|at| at.index)).collect();
         let same = indexes.iter().all(|index| index.is_some() && *index == indexes[0]);
         same && self.workload.slowest_watcher() >= self.judge.changes.head() && self.workload.waiting() == 0
     }
@@ -493,7 +496,8 @@ fn stuck(what: &str) -> Verdict {
     Err(Violation::new("the cluster makes progress", what))
 }
 
-const _: () = assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
+const _: () =
+    assert!(RECOVERY.as_millis() == 5 * limits::TICK.as_millis() * limits::ELECTION_TICKS_MAX as u128);
 
 #[cfg(test)]
 mod tests {

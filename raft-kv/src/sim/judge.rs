@@ -126,7 +126,7 @@ impl Judge {
 
     fn applied(&mut self, cluster: &Cluster, host: HostId, at: &SnapshotMeta, revision: i64) -> Verdict {
         self.states.applied(host, at.index, revision)?;
-        if at.index % COMPARE_EVERY == 0 {
+        if at.index.is_multiple_of(COMPARE_EVERY) {
             let hash = cluster.state_hash(host);
             let hash = hash.map_err(|failed| Violation::new("healthy disks work", failed.to_string()))?;
             self.states.hash(host, at.index, hash)?;

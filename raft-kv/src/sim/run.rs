@@ -106,7 +106,12 @@ thread_local! {
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
-        let text = info.payload_as_str().unwrap_or("a panic without words");
+        let text = {
+            let payload = info.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("a panic without words")
+        };
         LAST_PANIC.with(|last| *last.borrow_mut() = Some(format!("{place}: {text}")));
     }));
 }

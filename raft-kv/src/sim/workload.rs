@@ -176,7 +176,7 @@ impl Workload {
             return;
         }
         match self.pick() {
-            1 | 2 | 3 => {}
+            1..=3 => {}
             7 => return self.renew(cluster, client, host),
             kind => {
                 let Some(command) = self.command(cluster, client, kind) else { return };

@@ -47,7 +47,11 @@ fn parse() -> Result<Arguments, String> {
         json: false,
         verbose: false,
     };
-    let mut words = std::env::args().skip(1);
+    let split = |word: String| match word.split_once('=') {
+        Some((name, value)) => vec![name.to_owned(), value.to_owned()],
+        None => vec![word],
+    };
+    let mut words = std::env::args().skip(1).flat_map(split);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text:?} is no number"));

@@ -27,8 +27,9 @@ cargo xtask COMMAND
   test [--fast]            every test of the project; ends with `N passed, N failed`
   check                    layers, names and words of the source; writes nothing
   fix                      write what `cargo fmt` and `check` can put right
-  sim --seeds N [--start S] [--seed X] [--bug NAME]
+  sim --seeds N [--start S] [--bug NAME]
                            clusters in one thread, one from each seed
+     --seed X [--trace]    one seed again; --planted: every planted bug must be found
   ci                       test, then up --check
   setup                    only install the system packages that are missing
 

@@ -121,12 +121,26 @@ pub fn test(place: &Workspace, fast: bool) -> Result<(), String> {
 
 /// Runs the simulator with the caller's words, after checking them.
 pub fn sim(place: &Workspace, words: &[String]) -> Result<(), String> {
-    let arguments = Arguments::parse(words, &["--verbose"], &["--seeds", "--start", "--seed", "--bug"])?;
+    let arguments = Arguments::parse(
+        words,
+        &["--verbose", "--trace", "--planted", "--keep-going", "--json"],
+        &[
+            "--seeds",
+            "--start",
+            "--seed",
+            "--bug",
+            "--seconds",
+            "--intensity",
+            "--threads",
+            "--check-determinism",
+        ],
+    )?;
     arguments.number("--seeds", 0)?;
     arguments.number("--start", 0)?;
     arguments.number("--seed", 0)?;
-    if arguments.value("--seeds").is_none() && arguments.value("--seed").is_none() {
-        return Err("say how much: --seeds N, or --seed X for one".to_owned());
+    let much = arguments.value("--seeds").is_some() || arguments.value("--seed").is_some();
+    if !much && !arguments.flag("--planted") {
+        return Err("say how much: --seeds N, or --seed X for one, or --planted".to_owned());
     }
     let status = sim_command(place).args(words).status().map_err(|error| format!("cargo: {error}"))?;
     if status.success() { Ok(()) } else { Err(String::new()) }

@@ -1,0 +1,65 @@
+//! The simulator held to its promises: seeds that once failed stay green, a seed gives one trace,
+//! and planted bugs are found. `cargo xtask sim` runs many more; this is what every test run does.
+#![cfg(feature = "sim")]
+
+use std::time::Duration;
+
+use raft_kv::planted::Bug;
+use raft_kv::sim::{FOUND_BY_SIMULATION, Options, Report, quiet_panics, run};
+
+/// Runs a seed that must be green.
+fn check(seed: u64, options: &Options) -> Report {
+    let report = run(seed, options);
+    assert_eq!(report.failure, None, "replay: cargo xtask sim --seed {seed}");
+    report
+}
+
+#[test]
+fn seeds_are_green() {
+    for seed in 0..12 {
+        check(seed, &Options::default());
+    }
+}
+
+#[test]
+fn a_calm_cluster_elects_few_leaders_and_does_all_requests() {
+    let report = check(3, &Options { intensity: 0.0, ..Options::default() });
+    assert!(report.elections <= 2, "{report:?}");
+    // While members join, snapshots skip the outcomes of a few.
+    assert!(report.unknown < 10, "{report:?}");
+}
+
+#[test]
+fn one_seed_gives_one_trace() {
+    let options = Options { text: true, faults: Duration::from_secs(10), ..Options::default() };
+    let (one, two) = (check(5, &options), check(5, &options));
+    assert_eq!(one.trace, two.trace);
+    assert_eq!(one.trace_hash, two.trace_hash);
+}
+
+/// Bugs that show within a few seeds; `sim --planted` looks for all of them.
+const QUICK: [Bug; 12] = [
+    Bug::SkipFsync,
+    Bug::AnswerBeforeQuorum,
+    Bug::DropEvent,
+    Bug::CompareAfterWrites,
+    Bug::IgnoreVersionEnd,
+    Bug::CompactNewestVersion,
+    Bug::KeepLeaseOnPut,
+    Bug::MarkerBeforeLog,
+    Bug::RecycleUnstamped,
+    Bug::ForgetEvicted,
+    Bug::ProgressOvertakes,
+    Bug::RepeatOnce,
+];
+
+#[test]
+fn planted_bugs_are_found() {
+    quiet_panics();
+    for bug in QUICK {
+        assert!(FOUND_BY_SIMULATION.contains(&bug));
+        let options = Options { bug: Some(bug), ..Options::default() };
+        let found = (0..20).find(|seed| run(*seed, &options).failure.is_some());
+        assert!(found.is_some(), "{bug:?} was not found in 20 seeds");
+    }
+}

@@ -97,6 +97,11 @@ pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
 pub const REQUEST_READ_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a request waits for its answer where the caller names no deadline.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(7);
+/// The longest that a request may be told to wait.
+pub const MAX_PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Requests from outside that one node reads, carries out or answers at once; more wait at the
+/// door. Watches that have begun do not count, they are bounded by [`MAX_WATCHERS`].
+pub const MAX_SERVED_REQUESTS: usize = 8192;
 
 /// Largest frame of a request, in bytes: a largest request and what surrounds it.
 pub const MAX_REQUEST_FRAME_BYTES: usize = MAX_REQUEST_BYTES + 64 * 1024;

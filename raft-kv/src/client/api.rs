@@ -217,3 +217,113 @@ wire_struct!(Info {
     watchers,
     syncs,
 });
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::Wire;
+    use crate::error::{NotDone, Refusal, Unknown};
+    use crate::types::{KeyRange, MemberRecord, MemberRole, PutRequest};
+
+    fn every_call() -> Vec<Call> {
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        let range = RangeRequest { range: KeyRange::prefix("k"), limit: -1, ..RangeRequest::default() };
+        let request = Bytes::from_static(b"csr");
+        let (name, addr, secret) = (String::from("n"), String::from("h:1"), String::from("s"));
+        vec![
+            Call::Range(range),
+            Call::Command { command: Command::Put(put), once: Some(OnceId { client: 1, seq: 2 }) },
+            Call::ReadTxn(TxnRequest::default()),
+            Call::Compact { revision: -1, physical: true },
+            Call::LeaseKeepAlive(i64::MIN),
+            Call::LeaseTimeToLive { id: 1, keys: true },
+            Call::Leases,
+            Call::Members,
+            Call::MemberPromote(NodeId(1)),
+            Call::MemberRemove(NodeId(u64::MAX)),
+            Call::Info,
+            Call::JoinToken(Role::Worker),
+            Call::IssueCertificate { name: name.clone(), role: Role::Client, request: request.clone() },
+            Call::Transfer(None),
+            Call::Transfer(Some(NodeId(1))),
+            Call::Watch(WatchRequest { start_revision: -5, ..WatchRequest::default() }),
+            Call::Join(JoinRequest {
+                secret,
+                request: request.clone(),
+                name: name.clone(),
+                addr: addr.clone(),
+            }),
+            Call::Rejoin { request, name, addr },
+        ]
+    }
+
+    fn every_answer() -> Vec<Answered> {
+        let header = Header { cluster: ClusterId(1), member: NodeId(2), revision: 3, term: 4 };
+        let record = MemberRecord { id: NodeId(1), name: "m".into(), addr: "h:1".into() };
+        let members = vec![Member { record, role: MemberRole::Learner }];
+        let (chain, roots) = (vec![Bytes::from_static(b"c")], vec![Bytes::from_static(b"r")]);
+        let joined = Joined {
+            cluster: ClusterId(1),
+            node: NodeId(2),
+            chain: chain.clone(),
+            roots: roots.clone(),
+            members: members.clone(),
+        };
+        let replies = [
+            Reply::Range(RangeResponse::default()),
+            Reply::Command(Answer::Members(members.clone())),
+            Reply::Txn(TxnResponse::default()),
+            Reply::Done,
+            Reply::Lease(LeaseStatus { id: 1, ttl: -1, granted_ttl: 0, keys: vec!["k".into()] }),
+            Reply::Leases(vec![(1, 2)]),
+            Reply::Members(members),
+            Reply::Info(Info { name: "n".into(), syncs: (1, 2), ..Info::default() }),
+            Reply::Token("t".into()),
+            Reply::Certificate { chain, roots },
+            Reply::Watch(WatchBatch::Compacted(7)),
+            Reply::Watch(WatchBatch::Progress(7)),
+            Reply::Watch(WatchBatch::Changes(vec![])),
+            Reply::Joined(joined),
+        ];
+        let errors = [
+            Error::Refused(Refusal::EmptyRange),
+            Error::NotDone(NotDone::NoState),
+            Error::Unknown(Unknown::ConnectionLost),
+            Error::Stopped("disk".into()),
+        ];
+        replies.into_iter().map(|reply| Ok((header, reply))).chain(errors.map(Err)).collect()
+    }
+
+    /// It reads back, and neither a part of it nor more than it does.
+    fn check<T: Wire + PartialEq + std::fmt::Debug>(value: &T) {
+        let bytes = value.to_bytes();
+        assert_eq!(&T::from_bytes(bytes.clone()).unwrap(), value);
+        for len in 0..bytes.len() {
+            assert!(T::from_bytes(bytes.slice(..len)).is_err(), "{len} bytes of {value:?}");
+        }
+        assert!(T::from_bytes([&bytes[..], &[0]].concat().into()).is_err(), "more than {value:?}");
+    }
+
+    #[test]
+    fn calls_and_answers_read_back() {
+        every_call().iter().for_each(check);
+        every_answer().iter().for_each(check);
+    }
+
+    #[test]
+    fn tags_keep_their_meaning() {
+        let tags: Vec<u8> = every_call().iter().map(|call| call.to_bytes()[0]).collect();
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17]);
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..20u8) {
+            let tagged = Bytes::from([&[tag], &bytes[..]].concat());
+            let _ = (Call::from_bytes(tagged.clone()), Reply::from_bytes(tagged));
+            let _ = (Call::from_bytes(bytes.clone().into()), Answered::from_bytes(bytes.into()));
+        }
+    }
+}

@@ -171,6 +171,13 @@ impl DataDir {
 
     /// Removes everything but the lock.
     pub(super) fn clear(&self) -> Result<(), StartError> {
+        // First of all what says that a member is here: cut short, this leaves an empty place.
+        match fs::remove_file(self.join(NODE_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(self.wrong(format!("its file `node` can't be removed: {error}; {RIGHTS}")));
+            }
+            _ => {}
+        }
         for name in ["log", "state", "state.old", "checkpoints", "incoming", "cert"] {
             match fs::remove_dir_all(self.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

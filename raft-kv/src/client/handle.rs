@@ -70,10 +70,12 @@ impl Handle {
         Ok(Self { door: Door::Remote(Arc::new(remote)), patience: limits::REQUEST_DEADLINE })
     }
 
-    /// The same door with another patience: how long a request may take, at most.
+    /// The same door with another patience: how long a request may take, at most
+    /// (a day is the longest). A member elsewhere answers within its own
+    /// [`limits::REQUEST_DEADLINE`].
     #[must_use]
     pub fn with_patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = patience.min(limits::MAX_PATIENCE);
         self
     }
 

@@ -11,7 +11,7 @@ use rand::RngCore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::watch::Watch;
-use crate::error::{Error, NotDone, Refusal, StorageFailed};
+use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::command::Command;
 use crate::machine::{self, Read};
 use crate::net::LiveTrust;
@@ -23,7 +23,7 @@ use crate::types::{
     TxnOp, TxnRequest, WatchRequest,
 };
 
-/// How long a refused wait for leadership or time is repeated inside one call.
+/// How often a quiet watcher that asked for it hears how far it is.
 const WATCH_PROGRESS: Duration = Duration::from_secs(600);
 
 /// The node in this process, as its callers see it.
@@ -179,8 +179,9 @@ impl Local {
             let done = collected.wait_for(|done| *done >= revision);
             match tokio::time::timeout(patience, done).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(_)) => return Err(Error::NotDone(NotDone::ShuttingDown)),
-                Err(_) => return Err(Error::Unknown(crate::error::Unknown::Deadline)),
+                // It is compacted; only what it frees is not all gone here.
+                Ok(Err(_)) => return Err(Error::Unknown(Unknown::ShuttingDown)),
+                Err(_) => return Err(Error::Unknown(Unknown::Deadline)),
             }
         }
         Ok((self.header(at), Reply::Done))
@@ -282,9 +283,11 @@ impl Local {
 
     /// Follows keys.
     pub(super) fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+        // A member that has just joined does not know yet what came before.
+        self.now()?;
         let notify = request.progress_notify.then_some(WATCH_PROGRESS);
         let subscription = self.shell.watches().subscribe(request, self.shell.state().clone())?;
-        Ok(Watch::local(subscription, notify))
+        Ok(Watch::local(subscription, self.shell.ended(), notify))
     }
 
     /// The header of an answer given now.

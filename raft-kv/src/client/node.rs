@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
@@ -41,7 +41,8 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 pub struct Node {
     local: Arc<Local>,
     endpoint: Endpoint,
-    served: Arc<()>,
+    /// One permit for each request from outside that is being served.
+    served: Arc<Semaphore>,
     tasks: Vec<JoinHandle<()>>,
     dir: DataDir,
 }
@@ -167,7 +168,7 @@ impl Node {
             spared: Mutex::default(),
         });
         outside.connect(&local);
-        let served = Arc::new(());
+        let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
         let tasks = vec![
             tokio::spawn(serve::pump(local.clone(), incoming)),
             tokio::spawn(serve::accept(local.clone(), endpoint.clone(), peers, served.clone())),
@@ -233,7 +234,7 @@ impl Node {
     pub async fn shutdown(mut self) -> Result<(), Error> {
         let stopped = self.local.shell.stop().await;
         let drained = async {
-            while Arc::strong_count(&self.served) > 2 {
+            while self.served.available_permits() < limits::MAX_SERVED_REQUESTS {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };

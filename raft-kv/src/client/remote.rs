@@ -101,6 +101,11 @@ impl Remote {
                 Ok(Ok(bytes)) => match read_answer(bytes) {
                     // That member is leaving: another one does it.
                     Err(error @ Error::NotDone(NotDone::ShuttingDown)) => error,
+                    Err(error @ (Error::Stopped(_) | Error::Unknown(Unknown::ShuttingDown)))
+                        if repeatable =>
+                    {
+                        error
+                    }
                     answered => return answered,
                 },
                 Ok(Err(error @ Error::NotDone(_))) => error,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::Rng;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
 use super::config::{check_addr, check_name};
@@ -53,7 +53,7 @@ pub(super) async fn pump(local: Arc<Local>, mut events: mpsc::Receiver<PeerEvent
 }
 
 /// Takes connections in until the endpoint is closed.
-pub(super) async fn accept(local: Arc<Local>, endpoint: Endpoint, peers: PeerNet, served: Arc<()>) {
+pub(super) async fn accept(local: Arc<Local>, endpoint: Endpoint, peers: PeerNet, served: Arc<Semaphore>) {
     while let Some(accepted) = endpoint.accept().await {
         let local = local.clone();
         match accepted {
@@ -89,13 +89,16 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
     }
 }
 
-async fn serve_client(local: Arc<Local>, connection: ClientConn, served: Arc<()>) {
+async fn serve_client(local: Arc<Local>, connection: ClientConn, served: Arc<Semaphore>) {
     while let Some(stream) = connection.next_stream().await {
-        tokio::spawn(serve_request(local.clone(), stream, served.clone()));
+        let Ok(permit) = served.clone().acquire_owned().await else {
+            return;
+        };
+        tokio::spawn(serve_request(local.clone(), stream, permit));
     }
 }
 
-async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Arc<()>) {
+async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: OwnedSemaphorePermit) {
     let call = match stream.recv().await {
         Ok(Some(frame)) => {
             Call::from_bytes(frame).map_err(|error| Refusal::Malformed { what: error.what.into() }.into())

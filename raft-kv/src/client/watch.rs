@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::api::{Answered, Reply};
 use crate::codec::Wire;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, NotDone, Refusal};
 use crate::net::ResponseStream;
 use crate::node::shell::Subscription;
 use crate::types::WatchBatch;
 
+/// Why the node ended, once it has.
+type Ended = watch::Receiver<Option<Error>>;
+
 enum Source {
-    Local(Box<Subscription>, Option<Duration>),
+    Local(Box<Subscription>, Ended, Option<Duration>),
     Remote(Box<ResponseStream>),
 }
 
@@ -21,8 +26,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(super) fn local(subscription: Subscription, notify: Option<Duration>) -> Self {
-        Self { source: Source::Local(Box::new(subscription), notify), ended: false }
+    pub(super) fn local(subscription: Subscription, ended: Ended, notify: Option<Duration>) -> Self {
+        Self { source: Source::Local(Box::new(subscription), ended, notify), ended: false }
     }
 
     pub(super) fn remote(stream: ResponseStream) -> Self {
@@ -40,12 +45,21 @@ impl Watch {
             return Ok(None);
         }
         let batch = match &mut self.source {
-            Source::Local(subscription, notify) => next_local(subscription, *notify).await?,
+            Source::Local(subscription, ended, notify) => tokio::select! {
+                batch = next_local(subscription, *notify) => batch?,
+                why = over(ended) => return Err(why),
+            },
             Source::Remote(stream) => next_remote(stream).await?,
         };
         self.ended = matches!(batch, None | Some(WatchBatch::Compacted(_)));
         Ok(batch)
     }
+}
+
+/// Waits until the node has ended; says why.
+async fn over(ended: &mut Ended) -> Error {
+    let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    why.unwrap_or(Error::NotDone(NotDone::ShuttingDown))
 }
 
 async fn next_local(

@@ -131,9 +131,14 @@ impl<L: LogView> Replica<L> {
         self.late_readers(now, no_leader, out);
         self.reads.tick(now, self.leadership.leader);
         // A call or its answer may be lost on the way; to renew twice is to renew once.
-        let lost =
-            self.lease_calls.extract_if(.., |_, (_, asked)| now.saturating_sub(*asked) >= LEASE_PATIENCE);
-        self.lease_retries.extend(lost.map(|(_, (call, _))| call));
+        let late = |asked: Duration| now.saturating_sub(asked) >= LEASE_PATIENCE;
+        let retries = &mut self.lease_retries;
+        self.lease_calls.retain(|_, (call, asked)| {
+            if late(*asked) {
+                retries.push(*call);
+            }
+            !late(*asked)
+        });
         for (ticket, id, renew) in std::mem::take(&mut self.lease_retries) {
             if self.barriers.contains_key(&ticket) {
                 self.ask_lease(now, ticket, id, renew, out);

@@ -13,6 +13,8 @@ mod peers;
 mod propose;
 pub mod reads;
 pub mod replica;
+#[cfg(test)]
+mod tests;
 pub mod waiting;
 pub mod wire;
 

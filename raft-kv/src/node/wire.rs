@@ -86,3 +86,104 @@ impl PeerFrame {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec::Wire;
+    use crate::error::{NotDone, Refusal, Unknown};
+    use crate::machine::command::Command;
+    use crate::types::{ConfChange, ConfState, MemberRecord, OnceId, PutRequest, SnapshotMeta};
+
+    fn every_frame() -> Vec<PeerFrame> {
+        let (one, two) = (NodeId(1), NodeId(2));
+        let request = RequestId { origin: one, boot: 2, seq: u64::MAX };
+        let put =
+            PutRequest { key: "k".into(), value: "v".into(), lease: 3, prev_kv: true, ..Default::default() };
+        let once = Some(OnceId { client: 4, seq: 5 });
+        let record = MemberRecord { id: two, name: "m2".into(), addr: "h:1".into() };
+        let context = ReadContext { node: one, boot: 2, counter: 3 };
+        let conf = ConfState { voters: vec![one], learners: vec![two], ..ConfState::default() };
+        let status = LeaseStatus { id: 1, ttl: 2, granted_ttl: 3, keys: vec!["k".into()] };
+        let conf_of = |change| ConfProposal { change, request: Some(request) };
+        let declined = |why| PeerFrame::Declined { requests: vec![request; 2], why };
+        vec![
+            PeerFrame::Raft(PeerMessage::snapshot(one, two, 7, &SnapshotMeta { index: 9, term: 7, conf })),
+            PeerFrame::Forward { term: 1, proposals: vec![] },
+            PeerFrame::Forward {
+                term: 1,
+                proposals: vec![
+                    Proposal { request, once, command: Command::Put(put) },
+                    Proposal { request, once: None, command: Command::Noop },
+                ],
+            },
+            PeerFrame::ForwardConf { term: 1, proposal: conf_of(ConfChange::AddLearner(record)) },
+            PeerFrame::ForwardConf { term: 1, proposal: conf_of(ConfChange::Promote(two)) },
+            PeerFrame::ForwardConf { term: 1, proposal: conf_of(ConfChange::Remove(two)) },
+            declined(Error::NotDone(NotDone::Busy)),
+            declined(Error::Refused(Refusal::EmptyKey)),
+            declined(Error::Unknown(Unknown::Overtaken)),
+            declined(Error::Stopped("disk".into())),
+            PeerFrame::ReadIndex { context },
+            PeerFrame::ReadConfirmed { context, index: Some(6) },
+            PeerFrame::ReadConfirmed { context, index: None },
+            PeerFrame::LeaseCall { request, id: -1, renew: true },
+            PeerFrame::LeaseReply { request, result: Ok(status) },
+            PeerFrame::LeaseReply { request, result: Err(Error::NotDone(NotDone::NotLeader)) },
+            PeerFrame::Transfer { to: Some(two) },
+            PeerFrame::Transfer { to: None },
+        ]
+    }
+
+    #[test]
+    fn every_frame_reads_back_and_no_part_of_one_does() {
+        for frame in every_frame() {
+            let bytes = frame.to_bytes();
+            let again = PeerFrame::from_bytes(bytes.clone()).unwrap();
+            assert_eq!(format!("{again:?}"), format!("{frame:?}"));
+            assert_eq!(again.to_bytes(), bytes);
+            for len in 0..bytes.len() {
+                assert!(PeerFrame::from_bytes(bytes.slice(..len)).is_err(), "{len} bytes of {frame:?}");
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            assert!(PeerFrame::from_bytes(longer.into()).is_err(), "more than {frame:?}");
+        }
+    }
+
+    #[test]
+    fn requests_travel_behind_bulk_and_answers_do_not() {
+        for frame in every_frame() {
+            let bulk = matches!(
+                frame,
+                PeerFrame::Raft(_) | PeerFrame::Forward { .. } | PeerFrame::ForwardConf { .. }
+            );
+            assert_eq!(frame.urgent(), !bulk, "{frame:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..12u8) {
+            let tagged = [&[tag], &bytes[..]].concat();
+            let _ = PeerFrame::from_bytes(Bytes::from(bytes));
+            let _ = PeerFrame::from_bytes(Bytes::from(tagged));
+        }
+
+        #[test]
+        fn a_frame_with_a_wrong_byte_never_panics(which in any::<usize>(), at in any::<usize>(), byte in any::<u8>()) {
+            let frames = every_frame();
+            let mut bytes = frames[which % frames.len()].to_bytes().to_vec();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            if let Ok(frame) = PeerFrame::from_bytes(Bytes::from(bytes)) {
+                let _ = frame.urgent();
+                // What was read has one form.
+                let once = frame.to_bytes();
+                prop_assert_eq!(PeerFrame::from_bytes(once.clone()).unwrap().to_bytes(), once);
+            }
+        }
+    }
+}

@@ -26,6 +26,20 @@ pub enum Priority {
     Snapshot,
 }
 
+#[cfg(test)]
+impl PeerMessage {
+    /// A leader's snapshot message.
+    pub(crate) fn snapshot(from: NodeId, to: NodeId, term: Term, meta: &SnapshotMeta) -> Self {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.set_from(from.0);
+        message.set_to(to.0);
+        message.set_term(term);
+        message.set_snapshot(snapshot_to_raft(meta));
+        Self(message)
+    }
+}
+
 impl PeerMessage {
     /// Whom it is for.
     pub fn to(&self) -> NodeId {

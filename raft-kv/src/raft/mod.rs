@@ -12,7 +12,7 @@ mod elections;
 pub mod log_view;
 mod message;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod vet;
 mod words;
 

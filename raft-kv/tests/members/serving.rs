@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use raft_kv::client::{Node, Overrides};
+use raft_kv::error::{Error, NotDone};
 use raft_kv::types::{KeyRange, PutRequest, RangeRequest, WatchBatch, WatchRequest};
 
 use crate::support::{cluster, config, eventually, put, tuning, value};
@@ -84,4 +85,21 @@ async fn a_lease_ends_with_its_keys_and_lives_while_renewed() {
     eventually("the key is gone", || async { value(&handle, "leased").await.is_none().then_some(()) }).await;
     assert!(handle.lease_keep_alive(id).await.is_err());
     node.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_in_the_process_ends_with_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::init(config(dir.path(), "a")).await.unwrap();
+    let handle = node.handle().with_patience(Duration::MAX);
+    let request = WatchRequest { range: KeyRange::prefix("k"), ..WatchRequest::default() };
+    let mut watch = handle.watch(request).await.unwrap();
+    handle.put(put("k", "v")).await.unwrap();
+    assert!(matches!(watch.next().await, Ok(Some(WatchBatch::Changes(_)))));
+    let follow = tokio::spawn(async move { watch.next().await });
+    node.shutdown().await.unwrap();
+    let told =
+        tokio::time::timeout(Duration::from_secs(5), follow).await.expect("it does not wait on").unwrap();
+    assert_eq!(told.unwrap_err(), Error::NotDone(NotDone::ShuttingDown));
+    assert_eq!(handle.put(put("k", "w")).await.unwrap_err(), Error::NotDone(NotDone::ShuttingDown));
 }

@@ -167,10 +167,10 @@ impl Decide {
         if !clean {
             tracing::error!(%error, "the node has stopped");
         }
-        self.ended.send_replace(Some(error.clone()));
+        self.ended.send_replace(Some(error));
         for (_, caller) in self.callers.drain() {
-            let told = if clean { Error::Unknown(Unknown::ShuttingDown) } else { error.clone() };
-            let _ = caller.send(Err(told));
+            // The others may have what they asked for, or get it yet.
+            let _ = caller.send(Err(Error::Unknown(Unknown::ShuttingDown)));
         }
         if clean {
             let _ = self.to_apply.send(ToFeed::FlushAndEnd);

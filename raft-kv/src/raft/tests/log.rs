@@ -8,10 +8,10 @@ use crate::types::{Entry, HardState, Index, SnapshotMeta, Term};
 
 /// What a disk holds, or what reads see.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Image {
-    pub(super) hard: HardState,
-    pub(super) boundary: SnapshotMeta,
-    pub(super) entries: Vec<Entry>,
+pub(crate) struct Image {
+    pub(crate) hard: HardState,
+    pub(crate) boundary: SnapshotMeta,
+    pub(crate) entries: Vec<Entry>,
 }
 
 #[derive(Clone, Debug)]
@@ -23,13 +23,13 @@ enum Kind {
 
 /// A write on its way.
 #[derive(Clone, Debug)]
-pub(super) struct Write {
-    pub(super) number: u64,
+pub(crate) struct Write {
+    pub(crate) number: u64,
     kind: Kind,
 }
 
 impl Write {
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         match &self.kind {
             Kind::Stage(_, entries) => entries,
             _ => &[],
@@ -38,7 +38,7 @@ impl Write {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Done(pub(super) u64);
+pub(crate) struct Done(pub(crate) u64);
 
 impl Proof for Done {
     fn number(&self) -> u64 {
@@ -47,11 +47,11 @@ impl Proof for Done {
 }
 
 impl Image {
-    pub(super) fn last(&self) -> Index {
+    pub(crate) fn last(&self) -> Index {
         self.boundary.index + self.entries.len() as u64
     }
 
-    pub(super) fn term(&self, index: Index) -> Option<Term> {
+    pub(crate) fn term(&self, index: Index) -> Option<Term> {
         if index == self.boundary.index {
             return Some(self.boundary.term);
         }
@@ -59,7 +59,7 @@ impl Image {
         self.entries.get(at as usize).map(|entry| entry.term)
     }
 
-    pub(super) fn apply(&mut self, write: &Write) {
+    pub(crate) fn apply(&mut self, write: &Write) {
         match &write.kind {
             Kind::Stage(hard, entries) => {
                 self.hard = hard.unwrap_or(self.hard);
@@ -83,15 +83,15 @@ impl Image {
 
 /// The log that a core reads.
 #[derive(Debug)]
-pub(super) struct MemLog {
-    pub(super) image: Image,
+pub(crate) struct MemLog {
+    pub(crate) image: Image,
     next: u64,
     /// After so many more reads, all fail.
-    pub(super) reads_left: Cell<u64>,
+    pub(crate) reads_left: Cell<u64>,
 }
 
 impl MemLog {
-    pub(super) fn new(image: Image) -> Self {
+    pub(crate) fn new(image: Image) -> Self {
         Self { image, next: 1, reads_left: Cell::new(u64::MAX) }
     }
 

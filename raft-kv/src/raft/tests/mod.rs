@@ -3,7 +3,7 @@
 
 mod cluster;
 mod foreign;
-mod log;
+pub(crate) mod log;
 #[cfg(feature = "sim")]
 mod planted;
 mod random;

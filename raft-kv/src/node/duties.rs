@@ -151,7 +151,9 @@ impl<L: LogView> Replica<L> {
             self.hand_over(now, out)?;
         }
         let waited = now.saturating_sub(self.flushed_at) >= self.bounds.flush_after;
-        if !self.flushing && (self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0)) {
+        let due = self.unflushed >= self.bounds.flush_bytes || (waited && self.unflushed > 0);
+        if !self.flushing && (due || self.flush_soon) {
+            self.flush_soon = false;
             self.flushing = true;
             out.flush = true;
         }
@@ -225,6 +227,9 @@ impl<L: LogView> Replica<L> {
             None => self.leases.applied(&report.leases, now),
         }
         if let Some(members) = report.members {
+            // A commit index alone is not synced. Members that forgot, all at once, that a change was
+            // committed would go by the old configuration, and wait for one who may be gone for good.
+            self.flush_soon = true;
             self.members = members.clone();
             out.members = Some(members);
         }

@@ -164,6 +164,8 @@ pub struct Replica<L: LogView> {
     pub(super) unflushed: usize,
     pub(super) flushed_at: Duration,
     pub(super) flushing: bool,
+    /// The configuration changed since the last flush began.
+    pub(super) flush_soon: bool,
     pub(super) checkpoint: Option<SnapshotMeta>,
     pub(super) making_checkpoint: bool,
     pub(super) sending: BTreeSet<NodeId>,
@@ -207,6 +209,7 @@ impl<L: LogView> Replica<L> {
             unflushed: 0,
             flushed_at: Duration::ZERO,
             flushing: false,
+            flush_soon: false,
             checkpoint: None,
             making_checkpoint: false,
             sending: BTreeSet::new(),

@@ -416,7 +416,7 @@ impl World {
     fn too_little(&self) -> Verdict {
         let (ok, requests) = (self.ok(), self.workload.history.len() as u64);
         let writes = self.judge.changes.head();
-        if ok < 40 || ok * 10 < requests || writes < 5 || self.workload.ends().iter().sum::<i64>() < 5 {
+        if ok < 10 || ok * 10 < requests || writes < 5 || self.workload.ends().iter().sum::<i64>() < 5 {
             let ends = self.workload.ends();
             let detail = format!("{ok} of {requests} requests done, revision {writes}, watchers at {ends:?}");
             return Err(Violation::new("enough happened", detail));

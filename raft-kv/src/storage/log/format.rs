@@ -20,6 +20,8 @@ pub const RECORD_ALIGN: usize = 8;
 pub const MARKER_BYTES: u64 = 8192;
 /// Distance of the marker's slots.
 pub const MARKER_SLOT_BYTES: u64 = 4096;
+/// Where the second copy of a marker lies in its slot: in another sector than the first.
+pub const MARKER_COPY_OFFSET: u64 = 2048;
 /// Bytes of a slot that are used.
 pub const MARKER_USED_BYTES: usize = 112;
 
@@ -138,6 +140,16 @@ impl Marker {
     /// Where the slot of this counter lies.
     pub fn slot(counter: u64) -> u64 {
         (counter % 2) * MARKER_SLOT_BYTES
+    }
+
+    /// What is written into a slot: the marker twice, so that damage in one place does not make the
+    /// older slot count, which would let a damaged end of the log pass for one that was cut off.
+    pub fn twice(&self) -> BytesMut {
+        let one = self.encode();
+        let mut out = one.clone();
+        out.put_bytes(0, MARKER_COPY_OFFSET as usize - one.len());
+        out.put_slice(&one);
+        out
     }
 
     pub fn encode(&self) -> BytesMut {

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 use super::format::{
-    BadHeader, Identity, Kind, MARKER_SLOT_BYTES, MARKER_USED_BYTES, Marker, Position, RECORD_ALIGN, Record,
-    SEGMENT_HEADER_BYTES, SegmentHeader, Start, VERSION, entry, take_record,
+    BadHeader, Identity, Kind, MARKER_COPY_OFFSET, MARKER_SLOT_BYTES, MARKER_USED_BYTES, Marker, Position,
+    RECORD_ALIGN, Record, SEGMENT_HEADER_BYTES, SegmentHeader, Start, VERSION, entry, take_record,
 };
 use super::segments::{MARKER, segment_name, segment_sequence};
 use super::view::{Slot, Tail, detach};
@@ -38,7 +38,7 @@ pub struct Replayed {
     pub end: Position,
 }
 
-/// Reads the marker: the newer of its two slots that is whole.
+/// Reads the marker: the newest of its two slots' two copies that is whole.
 pub fn read_marker<F: Files>(files: &F) -> Result<(F::File, Marker), StorageFailed> {
     let file = files.open(MARKER).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => StorageFailed::damaged(path(files, MARKER), "it is missing"),
@@ -46,8 +46,7 @@ pub fn read_marker<F: Files>(files: &F) -> Result<(F::File, Marker), StorageFail
     })?;
     let len = file.len().map_err(|e| StorageFailed::io(path(files, MARKER), "reading it", &e))?;
     let mut best: Option<Marker> = None;
-    for slot in 0..2 {
-        let offset = slot * MARKER_SLOT_BYTES;
+    for offset in [0, MARKER_COPY_OFFSET, MARKER_SLOT_BYTES, MARKER_SLOT_BYTES + MARKER_COPY_OFFSET] {
         if offset + MARKER_USED_BYTES as u64 > len {
             continue;
         }
@@ -62,7 +61,7 @@ pub fn read_marker<F: Files>(files: &F) -> Result<(F::File, Marker), StorageFail
     }
     match best {
         Some(marker) => Ok((file, marker)),
-        None => Err(StorageFailed::damaged(path(files, MARKER), "neither of its two slots is whole")),
+        None => Err(StorageFailed::damaged(path(files, MARKER), "no copy in its two slots is whole")),
     }
 }
 

@@ -204,7 +204,7 @@ impl<F: Files> LogWriter<F> {
     }
 
     fn put_marker(&mut self, marker: Marker) -> Result<(), StorageFailed> {
-        let bytes = marker.encode();
+        let bytes = marker.twice();
         let failed = |action: &str, e: &std::io::Error| self.shared.failed(MARKER, action, e);
         self.marker.write_at(Marker::slot(marker.counter), &bytes).map_err(|e| failed("writing it", &e))?;
         self.marker.sync().map_err(|e| failed("syncing it", &e))?;

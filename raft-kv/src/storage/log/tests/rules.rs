@@ -105,6 +105,17 @@ fn a_log_before_its_marker_may_not_go_on_unless_the_state_is_past_it() {
     });
 }
 
+/// Simulator, seed 1004: the newest slot rotted together with the log's last record, the older slot
+/// counted, and an acknowledged entry was gone without a word.
+#[test]
+fn a_rotten_copy_of_the_marker_does_not_excuse_a_log_that_lost_its_end() {
+    for slot in [0, 4096] {
+        let disk = behind();
+        disk.flip_at("marker", (slot + 40) * 8);
+        check(&disk, Some(boundary(1, 1)), Answer::Behind);
+    }
+}
+
 #[test]
 fn a_log_with_no_segment_is_behind_and_one_without_marker_damaged() {
     let disk = healthy(1);

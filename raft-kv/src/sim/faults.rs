@@ -243,7 +243,7 @@ impl Nemesis {
             }
             Alarm::OldLog(host) => {
                 let image = self.images.remove(&host);
-                if let Some(image) = image.filter(|_| !Self::weak(cluster, Some(host))) {
+                if let Some(image) = image.filter(|_| !Self::weak(cluster, None)) {
                     cluster.hurt(host);
                     cluster.restore_log(host, &image);
                 }
@@ -445,8 +445,14 @@ impl Nemesis {
             }
             _ => {
                 let flips = if self.random.random_bool(0.7) { 1 } else { self.random.random_range(2..20) };
+                // The log and its marker are each other's witness: only one of them is hit, and of
+                // that only once in a run, else nothing is left that could tell.
+                if cluster.hosts()[host].is_hurt() {
+                    return false;
+                }
+                let marker = self.random.random_bool(0.2);
                 for _ in 0..flips {
-                    if !self.flip(cluster.hosts()[host].disk()) {
+                    if !self.flip(cluster.hosts()[host].disk(), marker) {
                         return false;
                     }
                 }
@@ -461,8 +467,7 @@ impl Nemesis {
     }
 
     /// Flips a bit of the log or its marker where something was written.
-    fn flip(&mut self, disk: &SimDisk) -> bool {
-        let marker = self.random.random_bool(0.2);
+    fn flip(&mut self, disk: &SimDisk, marker: bool) -> bool {
         let fits = |name: &String| if marker { name == "marker" } else { name.starts_with("segment") };
         let mut names: Vec<String> = disk.list().unwrap_or_default().into_iter().filter(fits).collect();
         names.sort();

@@ -53,7 +53,8 @@ impl Local {
         self.shell.read(read)
     }
 
-    fn header_now(&self) -> Result<Header, Error> {
+    /// The header of an answer given now.
+    pub(super) fn now(&self) -> Result<Header, Error> {
         Ok(self.header(self.read(machine::read::current_revision)?))
     }
 
@@ -78,18 +79,18 @@ impl Local {
             }
             Call::Leases => {
                 self.barrier(patience).await?;
-                Ok((self.header_now()?, Reply::Leases(self.read(machine::read::leases)?)))
+                Ok((self.now()?, Reply::Leases(self.read(machine::read::leases)?)))
             }
             Call::Members => {
                 self.barrier(patience).await?;
-                Ok((self.header_now()?, Reply::Members(self.read(machine::read::members)?)))
+                Ok((self.now()?, Reply::Members(self.read(machine::read::members)?)))
             }
             Call::MemberPromote(id) => self.conf(ConfChange::Promote(id), patience).await,
             Call::MemberRemove(id) => self.conf(ConfChange::Remove(id), patience).await,
             Call::Info => self.info().await,
             Call::JoinToken(role) => {
                 self.barrier(patience).await?;
-                Ok((self.header_now()?, Reply::Token(self.token(role)?.to_string())))
+                Ok((self.now()?, Reply::Token(self.token(role)?.to_string())))
             }
             Call::IssueCertificate { name, role, request } => {
                 self.barrier(patience).await?;
@@ -100,11 +101,11 @@ impl Local {
                 }
                 let node = NodeId(random());
                 let (chain, roots) = self.issue(node, role, &request, Vec::new())?;
-                Ok((self.header_now()?, Reply::Certificate { chain, roots }))
+                Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {
                 self.shell.ask(What::Transfer { to }, patience).await?;
-                Ok((self.header_now()?, Reply::Done))
+                Ok((self.now()?, Reply::Done))
             }
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
@@ -198,7 +199,7 @@ impl Local {
         } else {
             Vec::new()
         };
-        Ok((self.header_now()?, Reply::Lease(LeaseStatus { keys, ..status })))
+        Ok((self.now()?, Reply::Lease(LeaseStatus { keys, ..status })))
     }
 
     async fn conf(&self, change: ConfChange, patience: Duration) -> Answered {
@@ -288,11 +289,6 @@ impl Local {
         let notify = request.progress_notify.then_some(WATCH_PROGRESS);
         let subscription = self.shell.watches().subscribe(request, self.shell.state().clone())?;
         Ok(Watch::local(subscription, self.shell.ended(), notify))
-    }
-
-    /// The header of an answer given now.
-    pub(super) fn now(&self) -> Result<Header, Error> {
-        self.header_now()
     }
 
     /// Adds a learner to the group.

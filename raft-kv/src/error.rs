@@ -5,7 +5,7 @@
 //! a manager's address.
 
 use crate::codec::{wire_enum, wire_struct};
-use crate::types::{LeaseId, NodeId, Revision};
+use crate::types::{AlarmKind, LeaseId, NodeId, Revision};
 
 /// What a request ended with, when not with an answer. Each variant says what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -283,6 +283,17 @@ pub enum Refusal {
         /// The first part that was wrong.
         what: String,
     },
+    /// Users, roles and permissions.
+    #[error("{0}")]
+    Auth(AuthRefusal),
+    /// An alarm is raised that forbids this.
+    #[error(
+        "the alarm {kind:?} is raised; see `etcdctl alarm list`, remove its cause, then end it with `etcdctl alarm disarm`"
+    )]
+    Alarmed {
+        /// Which.
+        kind: AlarmKind,
+    },
 }
 wire_enum!(Refusal {
     1 => EmptyKey, 2 => KeyTooLarge { len, max }, 3 => ValueTooLarge { len, max },
@@ -296,13 +307,93 @@ wire_enum!(Refusal {
     22 => MemberTaken { field, value, owner }, 23 => MemberNeeded { id, why },
     24 => MemberUnfit { id, why }, 25 => TooManyMembers { max }, 26 => BadToken { why },
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
-    30 => Malformed { what },
+    30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
 });
 
 impl Refusal {
     /// A refusal of `field`, saying `why`.
     pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }
+    }
+}
+
+/// What users, roles and permissions forbid or lack.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthRefusal {
+    /// The caller may not touch a key, or do this at all.
+    #[error("permission denied; ask somebody with the role root for it")]
+    Denied,
+    /// Authentication is on and the caller named no user.
+    #[error("authentication is on and no user is named; log in, or use a certificate with a user's name")]
+    NoUser,
+    /// The token is unknown, has ended, or belongs to a user that changed.
+    #[error("the token is not valid (any more); log in again")]
+    InvalidToken,
+    /// Users or roles changed since the caller was checked.
+    #[error("users or roles changed since this request was checked; send it again")]
+    OldRevision,
+    /// Wrong name or password; which of them is not said.
+    #[error("the user's name or password is wrong")]
+    Failed,
+    /// Authentication is off.
+    #[error("authentication is off; turn it on with `etcdctl auth enable`")]
+    NotEnabled,
+    /// There is no user root.
+    #[error("there is no user root; make it first")]
+    RootMissing,
+    /// The user root lacks the role root.
+    #[error("the user root does not have the role root; grant it first")]
+    RootRoleMissing,
+    /// What root needs while authentication is on may not be removed.
+    #[error("while authentication is on, the user root keeps the role root; turn authentication off first")]
+    RootNeeded,
+    /// A user of that name exists.
+    #[error("a user of that name exists")]
+    UserExists,
+    /// No user of that name.
+    #[error("there is no user of that name")]
+    UserNotFound,
+    /// The user's name is empty.
+    #[error("the user's name is empty")]
+    UserEmpty,
+    /// A role of that name exists.
+    #[error("a role of that name exists")]
+    RoleExists,
+    /// No role of that name.
+    #[error("there is no role of that name")]
+    RoleNotFound,
+    /// The role's name is empty.
+    #[error("the role's name is empty")]
+    RoleEmpty,
+    /// The user does not have that role.
+    #[error("the user does not have that role")]
+    RoleNotGranted,
+    /// The role has no permission on exactly that range.
+    #[error("the role has no permission on exactly that range")]
+    PermissionNotGranted,
+    /// A grant without a permission.
+    #[error("no permission is given")]
+    PermissionMissing,
+    /// The user has no password.
+    #[error("the user has no password; it proves itself by certificate")]
+    NoPassword,
+}
+wire_enum!(AuthRefusal {
+    1 => Denied, 2 => NoUser, 3 => InvalidToken, 4 => OldRevision, 5 => Failed, 6 => NotEnabled,
+    7 => RootMissing, 8 => RootRoleMissing, 9 => RootNeeded, 10 => UserExists, 11 => UserNotFound,
+    12 => UserEmpty, 13 => RoleExists, 14 => RoleNotFound, 15 => RoleEmpty, 16 => RoleNotGranted,
+    17 => PermissionNotGranted, 18 => PermissionMissing, 19 => NoPassword,
+});
+
+impl From<AuthRefusal> for Refusal {
+    fn from(why: AuthRefusal) -> Self {
+        Self::Auth(why)
+    }
+}
+
+impl From<AuthRefusal> for Error {
+    fn from(why: AuthRefusal) -> Self {
+        Self::Refused(why.into())
     }
 }
 

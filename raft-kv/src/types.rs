@@ -6,10 +6,12 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 
+mod auth;
 mod kv;
 mod log;
 mod member;
 
+pub use auth::*;
 pub use kv::*;
 pub use log::*;
 pub use member::*;

@@ -8,8 +8,9 @@ use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
-    ClusterId, Header, Index, LeaseId, LeaseStatus, Member, NodeId, OnceId, RangeRequest, RangeResponse,
-    Revision, Role, Term, TxnRequest, TxnResponse, WatchBatch, WatchRequest,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, Header, Index, LeaseId, LeaseStatus,
+    Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse, Revision, Role, StateHash, Term,
+    TxnRequest, TxnResponse, WatchBatch, WatchRequest,
 };
 
 /// A request.
@@ -79,6 +80,23 @@ pub enum Call {
         /// Where it can be reached.
         addr: String,
     },
+    /// Changes users, roles or permissions.
+    Auth(AuthChange),
+    /// Asks about them.
+    AuthQuery(AuthQuery),
+    /// A token for a user with a password.
+    Authenticate {
+        /// The user.
+        name: String,
+        /// Its password.
+        password: String,
+    },
+    /// Raises, ends or lists alarms.
+    Alarm(AlarmRequest),
+    /// The answering member's checksum over its key space, at a revision; 0 for now.
+    HashKv(Revision),
+    /// Changes a member's name or address.
+    MemberUpdate(MemberRecord),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -86,6 +104,8 @@ wire_enum!(Call {
     7 => Leases, 8 => Members, 9 => MemberPromote(id), 10 => MemberRemove(id), 11 => Info,
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
     15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr },
+    18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
+    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record),
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -120,11 +140,18 @@ pub enum Reply {
     Watch(WatchBatch),
     /// To a join.
     Joined(Joined),
+    /// To a question about users and roles.
+    Auth(AuthView),
+    /// To a checksum.
+    Hash(StateHash),
+    /// To alarms: those there are after it.
+    Alarms(Vec<(NodeId, AlarmKind)>),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
     6 => Leases(leases), 7 => Members(members), 8 => Info(info), 9 => Token(token),
     10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
+    13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.

@@ -18,8 +18,9 @@ use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::pki::Credentials;
 use crate::types::{
-    DeleteRequest, DeleteResponse, Header, LeaseId, LeaseStatus, Member, NodeId, OnceId, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, Revision, Role, TxnRequest, TxnResponse, WatchRequest,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
+    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
 };
 
 #[derive(Clone)]
@@ -33,6 +34,7 @@ enum Door {
 pub struct Handle {
     door: Door,
     patience: Duration,
+    caller: Caller,
 }
 
 /// What a method says when the other side answers something else: a bug there, or a newer version.
@@ -55,7 +57,7 @@ macro_rules! expect {
 
 impl Handle {
     pub(super) fn local(local: Arc<Local>) -> Self {
-        Self { door: Door::Local(local), patience: limits::REQUEST_DEADLINE }
+        Self { door: Door::Local(local), patience: limits::REQUEST_DEADLINE, caller: Caller::Full }
     }
 
     /// Connects to the first of `endpoints` (`https://host:port` or `host:port`) that answers; the
@@ -67,7 +69,11 @@ impl Handle {
     pub async fn connect(endpoints: &[String], credentials: Credentials) -> Result<Self, Error> {
         credentials.check_date(SystemTime::now(), "get a new one with `raft-kv cert issue` from a member")?;
         let remote = Remote::connect(endpoints, credentials).await?;
-        Ok(Self { door: Door::Remote(Arc::new(remote)), patience: limits::REQUEST_DEADLINE })
+        Ok(Self {
+            door: Door::Remote(Arc::new(remote)),
+            patience: limits::REQUEST_DEADLINE,
+            caller: Caller::Full,
+        })
     }
 
     /// The same door with another patience: how long a request may take, at most
@@ -79,13 +85,82 @@ impl Handle {
         self
     }
 
+    /// The same door on behalf of somebody else: what that caller may not do is refused. Counts
+    /// for a handle in the member's own process; elsewhere the member decides by the certificate.
+    #[must_use]
+    pub fn acting_as(mut self, caller: Caller) -> Self {
+        self.caller = caller;
+        self
+    }
+
+    /// Who a caller from outside is: by its token if it has one, else by its certificate's name.
+    /// Only for a handle in the member's own process.
+    ///
+    /// # Errors
+    /// [`AuthRefusal::InvalidToken`](crate::error::AuthRefusal::InvalidToken).
+    pub fn caller(&self, token: Option<&str>, certificate: Option<&str>) -> Result<Caller, Error> {
+        match &self.door {
+            Door::Local(local) => local.caller(token, certificate),
+            Door::Remote(_) => Ok(Caller::Full),
+        }
+    }
+
+    /// Changes users, roles or permissions.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`], and see [`Error`].
+    pub async fn auth_change(&self, change: AuthChange) -> Result<Header, Error> {
+        Ok(self.call(Call::Auth(change)).await?.0)
+    }
+
+    /// Answers about users and roles.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`], and see [`Error`].
+    pub async fn auth_query(&self, query: AuthQuery) -> Result<(Header, AuthView), Error> {
+        expect!(self.call(Call::AuthQuery(query)).await, Reply::Auth(view) => view)
+    }
+
+    /// A token for a user with a password; every member knows it at once.
+    ///
+    /// # Errors
+    /// [`AuthRefusal::Failed`](crate::error::AuthRefusal::Failed), and see [`Error`].
+    pub async fn authenticate(&self, name: &str, password: &str) -> Result<(Header, String), Error> {
+        let call = Call::Authenticate { name: name.into(), password: password.into() };
+        expect!(self.call(call).await, Reply::Token(token) => token)
+    }
+
+    /// Raises, ends or lists alarms; answers those there are after it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn alarm(&self, request: AlarmRequest) -> Result<(Header, Vec<(NodeId, AlarmKind)>), Error> {
+        expect!(self.call(Call::Alarm(request)).await, Reply::Alarms(alarms) => alarms)
+    }
+
+    /// The answering member's checksum over its key space, at a revision; 0 for now.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], and see [`Error`].
+    pub async fn hash_kv(&self, revision: Revision) -> Result<(Header, StateHash), Error> {
+        expect!(self.call(Call::HashKv(revision)).await, Reply::Hash(hash) => hash)
+    }
+
+    /// Changes a member's name or address.
+    ///
+    /// # Errors
+    /// [`Refusal::MemberNotFound`], [`Refusal::MemberTaken`], and see [`Error`].
+    pub async fn member_update(&self, record: MemberRecord) -> Result<(Header, Vec<Member>), Error> {
+        expect!(self.call(Call::MemberUpdate(record)).await, Reply::Members(members) => members)
+    }
+
     /// Makes a call and waits for its one answer. The methods below are this with types.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn call(&self, call: Call) -> Answered {
         match &self.door {
-            Door::Local(local) => local.call(call, self.patience).await,
+            Door::Local(local) => local.call_as(&self.caller, call, self.patience).await,
             Door::Remote(remote) => remote.call(call, self.patience).await,
         }
     }
@@ -218,7 +293,7 @@ impl Handle {
     /// [`Refusal::EmptyRange`], [`Refusal::NegativeRevision`], and see [`Error`].
     pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
         match &self.door {
-            Door::Local(local) => local.watch(request),
+            Door::Local(local) => local.watch_as(&self.caller, request),
             Door::Remote(remote) => remote.watch(request, self.patience).await,
         }
     }

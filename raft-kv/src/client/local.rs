@@ -19,8 +19,8 @@ use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision, Role,
-    TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
+    Role, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -44,12 +44,15 @@ pub(super) fn token_id(role: Role) -> String {
 }
 
 impl Local {
-    fn header(&self, revision: Revision) -> Header {
+    pub(super) fn header(&self, revision: Revision) -> Header {
         let term = self.shell.leadership().borrow().term;
         Header { cluster: self.cluster, member: self.me, revision, term }
     }
 
-    fn read<R>(&self, read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>) -> Result<R, Error> {
+    pub(super) fn read<R>(
+        &self,
+        read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>,
+    ) -> Result<R, Error> {
         self.shell.read(read)
     }
 
@@ -59,11 +62,21 @@ impl Local {
     }
 
     /// Waits until this member's state holds everything that was answered before the call.
-    async fn barrier(&self, patience: Duration) -> Result<(), Error> {
+    pub(super) async fn barrier(&self, patience: Duration) -> Result<(), Error> {
         match self.shell.ask(What::Barrier, patience).await? {
             Told::MayRead => Ok(()),
             other => unreachable!("a barrier is told {other:?}"),
         }
+    }
+
+    /// Carries a call out for `caller`, if it may.
+    pub(super) async fn call_as(&self, _caller: &Caller, call: Call, patience: Duration) -> Answered {
+        self.call(call, patience).await
+    }
+
+    /// Follows keys for `caller`, if it may.
+    pub(super) fn watch_as(&self, _caller: &Caller, request: WatchRequest) -> Result<Watch, Error> {
+        self.watch(request)
     }
 
     /// Carries a call out. Watches and joins come by their own ways.
@@ -107,6 +120,12 @@ impl Local {
                 self.shell.ask(What::Transfer { to }, patience).await?;
                 Ok((self.now()?, Reply::Done))
             }
+            Call::Auth(change) => self.auth_change(change, patience).await,
+            Call::AuthQuery(query) => self.auth_query(query, patience).await,
+            Call::Authenticate { name, password } => self.authenticate(name, password, patience).await,
+            Call::Alarm(request) => self.alarm(request, patience).await,
+            Call::HashKv(revision) => self.hash_kv(revision, patience).await,
+            Call::MemberUpdate(record) => self.member_update(record, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
@@ -161,7 +180,7 @@ impl Local {
         Ok((header, Reply::Command(answer)))
     }
 
-    async fn apply(
+    pub(super) async fn apply(
         &self,
         what: What,
         patience: Duration,

@@ -3,11 +3,15 @@
 
 pub mod api;
 #[cfg(feature = "node")]
+mod auth;
+#[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
 mod handle;
 #[cfg(feature = "node")]
 mod local;
+#[cfg(feature = "node")]
+mod maintain;
 #[cfg(feature = "node")]
 mod node;
 #[cfg(feature = "node")]

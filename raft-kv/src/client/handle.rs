@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
@@ -17,6 +18,7 @@ use crate::limits;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::pki::Credentials;
+use crate::raft::Leadership;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
     LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RangeRequest,
@@ -102,6 +104,15 @@ impl Handle {
         match &self.door {
             Door::Local(local) => local.caller(token, certificate),
             Door::Remote(_) => Ok(Caller::Full),
+        }
+    }
+
+    /// Role, term and leader of the member in this process, as they change; `None` for a member
+    /// elsewhere.
+    pub fn leadership(&self) -> Option<watch::Receiver<Leadership>> {
+        match &self.door {
+            Door::Local(local) => Some(local.shell.leadership()),
+            Door::Remote(_) => None,
         }
     }
 

@@ -136,6 +136,22 @@ pub const MAX_BULK_FILES: u32 = 100_000;
 /// A sender of a snapshot that sends nothing for this long is given up.
 pub const BULK_STALL: Duration = Duration::from_secs(30);
 
+/// Connections to one node's HTTPS door.
+pub const MAX_DOOR_CONNECTIONS: usize = 16 * 1024;
+/// TLS handshakes under way at the HTTPS door; more wait before they are accepted.
+pub const MAX_DOOR_HANDSHAKES: usize = 128;
+/// A handshake at the HTTPS door that takes longer is dropped.
+pub const DOOR_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// HTTP/2 streams that one connection may have open: watch streams are streams.
+pub const MAX_DOOR_STREAMS: u32 = 16 * 1024;
+/// Bytes of a request's headers.
+pub const MAX_DOOR_HEADER_BYTES: u32 = 64 * 1024;
+/// An HTTP/1.1 request's headers must arrive within this.
+pub const DOOR_HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// Largest gRPC message that is decoded, in bytes; what is above [`MAX_REQUEST_BYTES`] and below
+/// this is refused with etcd's own words.
+pub const MAX_DOOR_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + 512 * 1024;
+
 /// One tick of raft's clock.
 pub const TICK: Duration = Duration::from_millis(50);
 /// Ticks between heartbeats.

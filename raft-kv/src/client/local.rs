@@ -33,6 +33,8 @@ pub(super) struct Local {
     pub(super) me: NodeId,
     pub(super) name: String,
     pub(super) addr: String,
+    /// Where HTTP clients reach it; empty where they don't.
+    pub(super) client_url: String,
     pub(super) trust: LiveTrust,
     /// Members that are being taken in under a new id: their connection outlives their old one.
     pub(super) spared: Mutex<BTreeSet<NodeId>>,

@@ -92,7 +92,11 @@ pub fn member(record: &MemberRecord) -> Result<(), Refusal> {
         return Err(Refusal::invalid("member id", "it is 0, which names nobody"));
     }
     text("member name", &record.name, MAX_NAME_BYTES)?;
-    text("member address", &record.addr, MAX_ADDR_BYTES)
+    text("member address", &record.addr, MAX_ADDR_BYTES)?;
+    match record.client_url.as_str() {
+        "" => Ok(()),
+        url => text("member client URL", url, MAX_ADDR_BYTES + "https://".len()),
+    }
 }
 
 /// One level of a transaction: a nested one has the operations that its parents left over.

@@ -21,7 +21,7 @@ pub fn bytes(text: &str) -> Bytes {
 pub fn genesis() -> Genesis {
     Genesis {
         cluster: ClusterId(99),
-        member: MemberRecord { id: VOTER, name: "one".into(), addr: "one:1".into() },
+        member: MemberRecord { id: VOTER, name: "one".into(), addr: "one:1".into(), ..Default::default() },
         root_cert: bytes("cert"),
         root_key: bytes("key"),
         tokens: vec![("t1".into(), command::TokenRecord { role: Role::Manager, secret: "s".into() })],

@@ -233,7 +233,7 @@ async fn admit_member(
     let node = NodeId(random());
     let hosts = host_of(&addr).into_iter().collect();
     let members = local.add_learner(MemberRecord { id: node, name, addr }, OWN_PATIENCE).await?;
-    let (chain, roots) = local.issue(node, Role::Manager, request, hosts)?;
+    let (chain, roots) = local.issue(node, Role::Manager, String::new(), request, hosts)?;
     tracing::info!(%node, "a member joined");
     let joined = Joined { cluster: local.cluster, node, chain, roots, members };
     Ok((local.now()?, Reply::Joined(joined)))

@@ -281,13 +281,8 @@ fn is_grpc(content_type: Option<&HeaderValue>) -> bool {
 fn name_of(peer: &HttpsPeer) -> String {
     match peer.identity().role {
         Role::Manager => String::new(),
-        Role::Client | Role::Worker => pki_name_of(peer.leaf()).unwrap_or_default(),
+        Role::Client | Role::Worker => raft_kv::pki::name_of(peer.leaf()).unwrap_or_default(),
     }
-}
-
-/// Stands in for `raft_kv::pki::name_of`.
-fn pki_name_of(_leaf: &[u8]) -> Option<String> {
-    None
 }
 
 #[cfg(test)]

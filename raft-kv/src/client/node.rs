@@ -63,7 +63,7 @@ impl Node {
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
         let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
         let hosts = hosts_of(&addr, &door.url());
-        let subject = Subject { cluster, node, role: Role::Manager, hosts };
+        let subject = Subject { cluster, node, role: Role::Manager, name: String::new(), hosts };
         let leaf = pki::issue(
             &root,
             &subject,

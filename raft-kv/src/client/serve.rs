@@ -235,7 +235,7 @@ async fn admit_member(local: &Arc<Local>, request: &[u8], place: Place, old: Opt
     let hosts = hosts_of(&addr, &client_url);
     let record = MemberRecord { id: node, name, addr, client_url };
     let members = local.add_learner(record, OWN_PATIENCE).await?;
-    let (chain, roots) = local.issue(node, Role::Manager, request, hosts)?;
+    let (chain, roots) = local.issue(node, Role::Manager, String::new(), request, hosts)?;
     tracing::info!(%node, "a member joined");
     let joined = Joined { cluster: local.cluster, node, chain, roots, members };
     Ok((local.now()?, Reply::Joined(joined)))

@@ -1,11 +1,14 @@
 //! The machine against a naive model, etcd's quirks one by one, and bugs planted on purpose.
 
+mod alarms;
+
 mod limits;
 mod model;
 #[cfg(feature = "sim")]
 mod planted;
 mod quirks;
 mod random;
+mod users;
 
 use bytes::Bytes;
 

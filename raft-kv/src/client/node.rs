@@ -166,6 +166,7 @@ impl Node {
             addr: node.advertise_addr.clone(),
             trust,
             spared: Mutex::default(),
+            password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));

@@ -80,6 +80,8 @@ pub enum Bug {
     CutUnflushed,
     /// A new leader ends every lease at once.
     ExpireAtOnce,
+    /// A stream of several watchers hears of one at a time only.
+    ForgetWaking,
 }
 
 #[cfg(feature = "sim")]

@@ -11,6 +11,7 @@ use rand::RngCore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::command::Command;
 use crate::machine::{self, Read};
@@ -19,8 +20,8 @@ use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
-    Role, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, KeyRange, LeaseStatus, Member, MemberRole, NodeId, RangeRequest,
+    Revision, Role, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -77,6 +78,20 @@ impl Local {
     /// Follows keys for `caller`, if it may.
     pub(super) fn watch_as(&self, _caller: &Caller, request: WatchRequest) -> Result<Watch, Error> {
         self.watch(request)
+    }
+
+    /// Whether `caller` may follow these keys: asked when a watcher is added to a set, and again
+    /// for every watcher of it when users or roles change.
+    pub(super) fn may_watch(&self, _caller: &Caller, _range: &KeyRange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// A set of watchers for `caller`, empty at first.
+    pub(super) fn watch_set(self: &Arc<Self>, caller: Caller) -> Result<WatchSet, Error> {
+        // A member that has just joined does not know yet what came before.
+        self.now()?;
+        let set = self.shell.watches().set(self.shell.state().clone());
+        Ok(WatchSet::new(set, self.clone(), caller))
     }
 
     /// Carries a call out. Watches and joins come by their own ways.

@@ -104,6 +104,13 @@ pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
 pub const WATCH_BATCH_BYTES: usize = 1024 * 1024;
 /// Watchers of one node.
 pub const MAX_WATCHERS: usize = 200_000;
+/// Watchers of one stream.
+pub const MAX_WATCHERS_PER_STREAM: usize = 100_000;
+/// Recent changes that one poll of a watcher looks at: the hub is locked meanwhile.
+pub const MAX_POLL_SCAN: usize = 4096;
+/// Readings of history for watchers that one node does at once; each holds about
+/// [`WATCH_BATCH_BYTES`].
+pub const MAX_WATCH_READS: usize = 8;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
 

@@ -90,6 +90,8 @@ pub enum Bug {
     SkipLeaseAuth,
     /// Puts are taken while the alarm of short space is raised.
     IgnoreNoSpace,
+    /// A stream of several watchers hears of one at a time only.
+    ForgetWaking,
 }
 
 #[cfg(feature = "sim")]

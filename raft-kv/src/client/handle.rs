@@ -12,6 +12,7 @@ use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
 use super::remote::Remote;
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
@@ -326,6 +327,20 @@ impl Handle {
         match &self.door {
             Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
             Door::Remote(remote) => remote.watch(request, self.patience).await,
+        }
+    }
+
+    /// Many watches with one consumer, which costs one task for all of them. Only for a handle in
+    /// the member's own process; elsewhere open one [`watch`](Self::watch) each.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] for a handle to a member elsewhere, and see [`Error`].
+    pub fn watch_set(&self) -> Result<WatchSet, Error> {
+        match &self.door {
+            Door::Local(local) => local.watch_set(self.caller.clone()),
+            Door::Remote(_) => {
+                Err(Refusal::invalid("watch set", "the member is elsewhere; open one watch each").into())
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::auth::Asked;
 use crate::machine::command::Command;
@@ -22,8 +23,8 @@ use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
-    Role, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest,
+    Revision, Role, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -93,6 +94,14 @@ impl Local {
         let caller = &self.settle_caller(caller, patience).await?;
         self.may_watch(caller, &request.range)?;
         self.watch(request)
+    }
+
+    /// A set of watchers for `caller`, empty at first.
+    pub(super) fn watch_set(self: &Arc<Self>, caller: Caller) -> Result<WatchSet, Error> {
+        // A member that has just joined does not know yet what came before.
+        self.now()?;
+        let set = self.shell.watches().set(self.shell.state().clone());
+        Ok(WatchSet::new(set, self.clone(), caller))
     }
 
     /// Carries a call of this member itself out.

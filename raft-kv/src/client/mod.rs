@@ -23,6 +23,8 @@ mod token;
 #[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]
+mod watch_set;
+#[cfg(feature = "node")]
 mod world;
 
 #[cfg(feature = "node")]
@@ -35,3 +37,5 @@ pub use handle::Handle;
 pub use node::{Node, credentials_of};
 #[cfg(feature = "node")]
 pub use watch::Watch;
+#[cfg(feature = "node")]
+pub use watch_set::{Next, WatchSet};

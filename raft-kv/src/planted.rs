@@ -80,6 +80,12 @@ pub enum Bug {
     CutUnflushed,
     /// A new leader ends every lease at once.
     ExpireAtOnce,
+    /// Collection removes values of versions that are still readable.
+    CollectLiveValue,
+    /// A remembered count takes every put for a new key.
+    CountOverwrites,
+    /// A member's checksum counts versions that others have removed already.
+    HashCollected,
 }
 
 #[cfg(feature = "sim")]

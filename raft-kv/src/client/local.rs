@@ -13,14 +13,15 @@ use super::api::{Answered, Call, Info, Reply};
 use super::watch::Watch;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::command::Command;
+use crate::machine::count::Counts;
 use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
-    Role, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role, TxnOp,
+    TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -36,6 +37,8 @@ pub(super) struct Local {
     pub(super) trust: LiveTrust,
     /// Members that are being taken in under a new id: their connection outlives their old one.
     pub(super) spared: Mutex<BTreeSet<NodeId>>,
+    /// Counts of ranges that were answered lately.
+    pub(super) counts: Mutex<Counts>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -130,18 +133,6 @@ impl Local {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }
-    }
-
-    async fn range(&self, request: RangeRequest, patience: Duration) -> Answered {
-        machine::validate_range(&request)?;
-        if !request.serializable {
-            self.barrier(patience).await?;
-        }
-        let large = !request.range.is_single() && (request.limit == 0 || request.limit > 100);
-        let shell = self.shell.clone();
-        let read = move || shell.read(|view| machine::read::range(view, &request));
-        let (revision, response) = run(large, read).await??;
-        Ok((self.header(revision), Reply::Range(response)))
     }
 
     async fn read_txn(&self, request: TxnRequest, patience: Duration) -> Answered {
@@ -333,6 +324,6 @@ pub(super) fn random<T: From<u64>>() -> T {
     }
 }
 
-async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
+pub(super) async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
     if aside { tokio::task::spawn_blocking(work).await.expect("reading does not panic") } else { work() }
 }

@@ -166,6 +166,7 @@ impl Node {
             addr: node.advertise_addr.clone(),
             trust,
             spared: Mutex::default(),
+            counts: Mutex::default(),
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));

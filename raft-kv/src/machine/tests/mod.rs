@@ -6,6 +6,7 @@ mod model;
 mod planted;
 mod quirks;
 mod random;
+mod ranges;
 
 use bytes::Bytes;
 

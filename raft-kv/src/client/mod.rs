@@ -15,6 +15,8 @@ mod maintain;
 #[cfg(feature = "node")]
 mod node;
 #[cfg(feature = "node")]
+mod ranges;
+#[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod serve;
@@ -35,6 +37,8 @@ pub use config::{Config, Overrides, StartError, Tuning};
 pub use handle::Handle;
 #[cfg(feature = "node")]
 pub use node::{Node, credentials_of};
+#[cfg(feature = "node")]
+pub use ranges::{RangeChunk, RangeStream};
 #[cfg(feature = "node")]
 pub use watch::Watch;
 #[cfg(feature = "node")]

@@ -185,6 +185,7 @@ impl Node {
             trust,
             spared: Mutex::default(),
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
+            counts: Mutex::default(),
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));

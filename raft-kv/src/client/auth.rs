@@ -261,3 +261,23 @@ impl Local {
         Ok(Caller::User { name: token.claims.user, revision: status.revision })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_checked_by_its_hash_and_nobodys_costs_as_much() {
+        let hash = hash_password("secret").unwrap();
+        assert!(bcrypt::verify("secret", &hash).unwrap());
+        assert!(!bcrypt::verify("Secret", &hash).unwrap());
+        let parts = |hash: &str| hash.parse::<bcrypt::HashParts>().unwrap().get_cost();
+        assert_eq!(parts(&hash), parts(NOBODYS_PASSWORD));
+        // It is read to its end, not given up at the first letter.
+        assert!(!bcrypt::verify("secret", NOBODYS_PASSWORD).unwrap());
+        let change = AuthChange::UserAdd { name: "u".into(), password: Some(hash) };
+        machine::validate(&Command::Auth(change)).unwrap();
+        assert!(hash_password(&"x".repeat(MAX_PASSWORD_BYTES)).is_ok());
+        assert!(hash_password(&"x".repeat(MAX_PASSWORD_BYTES + 1)).is_err());
+    }
+}

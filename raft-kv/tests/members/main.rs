@@ -2,6 +2,7 @@
 
 #![cfg(feature = "node")]
 
+mod permissions;
 mod recovery;
 mod serving;
 mod support;

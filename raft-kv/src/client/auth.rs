@@ -129,6 +129,9 @@ impl Local {
         if place == Where::Fresh {
             self.barrier(patience).await?;
         }
+        if !self.shell.auth_counts() {
+            return Ok(());
+        }
         let refused = self.read(|view| authorize(view, caller, &asked))?.err();
         match (refused, call) {
             (None, _) => Ok(()),
@@ -218,6 +221,9 @@ impl Local {
     pub(super) fn caller(&self, token: Option<&str>, certificate: Option<&str>) -> Result<Caller, Error> {
         if let Some(token) = token.filter(|token| !token.is_empty()) {
             return self.bearer(token.strip_prefix("Bearer ").unwrap_or(token));
+        }
+        if !self.shell.auth_counts() {
+            return Ok(Caller::Anonymous);
         }
         let named = self.read(|view| {
             let status = status(view)?;

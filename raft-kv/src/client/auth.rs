@@ -153,6 +153,13 @@ impl Local {
         Ok(self.read(|view| still_authorized(view, caller, &Asked::Watch(range)))??)
     }
 
+    /// Refuses a caller that has not the role root now. It is not waited for others, so that it can
+    /// be asked without a leader.
+    pub(super) async fn may_manage(&self, caller: &Caller, patience: Duration) -> Result<(), Error> {
+        let caller = self.settle_caller(caller, patience).await?;
+        Ok(self.read(|view| still_authorized(view, &caller, &Asked::Root))??)
+    }
+
     /// Changes users, roles or permissions.
     pub(super) async fn auth_change(
         &self,

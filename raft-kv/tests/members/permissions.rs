@@ -71,6 +71,10 @@ async fn a_token_counts_on_every_member_at_once_and_ends_with_its_password() {
             refused(alice.auth_query(AuthQuery::Users).await, AuthRefusal::Denied);
             refused(alice.member_remove(nodes[2].id()).await, AuthRefusal::Denied);
             refused(alice.join_token(Role::Manager).await, AuthRefusal::Denied);
+            refused(alice.may_manage().await, AuthRefusal::Denied);
+            refused(alice.may_watch(&KeyRange::key("b/x")), AuthRefusal::Denied);
+            alice.may_watch(&KeyRange::prefix("a/")).unwrap();
+            node.handle().may_manage().await.unwrap();
             alice.members().await.unwrap();
         }
         // Each round the password changes, and with it every token.

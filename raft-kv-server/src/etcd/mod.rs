@@ -1,6 +1,7 @@
 //! The etcd v3 API: one file for each service. A service maps messages to the crate's handle and
 //! back; it must never hold logic of its own about keys, leases or users.
 
+pub mod auth;
 pub mod convert;
 mod health;
 pub mod status;

@@ -138,6 +138,18 @@ impl Handle {
         }
     }
 
+    /// Refuses where the caller that this handle acts for has not the role root: to be asked before
+    /// what is no [`Call`], such as a copy of the whole state. Elsewhere the member asks it itself.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not, and see [`Error`].
+    pub async fn may_manage(&self) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_manage(&self.caller, self.patience).await,
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
     /// Changes users, roles or permissions.
     ///
     /// # Errors

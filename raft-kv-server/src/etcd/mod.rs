@@ -2,6 +2,9 @@
 //! back; it must never hold logic of its own about keys, leases or users.
 
 pub mod convert;
+pub mod election;
+pub mod lock;
+mod recipe;
 pub mod status;
 pub mod watch;
 

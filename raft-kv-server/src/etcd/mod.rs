@@ -3,7 +3,10 @@
 
 pub mod auth;
 pub mod convert;
+pub mod election;
 mod health;
+pub mod lock;
+mod recipe;
 pub mod status;
 pub mod watch;
 

@@ -36,7 +36,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        self.etcd.handle_of(&request)?;
+        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
         address(&request.get_ref().peer_ur_ls)?;
         Err(Status::failed_precondition(HOW_TO_ADD))
     }

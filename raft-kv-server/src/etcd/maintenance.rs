@@ -130,7 +130,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        self.etcd.handle_of(&request)?;
+        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
         // There is nothing to defragment: space comes back by itself.
         Ok(Response::new(DefragmentResponse::default()))
     }
@@ -195,7 +195,7 @@ impl Maintenance for MaintenanceService {
         &self,
         request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
-        self.etcd.handle_of(&request)?;
+        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
         Err(Status::failed_precondition(
             "raft-kv is not etcd and has no version to go down to; nothing was changed",
         ))

@@ -16,6 +16,7 @@ use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS};
 use crate::machine;
 use crate::machine::auth::Asked;
 use crate::machine::count::behind;
+use crate::machine::read::RangeMeasure;
 use crate::types::{Caller, Header, KeyRange, KeyValue, RangeRequest, RangeResponse, Revision, SortOrder};
 
 /// One part of a streamed range.
@@ -193,6 +194,31 @@ impl Local {
         Ok((revision, response))
     }
 
+    /// Measures the answer to a range for `caller`, if it may read it.
+    pub(super) async fn range_measure_as(
+        &self,
+        caller: &Caller,
+        request: RangeRequest,
+        weigh: fn(&KeyValue, u64) -> u64,
+        patience: Duration,
+    ) -> Result<(Header, RangeMeasure), Error> {
+        check(&request)?;
+        if !request.serializable {
+            self.barrier(patience).await?;
+        }
+        let caller = self.settle_caller(caller, patience).await?;
+        let shell = self.shell.clone();
+        let read = move || {
+            shell.read(|view| {
+                let what = Asked::Range(&request.range);
+                let measure = || machine::read::measure(view, &request, weigh);
+                serve(view, &caller, &what, !request.serializable, measure)
+            })
+        };
+        let (revision, measured) = run(true, read).await??;
+        Ok((self.header(revision), measured))
+    }
+
     /// Starts to read a range of any size for `caller`, if it may.
     pub(super) async fn range_stream_as(
         self: &Arc<Self>,
@@ -204,9 +230,10 @@ impl Local {
         if !request.serializable {
             self.barrier(patience).await?;
         }
+        let caller = self.settle_caller(caller, patience).await?;
         let what = Asked::Range(&request.range);
         let pin = |view: &dyn machine::Read| {
-            serve(view, caller, &what, !request.serializable, || machine::read::pin(view, request.revision))
+            serve(view, &caller, &what, !request.serializable, || machine::read::pin(view, request.revision))
         };
         let revision = self.read(pin)??;
         let header = self.header(revision);

@@ -20,6 +20,17 @@ use crate::types::{KeyValue, RangeRequest, RangeResponse, Revision, SortOrder, S
 /// Bytes that an answered key takes besides key and value.
 const KEY_OVERHEAD: usize = 64;
 
+/// What [`measure`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RangeMeasure {
+    /// The sum over the keys of the answer.
+    pub sum: u64,
+    /// Keys in the range, the limit ignored.
+    pub count: i64,
+    /// Whether the limit cuts some off.
+    pub more: bool,
+}
+
 /// Bytes that the answer to one request may still have.
 #[derive(Debug)]
 pub struct Budget {
@@ -48,8 +59,7 @@ impl Budget {
 }
 
 fn too_large() -> Refusal {
-    let why = format!("the answer would have more than {MAX_RANGE_BYTES} bytes; ask for it in pages");
-    Refusal::invalid("limit", why)
+    Refusal::AnswerTooLarge { max: MAX_RANGE_BYTES as u64 }
 }
 
 fn size(kv: &KeyValue) -> usize {
@@ -125,6 +135,29 @@ pub fn page(
         kvs.push(kv);
     }
     Ok((kvs, false))
+}
+
+/// Sums what `weigh` says of each key that the answer has, given the key with a blank value and the
+/// length of the value that the answer has, in bytes. Reads no value.
+pub fn measure(
+    view: &dyn Read,
+    request: &RangeRequest,
+    at: Option<Revision>,
+    weigh: fn(&KeyValue, u64) -> u64,
+) -> Result<RangeMeasure, StorageFailed> {
+    let limit = if request.limit > 0 { request.limit } else { i64::MAX };
+    let mut measured = RangeMeasure::default();
+    for pair in versions(view, &request.range, at) {
+        let (key, stored) = pair?;
+        measured.count += 1;
+        if measured.count > limit {
+            measured.more = true;
+        } else {
+            let value = if request.keys_only { 0 } else { stored.value_len() as u64 };
+            measured.sum += weigh(&stored.without_value(key), value);
+        }
+    }
+    Ok(measured)
 }
 
 /// Whether the answer's order is the one in which keys are read.

@@ -146,9 +146,19 @@ impl RangeStream {
                 Ok((kvs, more))
             }
             Source::Remote(handle) => {
-                let page = RangeRequest { limit: keys as i64, ..self.rest.clone() };
-                let (_, response) = handle.range(page).await?;
-                Ok((response.kvs, response.more))
+                let mut limit = keys as i64;
+                loop {
+                    let page = RangeRequest { limit, ..self.rest.clone() };
+                    match handle.range(page).await {
+                        // Its values are far larger than those of the part before.
+                        Err(Error::Refused(Refusal::Invalid { field, .. }))
+                            if field == "limit" && limit > 1 =>
+                        {
+                            limit = (limit / 8).max(1);
+                        }
+                        answered => return answered.map(|(_, found)| (found.kvs, found.more)),
+                    }
+                }
             }
         }
     }
@@ -178,7 +188,10 @@ impl Local {
     async fn counted(&self, caller: &Caller, request: RangeRequest) -> Result<(Revision, RangeResponse), Error> {
         let remembered = self.counts.lock().recall(&request.range, request.revision);
         let counted = remembered.is_some_and(|known| known.revision == request.revision);
-        let small = request.range.is_single() || (counted && (1..=100).contains(&request.limit));
+        let page = (1..=100).contains(&request.limit)
+            && machine::count::in_key_order(&request)
+            && !machine::count::has_filters(&request);
+        let small = request.range.is_single() || (counted && page);
         let (shell, asked, caller) = (self.shell.clone(), request.clone(), caller.clone());
         let read = move || {
             shell.read(|view| {

@@ -33,6 +33,7 @@ mod tests;
 mod trust;
 mod txn;
 pub mod validate;
+mod values;
 mod versions;
 
 pub use command::{Answer, Command, Outcome, Proposal};

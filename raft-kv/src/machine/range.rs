@@ -12,6 +12,7 @@ use super::count::behind;
 use super::format::Stored;
 use super::stop::Stop;
 use super::store::Read;
+use super::values::ValueReader;
 use super::versions::{count, versions};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::{MAX_DELETE_BYTES, MAX_RANGE_BYTES};
@@ -125,12 +126,14 @@ pub fn page(
 ) -> Result<(Vec<KeyValue>, bool), StorageFailed> {
     let mut kvs: Vec<KeyValue> = Vec::new();
     let mut taken = 0;
+    let mut values = ValueReader::new(view);
     for pair in versions(view, &request.range, at) {
         let (key, stored) = pair?;
         if kvs.len() >= keys || taken >= bytes {
             return Ok((kvs, true));
         }
-        let kv = if request.keys_only { stored.without_value(key) } else { stored.load(view, key)? };
+        let value = if request.keys_only { Bytes::new() } else { values.value(&key, &stored)? };
+        let kv = KeyValue { value, ..stored.without_value(key) };
         taken += size(&kv);
         kvs.push(kv);
     }
@@ -257,12 +260,16 @@ impl<'a> Picked<'a> {
     /// The answer: only now values are read, of those alone that are in it.
     fn finish(mut self, view: &dyn Read) -> Result<(Vec<KeyValue>, bool), StorageFailed> {
         self.cut();
+        let mut values = ValueReader::new(view);
         let answer = |one: Candidate| match self.request {
             RangeRequest { keys_only: true, .. } => Ok(one.stored.without_value(one.key)),
             RangeRequest { sort_target: SortTarget::Value, .. } => {
                 Ok(KeyValue { value: one.value, ..one.stored.without_value(one.key) })
             }
-            _ => one.stored.load(view, one.key),
+            _ => {
+                let value = values.value(&one.key, &one.stored)?;
+                Ok(KeyValue { value, ..one.stored.without_value(one.key) })
+            }
         };
         let kvs = self.found.into_iter().map(answer).collect::<Result<_, StorageFailed>>()?;
         Ok((kvs, self.more))

@@ -23,7 +23,7 @@ struct Watcher {
 
 impl Watcher {
     fn owed(&self, log: &Log, to: Revision) -> Vec<(Revision, String, bool)> {
-        let changes = log.range(self.start..=to.max(self.start - 1));
+        let changes = log.range(self.start..).take_while(|(revision, _)| **revision <= to);
         let events =
             changes.flat_map(|(revision, keys)| keys.iter().map(|(key, put)| (*revision, key.clone(), *put)));
         let wanted = events.filter(|(_, key, put)| {
@@ -125,11 +125,10 @@ impl Run {
 
     async fn take_all(&mut self) {
         loop {
-            let due = self.watchers.values().any(|watcher| {
-                !watcher.over
-                    && watcher.got.len() < watcher.owed(&self.log, self.head).len()
-                    && watcher.start >= self.compacted
-            });
+            let due = self
+                .watchers
+                .values()
+                .any(|watcher| !watcher.over && watcher.got.len() < watcher.owed(&self.log, self.head).len());
             if !due {
                 return;
             }

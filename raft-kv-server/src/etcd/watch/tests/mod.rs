@@ -1,9 +1,11 @@
 //! The Watch service over a real member of its own, in this process.
 
 mod bugs;
+mod model;
 mod protocol;
 mod recipes;
 mod scale;
+mod transport;
 
 use std::net::UdpSocket;
 use std::path::Path;

@@ -29,6 +29,28 @@ pub const MAX_MEMBERS: usize = 15;
 pub const MAX_ONCE_CLIENTS: u64 = 10_000;
 /// Largest answer kept for repeats, in bytes; a request whose answer is larger can't be named.
 pub const MAX_ONCE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+/// Longest name of a user or a role, in bytes.
+pub const MAX_AUTH_NAME_BYTES: usize = 256;
+/// Users.
+pub const MAX_USERS: u64 = 10_000;
+/// Roles.
+pub const MAX_ROLES: u64 = 10_000;
+/// Roles of one user.
+pub const MAX_USER_ROLES: usize = 256;
+/// Permissions of one role.
+pub const MAX_ROLE_PERMISSIONS: usize = 1024;
+/// Highest cost of a stored password's hash: what one check of it may take.
+pub const MAX_BCRYPT_COST: u32 = 16;
+/// Longest password, in bytes: bcrypt looks at no more.
+pub const MAX_PASSWORD_BYTES: usize = 72;
+/// The key that signs tokens, in bytes.
+pub const TOKEN_KEY_BYTES: usize = 32;
+/// Longest token that is looked at, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 1024;
+/// How long a token is valid.
+pub const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
+/// Passwords that are checked at once; further ones wait.
+pub const MAX_PASSWORD_CHECKS: usize = 2;
 /// Keys and values that one delete may remove, in bytes.
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
 /// Longest secret of a join token, in bytes.
@@ -136,6 +158,22 @@ pub const MAX_BULK_FILES: u32 = 100_000;
 /// A sender of a snapshot that sends nothing for this long is given up.
 pub const BULK_STALL: Duration = Duration::from_secs(30);
 
+/// Connections to one node's HTTPS door.
+pub const MAX_DOOR_CONNECTIONS: usize = 16 * 1024;
+/// TLS handshakes under way at the HTTPS door; more wait before they are accepted.
+pub const MAX_DOOR_HANDSHAKES: usize = 128;
+/// A handshake at the HTTPS door that takes longer is dropped.
+pub const DOOR_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// HTTP/2 streams that one connection may have open: watch streams are streams.
+pub const MAX_DOOR_STREAMS: u32 = 16 * 1024;
+/// Bytes of a request's headers.
+pub const MAX_DOOR_HEADER_BYTES: u32 = 64 * 1024;
+/// An HTTP/1.1 request's headers must arrive within this.
+pub const DOOR_HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// Largest gRPC message that is decoded, in bytes; what is above [`MAX_REQUEST_BYTES`] and below
+/// this is refused with etcd's own words.
+pub const MAX_DOOR_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + 512 * 1024;
+
 /// One tick of raft's clock.
 pub const TICK: Duration = Duration::from_millis(50);
 /// Ticks between heartbeats.
@@ -153,7 +191,7 @@ const _: () = {
     assert!(MAX_FRAME_BYTES < MAX_PEER_OUTBOX_BYTES);
     assert!((MAX_ENTRY_BYTES as u64) < LOG_SEGMENT_BYTES && LOG_SEGMENT_BYTES < u32::MAX as u64);
     // A nested transaction is a list and an operation: two levels, and a few round the whole.
-    assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
+    assert!(2 * MAX_TXN_DEPTH + 7 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);

@@ -80,6 +80,16 @@ pub enum Bug {
     CutUnflushed,
     /// A new leader ends every lease at once.
     ExpireAtOnce,
+    /// The HTTPS door lets in whoever has a certificate from one of our roots.
+    SkipDoorCheck,
+    /// Permissions are not asked for within nested transactions.
+    SkipNestedAuth,
+    /// Permissions are asked for at the door alone, not where a command is applied.
+    SkipApplyAuth,
+    /// Who puts a key on a lease is not asked for the lease's other keys.
+    SkipLeaseAuth,
+    /// Puts are taken while the alarm of short space is raised.
+    IgnoreNoSpace,
 }
 
 #[cfg(feature = "sim")]

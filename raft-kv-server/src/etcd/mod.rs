@@ -2,11 +2,26 @@
 //! back; it must never hold logic of its own about keys, leases or users.
 
 pub mod convert;
+mod health;
 pub mod status;
 
 use raft_kv::client::Handle;
 use raft_kv::types::{Caller, ClusterId, NodeId, Role};
+use tonic::service::Routes;
 use tonic::{Request, Status};
+
+/// Every service, one line each. Call it within a tokio runtime.
+pub fn routes(etcd: Etcd) -> Routes {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(etcd_api::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let readable = "the descriptors that were built in can be read";
+    Routes::new(health::service(etcd.own_handle()))
+        .add_service(reflection().build_v1().expect(readable))
+        .add_service(reflection().build_v1alpha().expect(readable))
+}
 
 /// What every service works on.
 #[derive(Clone, Debug)]

@@ -105,6 +105,15 @@ impl Handle {
         }
     }
 
+    /// Role, term and leader of the member in this process, as they change; `None` for a member
+    /// elsewhere.
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<crate::raft::Leadership>> {
+        match &self.door {
+            Door::Local(local) => Some(local.shell.leadership()),
+            Door::Remote(_) => None,
+        }
+    }
+
     /// Changes users, roles or permissions.
     ///
     /// # Errors

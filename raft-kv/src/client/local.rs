@@ -33,6 +33,8 @@ pub(super) struct Local {
     pub(super) me: NodeId,
     pub(super) name: String,
     pub(super) addr: String,
+    /// Where HTTP clients reach it; empty where they don't.
+    pub(super) client_url: String,
     pub(super) trust: LiveTrust,
     /// Members that are being taken in under a new id: their connection outlives their old one.
     pub(super) spared: Mutex<BTreeSet<NodeId>>,
@@ -113,7 +115,7 @@ impl Local {
                     return Err(Refusal::invalid("role", why).into());
                 }
                 let node = NodeId(random());
-                let (chain, roots) = self.issue(node, role, &request, Vec::new())?;
+                let (chain, roots) = self.issue(node, role, name, &request, Vec::new())?;
                 Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {
@@ -284,18 +286,20 @@ impl Local {
         Ok(matching.first().map(|(_, record)| record.role))
     }
 
-    /// Issues a certificate for the key that signed `request`, and the roots to trust.
+    /// Issues a certificate for the key that signed `request`, and the roots to trust. Only a client
+    /// has a name.
     pub(super) fn issue(
         &self,
         node: NodeId,
         role: Role,
+        name: String,
         request: &[u8],
         hosts: Vec<String>,
     ) -> Result<(Vec<Bytes>, Vec<Bytes>), Error> {
         let root = self.read(machine::read::root)?;
         let root = RootKey::from_parts(&root.cert, &root.key)?;
         let key = pki::request_key(request)?;
-        let subject = Subject { cluster: self.cluster, node, role, hosts };
+        let subject = Subject { cluster: self.cluster, node, role, name, hosts };
         let leaf =
             pki::issue(&root, &subject, &key, SystemTime::now(), pki::LEAF_VALIDITY, &mut rand::rng())?;
         Ok((vec![leaf.into()], vec![Bytes::copy_from_slice(root.cert_der())]))

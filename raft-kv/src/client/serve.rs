@@ -9,9 +9,9 @@ use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
-use super::config::{check_addr, check_name};
+use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
-use super::node::{OWN_PATIENCE, host_of};
+use super::node::{OWN_PATIENCE, hosts_of};
 use super::world::removed_text;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -111,7 +111,10 @@ async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Own
             drop(served);
             return serve_watch(&local, stream, request).await;
         }
-        Ok(Call::Rejoin { request, name, addr }) => rejoin(&local, &stream, request, name, addr).await,
+        Ok(Call::Rejoin { request, name, addr, client_url }) => {
+            let place = Place { name, addr, client_url };
+            rejoin(&local, &stream, request, place).await
+        }
         Ok(call) => local.call(call, OWN_PATIENCE).await,
         Err(error) => Err(error),
     };
@@ -190,16 +193,11 @@ async fn join(local: &Arc<Local>, request: JoinRequest) -> Answered {
             return Err(Refusal::BadToken { why }.into());
         }
     }
-    admit_member(local, &request.request, request.name, request.addr, None).await
+    let place = Place { name: request.name, addr: request.addr, client_url: request.client_url };
+    admit_member(local, &request.request, place, None).await
 }
 
-async fn rejoin(
-    local: &Arc<Local>,
-    stream: &RequestStream,
-    request: Bytes,
-    name: String,
-    addr: String,
-) -> Answered {
+async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, place: Place) -> Answered {
     let identity = stream.identity.filter(|identity| identity.role == Role::Manager);
     let Some(identity) = identity else {
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
@@ -207,19 +205,22 @@ async fn rejoin(
     local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
     // Its old id is removed on the way; the connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
-    admit_member(local, &request, name, addr, Some(identity.node)).await
+    admit_member(local, &request, place, Some(identity.node)).await
+}
+
+/// What a new member says of itself.
+struct Place {
+    name: String,
+    addr: String,
+    client_url: String,
 }
 
 /// Takes a member in under a new id; `old` is the id under which it was known before.
-async fn admit_member(
-    local: &Arc<Local>,
-    request: &[u8],
-    name: String,
-    addr: String,
-    old: Option<NodeId>,
-) -> Answered {
+async fn admit_member(local: &Arc<Local>, request: &[u8], place: Place, old: Option<NodeId>) -> Answered {
+    let Place { name, addr, client_url } = place;
     check_name(&name)?;
     check_addr(&addr)?;
+    check_client_url(&client_url)?;
     crate::pki::request_key(request)?;
     let members = local.shell.read(machine::read::members)?;
     // A join that was cut short leaves a learner of the same name and address that never came.
@@ -231,9 +232,10 @@ async fn admit_member(
         local.call(Call::MemberRemove(old), OWN_PATIENCE).await?;
     }
     let node = NodeId(random());
-    let hosts = host_of(&addr).into_iter().collect();
-    let members = local.add_learner(MemberRecord { id: node, name, addr }, OWN_PATIENCE).await?;
-    let (chain, roots) = local.issue(node, Role::Manager, request, hosts)?;
+    let hosts = hosts_of(&addr, &client_url);
+    let record = MemberRecord { id: node, name, addr, client_url };
+    let members = local.add_learner(record, OWN_PATIENCE).await?;
+    let (chain, roots) = local.issue(node, Role::Manager, String::new(), request, hosts)?;
     tracing::info!(%node, "a member joined");
     let joined = Joined { cluster: local.cluster, node, chain, roots, members };
     Ok((local.now()?, Reply::Joined(joined)))
@@ -276,9 +278,14 @@ pub(super) async fn announce_address(local: Arc<Local>) {
         let members = local.shell.read(machine::read::members).unwrap_or_default();
         let known = members.into_iter().find(|member| member.record.id == local.me);
         match known {
-            Some(member) if member.record.addr == local.addr => return,
+            Some(member)
+                if member.record.addr == local.addr && member.record.client_url == local.client_url =>
+            {
+                return;
+            }
             Some(member) => {
-                let record = MemberRecord { addr: local.addr.clone(), ..member.record };
+                let (addr, client_url) = (local.addr.clone(), local.client_url.clone());
+                let record = MemberRecord { addr, client_url, ..member.record };
                 let what = What::Command { command: Command::MemberUpdate(record), once: None };
                 match local.shell.ask(what, OWN_PATIENCE).await {
                     Err(Error::Refused(refusal)) => {

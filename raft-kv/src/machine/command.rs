@@ -5,8 +5,9 @@ use bytes::Bytes;
 use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
-    Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange, KeyValue, LeaseId, Member, MemberRecord,
-    OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp, TxnRequest, TxnResponse,
+    AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
+    KeyValue, LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role,
+    Term, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -54,11 +55,24 @@ pub enum Command {
     },
     /// Does nothing but take its place in the order.
     Noop,
+    /// Changes users, roles or permissions.
+    Auth(AuthChange),
+    /// Raises or ends an alarm.
+    Alarm(AlarmRequest),
+    /// A command of a caller who may not do everything: permissions are asked for where it is
+    /// applied. Never one within another.
+    As {
+        /// Whose.
+        caller: Caller,
+        /// What it asks.
+        command: Box<Command>,
+    },
 }
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 9 => TokenSet { id, token }, 10 => Noop,
+    11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
 });
 
 /// A join token as the cluster keeps it.
@@ -164,8 +178,47 @@ impl Command {
                 Self::TokenSet { id, token } => {
                     id.len() + token.as_ref().map_or(0, |token| token.secret.len())
                 }
-                Self::Compact { .. } | Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } | Self::Noop => 0,
+                Self::Auth(change) => change_size(change),
+                Self::As { caller, command } => command.size() + caller_size(caller),
+                Self::Compact { .. }
+                | Self::LeaseGrant { .. }
+                | Self::LeaseRevoke { .. }
+                | Self::Alarm(_)
+                | Self::Noop => 0,
             }
+    }
+
+    /// What is asked, and by whom if not by one who may do everything.
+    pub fn asked(&self) -> (Option<&Caller>, &Self) {
+        match self {
+            Self::As { caller, command } => (Some(caller), command),
+            command => (None, command),
+        }
+    }
+}
+
+fn caller_size(caller: &Caller) -> usize {
+    match caller {
+        Caller::User { name, .. } => name.len(),
+        Caller::Bearer { token } => token.len(),
+        Caller::Full | Caller::Anonymous => 0,
+    }
+}
+
+fn change_size(change: &AuthChange) -> usize {
+    match change {
+        AuthChange::Enable { token_key } => token_key.len(),
+        AuthChange::Disable => 0,
+        AuthChange::UserAdd { name, password } | AuthChange::UserPassword { name, password } => {
+            name.len() + password.as_ref().map_or(0, String::len)
+        }
+        AuthChange::UserDelete { name } => name.len(),
+        AuthChange::UserGrant { name, role } | AuthChange::UserRevoke { name, role } => {
+            name.len() + role.len()
+        }
+        AuthChange::RoleAdd { role } | AuthChange::RoleDelete { role } => role.len(),
+        AuthChange::RoleGrant { role, permission } => role.len() + range_size(&permission.range),
+        AuthChange::RoleRevoke { role, range } => role.len() + range_size(range),
     }
 }
 

@@ -6,6 +6,8 @@
 
 use bytes::Bytes;
 
+use super::alarm::Raised;
+use super::auth::Known;
 use super::command::Stored;
 use super::format::{Logged, Superseded, attached_key, load, ordered, past_key};
 use super::overlay::Overlay;
@@ -49,6 +51,12 @@ pub struct Draft<'a> {
     pub leases: Vec<LeaseChange>,
     /// Whether the members or their records changed.
     pub members_changed: bool,
+    /// What is known of callers.
+    pub known: Known,
+    /// Which alarms are raised, once it was looked at.
+    pub alarms: Option<Raised>,
+    /// The revision of users and roles, if they changed in this batch.
+    pub auth_changed: Option<u64>,
 }
 
 impl<'a> Draft<'a> {
@@ -63,6 +71,9 @@ impl<'a> Draft<'a> {
             changes: Vec::new(),
             leases: Vec::new(),
             members_changed: false,
+            known: Known::default(),
+            alarms: None,
+            auth_changed: None,
         }
     }
 
@@ -142,6 +153,8 @@ impl<'a> Draft<'a> {
     pub fn take_back(&mut self) {
         self.overlay.undo();
         self.events.clear();
+        self.known.forget();
+        self.alarms = None;
     }
 
     /// The state as it is now, pending writes included.

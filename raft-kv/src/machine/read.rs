@@ -20,6 +20,7 @@ use crate::types::{
     SnapshotMeta, TxnRequest, TxnResponse,
 };
 
+pub use super::alarm::{alarms, check_read};
 pub use super::hash::hash;
 
 /// Reads keys; with the store's current revision, for the header.

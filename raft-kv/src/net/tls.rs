@@ -91,8 +91,8 @@ pub(super) struct Trust {
     pub(super) credentials: Credentials,
     pub(super) identity: Identity,
     roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
-    key: Arc<CertifiedKey>,
+    pub(super) clients: Arc<dyn ClientCertVerifier>,
+    pub(super) key: Arc<CertifiedKey>,
     /// The same with the roots behind the chain: a joiner has only a root's digest.
     key_for_joiners: Arc<CertifiedKey>,
 }
@@ -349,7 +349,7 @@ pub(super) fn client_config(
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
 }
 
-fn certificate_error(error: &rustls::Error) -> String {
+pub(super) fn certificate_error(error: &rustls::Error) -> String {
     use CertificateError::*;
     let rustls::Error::InvalidCertificate(kind) = error else { return error.to_string() };
     match kind {

@@ -260,7 +260,7 @@ impl Cluster {
     pub(super) fn record(&mut self, host: HostId) -> MemberRecord {
         let id = NodeId(self.chances.ids.next_u64() | 1);
         let name = self.hosts[host].name.clone();
-        MemberRecord { id, addr: format!("{name}:1"), name }
+        MemberRecord { id, addr: format!("{name}:1"), name, ..Default::default() }
     }
 
     /// The simulated time.

@@ -240,7 +240,7 @@ impl Cluster {
         let data_dir = self.dir.join(&name);
         let mut command = self.binary.command(words);
         command.arg("--data-dir").arg(&data_dir);
-        command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
+        command.args(["--name", &name, "--listen-addr", &addr, "--etcd-addr", "127.0.0.1:0", "--json"]);
         self.record.members.push(MemberRecord {
             id: String::new(),
             name: name.clone(),

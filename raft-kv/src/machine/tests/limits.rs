@@ -100,7 +100,12 @@ fn leases_tokens_and_members() {
     refused(bench, token("i".into(), "s".repeat(MAX_SECRET_BYTES + 1)), invalid);
     refused(bench, token(String::new(), "s".into()), invalid);
     let record = |name: &str, addr: &str| {
-        Command::MemberUpdate(MemberRecord { id: VOTER, name: name.into(), addr: addr.into() })
+        Command::MemberUpdate(MemberRecord {
+            id: VOTER,
+            name: name.into(),
+            addr: addr.into(),
+            ..Default::default()
+        })
     };
     accepted(bench, record(&"n".repeat(MAX_NAME_BYTES), &"a".repeat(MAX_ADDR_BYTES)));
     refused(bench, record("", "a:1"), invalid);

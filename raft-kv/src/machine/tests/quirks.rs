@@ -371,8 +371,12 @@ fn the_client_used_the_longest_ago_is_forgotten() {
 #[test]
 fn members_come_and_go_and_never_return() {
     let mut bench = Bench::new();
-    let record =
-        |id: u64, name: &str| MemberRecord { id: NodeId(id), name: name.into(), addr: format!("{name}:1") };
+    let record = |id: u64, name: &str| MemberRecord {
+        id: NodeId(id),
+        name: name.into(),
+        addr: format!("{name}:1"),
+        ..Default::default()
+    };
     let request = Some(RequestId { origin: VOTER, boot: 1, seq: 1 });
     let conf = |voters: &[u64], learners: &[u64], outgoing: &[u64]| ConfState {
         voters: voters.iter().copied().map(NodeId).collect(),

@@ -91,8 +91,7 @@ impl Pair {
             Other::RaftKv(binary) => {
                 // Both ask for the same certificates, so both see the same name in them.
                 let cluster = RaftKv::start(binary, 1).await?;
-                let files = cluster.issue(binary, "server")?;
-                let mut etcd = Etcd::start(Some(files))?;
+                let mut etcd = Etcd::start(Some(cluster.member_files()))?;
                 etcd.use_client_files(cluster.place.files.clone());
                 (etcd, Server::RaftKv(Box::new(cluster)))
             }

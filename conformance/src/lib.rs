@@ -3,6 +3,7 @@
 //! never be linked into the server.
 
 pub mod ask;
+pub mod clients;
 pub mod compare;
 pub mod differential;
 pub mod explained;

@@ -184,32 +184,26 @@ impl RaftKv {
         Ok(Self { cluster, place: Place { addrs, files: Some(files) }, dir })
     }
 
+    /// A member's own certificate, which another server on this machine may show as well.
+    pub fn member_files(&self) -> Files {
+        let dir = self.cluster.members()[0].data_dir.join("cert");
+        Files { ca: dir.join("cacert.pem"), cert: dir.join("cert.pem"), key: dir.join("key.pem") }
+    }
+
     /// A client certificate named `name`.
     ///
     /// # Errors
     /// The command fails.
-    pub fn issue(&self, binary: &Path, name: &str) -> Result<Files, String> {
-        issue(binary, &self.cluster, self.dir.path(), name)
-    }
-}
-
-fn issue(binary: &Path, cluster: &Cluster, dir: &Path, name: &str) -> Result<Files, String> {
+    pub fn issue(binary: &Path, cluster: &Cluster, dir: &Path, name: &str) -> Result<Files, String> {
     let out = dir.join(format!("cert-{name}"));
     let mut command = Command::new(binary);
-    command.args(["cert", "issue", name, "--out-dir"]).arg(&out);
-    command.arg("--data-dir").arg(&cluster.members()[0].data_dir);
-    command.args(["--endpoints", &cluster.members()[0].addr]);
+    command.args(["cert", "--data-dir"]).arg(&cluster.members()[0].data_dir);
+    command.args(["issue", name, "--out"]).arg(&out);
     let output = command.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     if !output.status.success() {
         return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)));
     }
-    let file = |ending: &str| -> Result<PathBuf, String> {
-        let entries = fs::read_dir(&out).map_err(|error| format!("{}: {error}", out.display()))?;
-        let names = entries.flatten().map(|entry| entry.path());
-        let mut found = names.filter(|path| path.to_string_lossy().ends_with(ending));
-        found.next().ok_or_else(|| format!("cert issue wrote no *{ending} into {}", out.display()))
-    };
-    Ok(Files { ca: file("ca.crt")?, cert: file(&format!("{name}.crt"))?, key: file(".key")? })
+    Ok(Files { ca: out.join("cacert.pem"), cert: out.join("cert.pem"), key: out.join("key.pem") })
 }
 
 /// A port that was free a moment ago.

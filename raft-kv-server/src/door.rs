@@ -20,6 +20,7 @@ use hyper_util::server::conn::auto;
 use raft_kv::client::Node;
 use raft_kv::limits;
 use raft_kv::net::{HandshakeFault, HttpsPeer, LiveTrust};
+use raft_kv::raft::Leadership;
 use raft_kv::types::Role;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -69,20 +70,31 @@ impl Door {
     /// # Errors
     /// The system's, if the socket can't be used.
     pub fn open(listener: std::net::TcpListener, node: &Node) -> io::Result<Self> {
+        let etcd = Etcd::new(node.handle(), node.cluster(), node.id());
+        Self::open_for(listener, etcd, node.trust())
+    }
+
+    /// The same for whom `trust` lets in.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_for(listener: std::net::TcpListener, etcd: Etcd, trust: LiveTrust) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
-        let etcd = Etcd::new(node.handle(), node.cluster(), node.id());
         let metrics = Arc::new(Metrics::new());
+        if let Some(leadership) = etcd.own_handle().leadership() {
+            tokio::spawn(count_leaders(metrics.clone(), leadership));
+        }
+        let json_api = axum::Router::new();
         let (stage, _) = watch::channel(Stage::Open);
         let connections = Arc::new(Semaphore::new(limits::MAX_DOOR_CONNECTIONS));
-        let trust = node.trust();
         let shared = Arc::new(Shared {
             acceptor: TlsAcceptor::from(trust.https_config(&[b"h2", b"http/1.1"])),
             trust,
             http: http_builder(),
             grpc: etcd::routes(etcd.clone()).prepare().into_axum_router(),
-            pages: pages::router(etcd, metrics.clone()),
+            pages: pages::router(etcd, metrics.clone(), json_api),
             metrics,
             stage: stage.subscribe(),
         });
@@ -122,6 +134,21 @@ struct Shared {
     pages: axum::Router,
     metrics: Arc<Metrics>,
     stage: watch::Receiver<Stage>,
+}
+
+/// Counts until the member ends.
+async fn count_leaders(metrics: Arc<Metrics>, mut leadership: watch::Receiver<Leadership>) {
+    let mut last = None;
+    loop {
+        let leader = leadership.borrow_and_update().leader;
+        if leader.is_some() && leader != last {
+            metrics.leader_seen();
+            last = leader;
+        }
+        if leadership.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn http_builder() -> auto::Builder<TokioExecutor> {

@@ -1,10 +1,15 @@
 //! What monitors and simple clients ask over plain HTTP on the client port: version, health,
 //! metrics, and etcd's JSON gateway under `/v3`. Nothing here changes the store.
 
+mod health;
+mod metrics_page;
+
 use std::sync::Arc;
 
 use axum::Router;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http::{StatusCode, header};
 
 use crate::etcd::Etcd;
 use crate::metrics::Metrics;
@@ -16,12 +21,25 @@ pub const ETCD_VERSION: &str = "3.7.1";
 /// The version that the whole cluster keeps to.
 pub const ETCD_CLUSTER_VERSION: &str = "3.7.0";
 
-/// The pages.
-pub fn router(_etcd: Etcd, _metrics: Arc<Metrics>) -> Router {
-    Router::new().route("/version", get(version))
+/// The pages. `json_api` answers everything below `/v3`.
+pub fn router(etcd: Etcd, metrics: Arc<Metrics>, json_api: Router) -> Router {
+    let health = health::router(etcd.clone());
+    let page = move || metrics_page::page(etcd.clone(), metrics.clone());
+    Router::new()
+        .route("/version", get(version))
+        .route("/metrics", get(page))
+        .merge(health)
+        .merge(json_api)
+        .fallback(async || (StatusCode::NOT_FOUND, "404 page not found\n"))
 }
 
-async fn version() -> axum::response::Response {
-    let body = format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}"}}"#);
-    axum::response::IntoResponse::into_response(([(http::header::CONTENT_TYPE, "application/json")], body))
+async fn version() -> Response {
+    json(
+        StatusCode::OK,
+        format!(r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}"}}"#),
+    )
+}
+
+fn json(code: StatusCode, body: String) -> Response {
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

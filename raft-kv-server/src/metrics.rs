@@ -58,6 +58,7 @@ pub struct Metrics {
     refused: Family<Reason, Counter>,
     cut: Family<Reason, Counter>,
     connections: Gauge,
+    leaders: Counter,
     registry: Registry,
 }
 
@@ -88,7 +89,10 @@ impl Metrics {
             "Connections open at the client port",
             Gauge::clone(&connections),
         );
-        Self { handled, refused, cut, connections, registry }
+        let leaders = Counter::default();
+        let help = "Leaders that this member has seen come";
+        registry.register("etcd_server_leader_changes_seen", help, Counter::clone(&leaders));
+        Self { handled, refused, cut, connections, leaders, registry }
     }
 
     /// Counts a handshake that was refused.
@@ -99,6 +103,11 @@ impl Metrics {
     /// Counts an open connection that was ended.
     pub fn cut(&self, reason: &'static str) {
         self.cut.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Counts a leader that has come.
+    pub fn leader_seen(&self) {
+        self.leaders.inc();
     }
 
     /// Counts a connection for as long as what it gives lives.

@@ -63,7 +63,8 @@ pub fn raft_kv_reading<S: AsRef<std::ffi::OsStr>>(words: &[S], input: &[u8]) -> 
     run(command(words), input)
 }
 
-fn run(mut command: Command, input: &[u8]) -> Ended {
+/// Runs `command` to its end, with `input`.
+pub fn run(mut command: Command, input: &[u8]) -> Ended {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Guard(command.spawn().expect("the binary is built"));
     let mut stdin = child.0.stdin.take().expect("piped");

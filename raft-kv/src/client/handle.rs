@@ -19,8 +19,8 @@ use crate::machine::command::Command;
 use crate::pki::Credentials;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
-    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
+    KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
 };
 
 #[derive(Clone)]
@@ -111,6 +111,28 @@ impl Handle {
         match &self.door {
             Door::Local(local) => Some(local.shell.leadership()),
             Door::Remote(_) => None,
+        }
+    }
+
+    /// The revision of users and roles, each time that they or whether they count have changed
+    /// here: who serves a watch then asks [`may_watch`](Self::may_watch) again. Elsewhere the member
+    /// does so itself, and this never changes.
+    pub fn auth_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        match &self.door {
+            Door::Local(local) => local.shell.auth_changes(),
+            Door::Remote(_) => tokio::sync::watch::channel(0).1,
+        }
+    }
+
+    /// Whether the caller that this handle acts for may follow these keys now, by the users and
+    /// roles of this member's state. Nothing is waited for.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_watch(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_watch(&self.caller, range),
+            Door::Remote(_) => Ok(()),
         }
     }
 
@@ -302,7 +324,7 @@ impl Handle {
     /// [`Refusal::EmptyRange`], [`Refusal::NegativeRevision`], and see [`Error`].
     pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
         match &self.door {
-            Door::Local(local) => local.watch_as(&self.caller, request),
+            Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
             Door::Remote(remote) => remote.watch(request, self.patience).await,
         }
     }

@@ -19,10 +19,14 @@ mod remote;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
+mod token;
+#[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]
 mod world;
 
+#[cfg(feature = "node")]
+pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]

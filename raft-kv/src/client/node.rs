@@ -184,6 +184,7 @@ impl Node {
             client_url: door.url(),
             trust,
             spared: Mutex::default(),
+            password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));

@@ -22,7 +22,7 @@ use crate::node::ask::What;
 use crate::node::wire::PeerFrame;
 use crate::pki::Secret;
 use crate::raft::PeerMessage;
-use crate::types::{MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
+use crate::types::{Caller, MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
 
 /// A snapshot that is larger is not taken.
 const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
@@ -111,16 +111,30 @@ async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Own
             drop(served);
             return serve_watch(&local, stream, request).await;
         }
+        // Who rejoins proves by its certificate who it was; anything else is asked for in a name.
         Ok(Call::Rejoin { request, name, addr, client_url }) => {
             let place = Place { name, addr, client_url };
             rejoin(&local, &stream, request, place).await
         }
-        Ok(call) => local.call(call, OWN_PATIENCE).await,
+        Ok(call) => match caller(&local, &stream) {
+            Ok(caller) => local.call_as(&caller, call, OWN_PATIENCE).await,
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     answer(&mut stream, &answered).await;
     if let Some(identity) = stream.identity {
         local.spared.lock().remove(&identity.node);
+    }
+}
+
+/// For whom a request is served: a member may do everything, a client what its name may.
+fn caller(local: &Local, stream: &RequestStream) -> Result<Caller, Error> {
+    match stream.identity.map(|identity| identity.role) {
+        Some(Role::Manager) => Ok(Caller::Full),
+        Some(Role::Client) => local.caller(None, stream.name.as_deref()),
+        Some(Role::Worker) => Err(Refusal::NotAllowed { role: Role::Worker.to_string() }.into()),
+        None => Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into()),
     }
 }
 
@@ -133,8 +147,14 @@ async fn answer(stream: &mut RequestStream, answered: &Answered) {
 }
 
 async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: WatchRequest) {
-    let watch = local.watch(request).and_then(|watch| Ok((local.now()?, watch)));
-    let (header, mut watch) = match watch {
+    let (mut changes, range) = (local.shell.auth_changes(), request.range.clone());
+    changes.mark_unchanged();
+    let begun = async {
+        let caller = caller(local, &stream)?;
+        let watch = local.watch_as(&caller, request, OWN_PATIENCE).await?;
+        Ok((local.now()?, watch, caller))
+    };
+    let (header, mut watch, caller) = match begun.await {
         Ok(begun) => begun,
         Err(error) => return answer(&mut stream, &Err(error)).await,
     };
@@ -146,8 +166,13 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
     tokio::pin!(stopped);
     loop {
         let batch = tokio::select! {
-            batch = watch.next() => batch,
+            biased;
+            Ok(()) = changes.changed() => match local.may_watch(&caller, &range) {
+                Ok(()) => continue,
+                Err(error) => Err(error),
+            },
             () = &mut stopped => return,
+            batch = watch.next() => batch,
         };
         let answered: Answered = match batch {
             Ok(Some(batch)) => local.now().map(|header| (header, Reply::Watch(batch))),

@@ -3,41 +3,35 @@
 //! While space is short, nothing that needs more of it is taken; what frees it is. While a state is
 //! corrupt, nothing that reads or changes keys is believed; ending the alarm always works.
 
-use bytes::Bytes;
-
 use super::command::{Answer, Command};
 use super::draft::Draft;
-use super::format::{damaged, load, member_key, tagged};
+use super::format::{load, member_key};
 use super::stop::{Settled, Stop, settle};
 use super::store::{Read, Table};
-use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
 use crate::planted;
 use crate::types::{AlarmKind, AlarmRequest, MemberRecord, NodeId, TxnOp, TxnRequest};
 
-/// Which tag alarms have in [`Table::Members`], behind members and removed ones.
-const TAG: u8 = 2;
-
-fn key(member: NodeId, kind: AlarmKind) -> Bytes {
-    [&tagged(TAG, member.0)[..], &kind.to_bytes()].concat().into()
-}
+/// The one record of all alarms in [`Table::Members`], behind members and removed ones: a read asks
+/// for it with one look. At most two for each member.
+const KEY: &[u8] = &[2];
 
 /// The alarms there are, by member and kind.
 pub fn alarms(view: &dyn Read) -> Result<Vec<(NodeId, AlarmKind)>, StorageFailed> {
-    view.scan(Table::Members, &tagged(TAG, 0), Some(&tagged(TAG + 1, 0)))
-        .map(|pair| {
-            let (key, _) = pair?;
-            let bad = || damaged(Table::Members, "an alarm's key can't be read");
-            let (id, kind) = key.get(1..9).zip(key.get(9..)).ok_or_else(bad)?;
-            let id = NodeId(u64::from_be_bytes(id.try_into().expect("eight bytes were cut out")));
-            let kind = AlarmKind::from_bytes(Bytes::copy_from_slice(kind)).map_err(|_| bad())?;
-            Ok((id, kind))
-        })
-        .collect()
+    Ok(load(view, Table::Members, KEY)?.unwrap_or_default())
+}
+
+fn store(draft: &mut Draft, alarms: &[(NodeId, AlarmKind)]) {
+    match alarms {
+        [] => draft.overlay.remove(Table::Members, KEY),
+        some => draft.overlay.put(Table::Members, KEY, &some.to_vec()),
+    }
+    draft.alarms = None;
 }
 
 /// Raises or ends an alarm of a member. Ending what is not raised is no mistake.
 pub fn change(draft: &mut Draft, request: &AlarmRequest) -> Result<Answer, Stop> {
+    let mut alarms = alarms(draft.view())?;
     match *request {
         AlarmRequest::List(_) => {
             return Err(Refusal::invalid("alarm", "a list is read, not written to the log").into());
@@ -46,20 +40,22 @@ pub fn change(draft: &mut Draft, request: &AlarmRequest) -> Result<Answer, Stop>
             if load::<MemberRecord>(draft.view(), Table::Members, &member_key(id))?.is_none() {
                 return Err(Refusal::MemberNotFound { id }.into());
             }
-            draft.overlay.put(Table::Members, key(id, kind), &());
+            if let Err(at) = alarms.binary_search(&(id, kind)) {
+                alarms.insert(at, (id, kind));
+            }
         }
-        AlarmRequest::End(id, kind) => draft.overlay.remove(Table::Members, key(id, kind)),
+        AlarmRequest::End(id, kind) => alarms.retain(|alarm| *alarm != (id, kind)),
     }
-    draft.alarms = None;
+    store(draft, &alarms);
     Ok(Answer::Done)
 }
 
 /// Ends the alarms of a member that is one no more.
-pub fn forget(draft: &mut Draft, id: NodeId) {
-    for kind in [AlarmKind::NoSpace, AlarmKind::Corrupt] {
-        draft.overlay.remove(Table::Members, key(id, kind));
-    }
-    draft.alarms = None;
+pub fn forget(draft: &mut Draft, id: NodeId) -> Result<(), StorageFailed> {
+    let mut alarms = alarms(draft.view())?;
+    alarms.retain(|(member, _)| *member != id);
+    store(draft, &alarms);
+    Ok(())
 }
 
 /// Refuses a command that an alarm forbids.

@@ -56,7 +56,7 @@ pub fn config(draft: &mut Draft, change: &ConfChange, after: ConfState) -> Resul
         if !present.contains(&record.id) {
             draft.overlay.remove(Table::Members, member_key(record.id));
             draft.overlay.put(Table::Members, removed_key(record.id), &());
-            alarm::forget(draft, record.id);
+            alarm::forget(draft, record.id)?;
         }
     }
     draft.members_changed = true;

@@ -33,6 +33,8 @@ pub struct Report {
     pub all_leases: Option<Vec<(LeaseId, i64)>>,
     /// All members, where they changed.
     pub members: Option<Vec<Member>>,
+    /// The revision of users and roles, where they changed or the whole state is new.
+    pub auth: Option<u64>,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -80,6 +82,7 @@ impl<S: Store> Applier<S> {
             installed,
             all_leases: Some(leases?),
             members: Some(members?),
+            auth: Some(self.store.view(machine::auth::status)?.revision),
             ..Report::default()
         })
     }
@@ -99,6 +102,7 @@ impl<S: Store> Applier<S> {
             outcomes: applied.outcomes.into_iter().filter(ours).collect(),
             leases: applied.leases,
             members,
+            auth: applied.auth_changed,
             bytes,
             ..Report::default()
         };

@@ -26,6 +26,8 @@ pub enum Asked<'a> {
     Root,
     /// A change of the store.
     Command(&'a Command),
+    /// Reading and writing every key.
+    Everything,
     /// Reading keys.
     Range(&'a KeyRange),
     /// Reading keys in a transaction.
@@ -138,6 +140,7 @@ impl May<'_> {
         Ok(match asked {
             Asked::Open | Asked::Named => true,
             Asked::Root => false,
+            Asked::Everything => self.everything(),
             Asked::Command(command) => self.command(command)?,
             Asked::Range(range) | Asked::Watch(range) => self.read.cover(range),
             Asked::ReadTxn(request) => self.txn(request)?,
@@ -152,7 +155,7 @@ impl May<'_> {
             Command::Put(request) => self.put(request)?,
             Command::Delete(request) => self.delete(request),
             Command::Txn(request) => self.txn(request)?,
-            Command::Compact { .. } => self.read.is_everything() && self.write.is_everything(),
+            Command::Compact { .. } => self.everything(),
             Command::LeaseRevoke { id } => self.leased(*id, self.write)?,
             Command::LeaseGrant { .. } | Command::Noop => true,
             Command::LeaseExpire { .. }
@@ -162,6 +165,10 @@ impl May<'_> {
             | Command::Alarm(_)
             | Command::As { .. } => false,
         })
+    }
+
+    fn everything(&self) -> bool {
+        self.read.is_everything() && self.write.is_everything()
     }
 
     /// Every compare, and every operation of both branches: which one runs is not known before.

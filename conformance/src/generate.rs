@@ -13,8 +13,26 @@ use rand_chacha::ChaCha8Rng;
 use crate::ask::{Ask, Step};
 
 const KEYS: &[&[u8]] = &[
-    b"a", b"a/", b"a/1", b"a/2", b"a/3", b"a/3/x", b"a/b", b"b", b"b/1", b"b/2", b"c", b"k0", b"k1", b"k2",
-    b"k3", b"\0", b"a\0", b"\xff", b"\xff\xff", b"zz",
+    b"a",
+    b"a/",
+    b"a/1",
+    b"a/2",
+    b"a/3",
+    b"a/3/x",
+    b"a/b",
+    b"b",
+    b"b/1",
+    b"b/2",
+    b"c",
+    b"k0",
+    b"k1",
+    b"k2",
+    b"k3",
+    b"\0",
+    b"a\0",
+    b"\xff",
+    b"\xff\xff",
+    b"zz",
 ];
 const ENDS: &[&[u8]] = &[b"\0", b"a0", b"b", b"b0", b"l", b"\xff", b"\xff\xff\xff", b"a/4", b"A"];
 const LEASES: &[i64] = &[1, 2, 3, 7, 77, -5, i64::MAX, i64::MIN, 0x7fff_0000];
@@ -45,7 +63,13 @@ impl Generator {
     /// The sequence of `seed`; with `auth` it is about users.
     pub fn new(seed: u64, auth: bool) -> Self {
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self { random, known: Known::default(), alarm: None, streams: 0, auth: auth.then(auth::Stage::default) }
+        Self {
+            random,
+            known: Known::default(),
+            alarm: None,
+            streams: 0,
+            auth: auth.then(auth::Stage::default),
+        }
     }
 
     /// The next step, knowing what etcd has said.
@@ -270,7 +294,8 @@ impl Generator {
 
     fn member_ask(&mut self) -> Ask {
         let id = self.pick(&[0, 99, u64::MAX]);
-        let urls: &[&str] = self.pick(&[&[][..], &["x"][..], &["http://"][..], &["127.0.0.1:1"][..], &["http://a:1/x"][..]]);
+        let urls: &[&str] =
+            self.pick(&[&[][..], &["x"][..], &["http://"][..], &["127.0.0.1:1"][..], &["http://a:1/x"][..]]);
         let urls: Vec<String> = urls.iter().map(|url| (*url).to_owned()).collect();
         match self.number(4) {
             0 => Ask::MemberAdd(MemberAddRequest { peer_ur_ls: urls, is_learner: self.one_in(2) }),

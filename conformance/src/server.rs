@@ -194,7 +194,12 @@ impl RaftKv {
     ///
     /// # Errors
     /// The command fails.
-    pub fn issue(binary: &Path, cluster: &Cluster, dir: &Path, name: &str) -> Result<Files, String> {
+    pub fn issue(&self, binary: &Path, name: &str) -> Result<Files, String> {
+        issue(binary, &self.cluster, self.dir.path(), name)
+    }
+}
+
+fn issue(binary: &Path, cluster: &Cluster, dir: &Path, name: &str) -> Result<Files, String> {
     let out = dir.join(format!("cert-{name}"));
     let mut command = Command::new(binary);
     command.args(["cert", "--data-dir"]).arg(&cluster.members()[0].data_dir);

@@ -77,7 +77,11 @@ impl Log {
         {
             let at = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             if at(last) == at(first) {
-                self.split = Some(format!("watch {}: revision {} came in two responses", response.watch_id, at(first)));
+                self.split = Some(format!(
+                    "watch {}: revision {} came in two responses",
+                    response.watch_id,
+                    at(first)
+                ));
             }
         }
         self.fragment = response.fragment;

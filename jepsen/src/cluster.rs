@@ -384,9 +384,7 @@ fn free_addr() -> Result<SocketAddr, String> {
 }
 
 fn free_tcp_addr() -> Result<SocketAddr, String> {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .map_err(|error| error.to_string())
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -404,9 +402,17 @@ mod tests {
     fn asleep(dir: &Path) -> Cluster {
         let mut command = Command::new("sleep");
         command.arg("60");
-        let mut cluster = Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new(), etcd: false };
+        let mut cluster =
+            Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new(), etcd: false };
         let (name, data_dir) = ("n1".to_owned(), dir.join("n1"));
-        cluster.members.push(Member { name, data_dir, addr: String::new(), etcd_addr: String::new(), id: String::new(), child: None });
+        cluster.members.push(Member {
+            name,
+            data_dir,
+            addr: String::new(),
+            etcd_addr: String::new(),
+            id: String::new(),
+            child: None,
+        });
         cluster.launch(0, command).unwrap();
         cluster
     }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::request_op::Request;
 use etcd_api::etcdserverpb::{
-    CompactionRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest,
 };
 
 use super::Setting;
@@ -203,7 +204,9 @@ impl Bugs {
         Ok(())
     }
 
-    async fn issue_17780_the_revision_does_not_fall_when_killed_in_a_compaction(&mut self) -> Result<(), String> {
+    async fn issue_17780_the_revision_does_not_fall_when_killed_in_a_compaction(
+        &mut self,
+    ) -> Result<(), String> {
         for round in 0..3_u64 {
             let mut side = self.side(0).await?;
             for n in 0..40 {
@@ -235,7 +238,8 @@ impl Bugs {
                     return Err(format!("#17780: revision {before}, after the crash {after}"));
                 }
                 if matches!(answer, Answer::Compact(_)) {
-                    let old = RangeRequest { key: "b17780/1".into(), revision: before - 1, ..Default::default() };
+                    let old =
+                        RangeRequest { key: "b17780/1".into(), revision: before - 1, ..Default::default() };
                     refused(&side.ask(&Ask::Range(old), None).await, "required revision has been compacted")?;
                 }
             }

@@ -72,7 +72,10 @@ async fn keys(client: &mut Client) -> Outcome {
 
 async fn transaction(client: &mut Client) -> Outcome {
     let txn = Txn::new()
-        .when([Compare::value("rs/a", CompareOp::Equal, "3"), Compare::version("rs/none", CompareOp::Equal, 0)])
+        .when([
+            Compare::value("rs/a", CompareOp::Equal, "3"),
+            Compare::version("rs/none", CompareOp::Equal, 0),
+        ])
         .and_then([TxnOp::put("rs/t", "yes", None), TxnOp::get("rs/a", None)])
         .or_else([TxnOp::put("rs/t", "no", None)]);
     let answer = client.txn(txn).await?;

@@ -34,7 +34,9 @@ pub async fn node(setting: &Setting) -> Result<(), String> {
         for name in ["package.json", "package-lock.json"] {
             fs::copy(from.join(name), dir.join(name)).map_err(|error| format!("{name}: {error}"))?;
         }
-        done(Command::new("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&dir))
+        done(
+            Command::new("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&dir),
+        )
     })?;
     let server = setting.cluster().await?;
     let mut command = Command::new("node");
@@ -65,7 +67,10 @@ fn venv(tools: &Path, name: &str) -> Result<PathBuf, String> {
     kept(&dir, &wanted, || {
         done(Command::new("python3").args(["-m", "venv", "--clear"]).arg(dir.join("venv")))?;
         let mut pip = Command::new(dir.join("venv/bin/python"));
-        done(pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]).arg(&requirements))
+        done(
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"])
+                .arg(&requirements),
+        )
     })?;
     Ok(dir.join("venv/bin/python"))
 }

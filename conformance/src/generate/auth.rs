@@ -51,7 +51,9 @@ impl Generator {
             57 => return step(None, login(ROOT, "p-root")),
             // Something to be allowed to, for whoever is there.
             58..=61 => return step(Some(ROOT), add(USERS[at - 58])),
-            62..=64 => return step(Some(ROOT), Ask::RoleAdd(AuthRoleAddRequest { name: ROLES[at - 62].into() })),
+            62..=64 => {
+                return step(Some(ROOT), Ask::RoleAdd(AuthRoleAddRequest { name: ROLES[at - 62].into() }));
+            }
             65..=72 => return step(Some(ROOT), self.permit()),
             73..=80 => return step(Some(ROOT), self.give_role()),
             81..=84 => return step(None, login(USERS[at - 81], &format!("p-{}", USERS[at - 81]))),
@@ -93,7 +95,10 @@ impl Generator {
             Step::Collect,
             step(Some(ROOT), Ask::UserList(AuthUserListRequest {})),
             step(Some(ROOT), Ask::AuthDisable(AuthDisableRequest {})),
-            step(None, Ask::Range(RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() })),
+            step(
+                None,
+                Ask::Range(RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() }),
+            ),
         ]
     }
 
@@ -166,7 +171,11 @@ impl Generator {
             4 if self.one_in(2) => Ask::UserDelete(AuthUserDeleteRequest { name }),
             5 => {
                 let password = format!("p-{name}");
-                Ask::UserChangePassword(AuthUserChangePasswordRequest { name, password, ..Default::default() })
+                Ask::UserChangePassword(AuthUserChangePasswordRequest {
+                    name,
+                    password,
+                    ..Default::default()
+                })
             }
             6..=7 => Ask::UserGrantRole(AuthUserGrantRoleRequest { user: name, role }),
             8 => Ask::UserRevokeRole(AuthUserRevokeRoleRequest { name, role }),

@@ -104,8 +104,27 @@ pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
 pub const WATCH_BATCH_BYTES: usize = 1024 * 1024;
 /// Watchers of one node.
 pub const MAX_WATCHERS: usize = 200_000;
+/// Watchers of one stream.
+pub const MAX_WATCHERS_PER_STREAM: usize = 100_000;
+/// Recent changes that one poll of a watcher looks at: the hub is locked meanwhile.
+pub const MAX_POLL_SCAN: usize = 4096;
+/// Readings of history for watchers that one node does at once; each holds about
+/// [`WATCH_BATCH_BYTES`].
+pub const MAX_WATCH_READS: usize = 8;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of a streamed range's part (one larger key goes alone).
+pub const RANGE_CHUNK_BYTES: usize = 1024 * 1024;
+/// Keys of a streamed range's first part; later ones grow and shrink by their bytes.
+pub const RANGE_FIRST_KEYS: usize = 10;
+/// Keys of a streamed range's part, at most.
+pub const MAX_RANGE_CHUNK_KEYS: usize = 10_240;
+/// Counts of ranges that one node remembers.
+pub const MAX_REMEMBERED_COUNTS: usize = 256;
+/// Longest key and end of a range whose count is remembered, in bytes.
+pub const MAX_REMEMBERED_RANGE_BYTES: usize = 4 * 1024;
+/// Revisions, and changes, that a remembered count is brought forward or back by.
+pub const MAX_COUNT_STEPS: i64 = 4096;
 
 /// Connections of one node, in all.
 pub const MAX_CONNECTIONS: usize = 4096;

@@ -90,6 +90,14 @@ pub enum Bug {
     SkipLeaseAuth,
     /// Puts are taken while the alarm of short space is raised.
     IgnoreNoSpace,
+    /// A stream of several watchers hears of one at a time only.
+    ForgetWaking,
+    /// Collection removes values of versions that are still readable.
+    CollectLiveValue,
+    /// A remembered count takes every put for a new key.
+    CountOverwrites,
+    /// A member's checksum counts versions that others have removed already.
+    HashCollected,
 }
 
 #[cfg(feature = "sim")]

@@ -4,8 +4,10 @@
 pub mod convert;
 mod health;
 pub mod status;
+pub mod watch;
 
 use raft_kv::client::Handle;
+use raft_kv::raft::Leadership;
 use raft_kv::types::{Caller, ClusterId, NodeId, Role};
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -29,6 +31,7 @@ pub struct Etcd {
     handle: Handle,
     cluster: ClusterId,
     member: NodeId,
+    leadership: Option<tokio::sync::watch::Receiver<Leadership>>,
 }
 
 /// Who is at the other end of a TLS connection; the listener puts it into each request's
@@ -44,7 +47,19 @@ pub struct Certificate {
 impl Etcd {
     /// The services of the member behind `handle`.
     pub fn new(handle: Handle, cluster: ClusterId, member: NodeId) -> Self {
-        Self { handle, cluster, member }
+        Self { handle, cluster, member, leadership: None }
+    }
+
+    /// The same, knowing who leads as it changes.
+    #[must_use]
+    pub fn with_leadership(mut self, leadership: tokio::sync::watch::Receiver<Leadership>) -> Self {
+        self.leadership = Some(leadership);
+        self
+    }
+
+    /// Role, term and leader as this member sees them, where it was told.
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<Leadership>> {
+        self.leadership.clone()
     }
 
     /// The cluster.

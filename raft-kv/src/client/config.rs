@@ -155,6 +155,11 @@ impl DataDir {
         Ok(Self { path: path.to_path_buf(), _lock: file })
     }
 
+    /// Whether a member was made in `path`.
+    pub(super) fn holds_member(path: &Path) -> bool {
+        path.join(NODE_FILE).exists()
+    }
+
     /// A folder or file within.
     pub(super) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

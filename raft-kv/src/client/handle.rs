@@ -10,8 +10,10 @@ use bytes::Bytes;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
+use super::ranges::RangeStream;
 use super::remote::Remote;
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
@@ -204,6 +206,32 @@ impl Handle {
         expect!(self.call(Call::Range(request)).await, Reply::Range(response) => response)
     }
 
+    /// Reads a range of any size part by part, as of one revision, in the order of the keys. Use
+    /// [`range`](Self::range) where the answer is small, or sorted or filtered.
+    ///
+    /// ```no_run
+    /// # async fn example(handle: raft_kv::client::Handle) -> Result<(), raft_kv::error::Error> {
+    /// use raft_kv::types::{KeyRange, RangeRequest};
+    ///
+    /// let request = RangeRequest { range: KeyRange::all(), ..RangeRequest::default() };
+    /// let mut stream = handle.range_stream(request).await?;
+    /// while let Some(chunk) = stream.next().await? {
+    ///     println!("{} keys", chunk.response.kvs.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], [`Refusal::Invalid`] for a sort or a
+    /// filter, and see [`Error`].
+    pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeStream, Error> {
+        match &self.door {
+            Door::Local(local) => local.range_stream_as(&self.caller, request, self.patience).await,
+            Door::Remote(_) => RangeStream::remote(self.clone(), request).await,
+        }
+    }
+
     /// One key's value and revisions, or `None`.
     ///
     /// # Errors
@@ -326,6 +354,20 @@ impl Handle {
         match &self.door {
             Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
             Door::Remote(remote) => remote.watch(request, self.patience).await,
+        }
+    }
+
+    /// Many watches with one consumer, which costs one task for all of them. Only for a handle in
+    /// the member's own process; elsewhere open one [`watch`](Self::watch) each.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] for a handle to a member elsewhere, and see [`Error`].
+    pub fn watch_set(&self) -> Result<WatchSet, Error> {
+        match &self.door {
+            Door::Local(local) => local.watch_set(self.caller.clone()),
+            Door::Remote(_) => {
+                Err(Refusal::invalid("watch set", "the member is elsewhere; open one watch each").into())
+            }
         }
     }
 

@@ -13,17 +13,19 @@ use tokio::sync::Semaphore;
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::auth::Asked;
 use crate::machine::command::Command;
+use crate::machine::count::Counts;
 use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
-    Role, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role, TxnOp,
+    TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -43,6 +45,8 @@ pub(super) struct Local {
     pub(super) spared: Mutex<BTreeSet<NodeId>>,
     /// Turns to check a password.
     pub(super) password_checks: Semaphore,
+    /// Counts of ranges that were answered lately.
+    pub(super) counts: Mutex<Counts>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -93,6 +97,14 @@ impl Local {
         let caller = &self.settle_caller(caller, patience).await?;
         self.may_watch(caller, &request.range)?;
         self.watch(request)
+    }
+
+    /// A set of watchers for `caller`, empty at first.
+    pub(super) fn watch_set(self: &Arc<Self>, caller: Caller) -> Result<WatchSet, Error> {
+        // A member that has just joined does not know yet what came before.
+        self.now()?;
+        let set = self.shell.watches().set(self.shell.state().clone());
+        Ok(WatchSet::new(set, self.clone(), caller))
     }
 
     /// Carries a call of this member itself out.
@@ -154,23 +166,6 @@ impl Local {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }
-    }
-
-    async fn range(&self, caller: &Caller, request: RangeRequest, patience: Duration) -> Answered {
-        machine::validate_range(&request)?;
-        if !request.serializable {
-            self.barrier(patience).await?;
-        }
-        let large = !request.range.is_single() && (request.limit == 0 || request.limit > 100);
-        let (shell, caller) = (self.shell.clone(), caller.clone());
-        let read = move || {
-            shell.read(|view| {
-                let asked = Asked::Range(&request.range);
-                serve(view, &caller, &asked, !request.serializable, || machine::read::range(view, &request))
-            })
-        };
-        let (revision, response) = run(large, read).await??;
-        Ok((self.header(revision), Reply::Range(response)))
     }
 
     async fn read_txn(&self, caller: &Caller, request: TxnRequest, patience: Duration) -> Answered {
@@ -385,6 +380,6 @@ pub(super) fn random<T: From<u64>>() -> T {
     }
 }
 
-async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
+pub(super) async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
     if aside { tokio::task::spawn_blocking(work).await.expect("reading does not panic") } else { work() }
 }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::api::{Answered, Reply};
 use super::auth::on_behalf;
-use super::local::Local;
-use crate::error::Refusal;
+use super::local::{Local, run};
 use crate::machine;
 use crate::machine::command::Command;
 use crate::node::ask::What;
@@ -31,8 +30,17 @@ impl Local {
     }
 
     /// This member's checksum over its key space.
-    pub(super) async fn hash_kv(&self, _revision: Revision, _patience: Duration) -> Answered {
-        Err(Refusal::invalid("call", "not built yet").into())
+    pub(super) async fn hash_kv(&self, revision: Revision, _patience: Duration) -> Answered {
+        let shell = self.shell.clone();
+        let read = move || {
+            shell.read(|view| {
+                let current = machine::read::current_revision(view)?;
+                Ok(machine::read::hash_kv(view, revision)?.map(|hash| (current, hash)))
+            })
+        };
+        // It reads everything, which takes as long as it takes.
+        let (current, hash) = run(true, read).await??;
+        Ok((self.header(current), Reply::Hash(hash)))
     }
 
     /// Changes a member's name or address; answers the members.

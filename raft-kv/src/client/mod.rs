@@ -15,6 +15,8 @@ mod maintain;
 #[cfg(feature = "node")]
 mod node;
 #[cfg(feature = "node")]
+mod ranges;
+#[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod serve;
@@ -22,6 +24,8 @@ mod serve;
 mod token;
 #[cfg(feature = "node")]
 mod watch;
+#[cfg(feature = "node")]
+mod watch_set;
 #[cfg(feature = "node")]
 mod world;
 
@@ -34,4 +38,8 @@ pub use handle::Handle;
 #[cfg(feature = "node")]
 pub use node::{Node, credentials_of};
 #[cfg(feature = "node")]
+pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
 pub use watch::Watch;
+#[cfg(feature = "node")]
+pub use watch_set::{Next, WatchSet};

@@ -57,7 +57,7 @@ impl Node {
     /// [`StartError`]; nothing is left behind that a second try would stumble over.
     pub async fn init(config: Config) -> Result<Self, StartError> {
         let addr = checked(&config)?;
-        let door = Door::bind(config.client_addr, config.advertise_client_addr.as_deref(), &addr)?;
+        let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
@@ -100,7 +100,7 @@ impl Node {
     pub async fn join(config: Config, token: &str, endpoints: &[String]) -> Result<Self, StartError> {
         let token: JoinToken = token.parse()?;
         let addr = checked(&config)?;
-        let door = Door::bind(config.client_addr, config.advertise_client_addr.as_deref(), &addr)?;
+        let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         // Found out before the cluster counts on this member.
@@ -185,6 +185,7 @@ impl Node {
             trust,
             spared: Mutex::default(),
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
+            counts: Mutex::default(),
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
@@ -328,6 +329,17 @@ struct Door {
 }
 
 impl Door {
+    /// The door of a new member, taken before anything is made. Where a member is in the directory
+    /// already, that is the thing to say.
+    fn of(config: &Config, addr: &str) -> Result<Self, StartError> {
+        Self::bind(config.client_addr, config.advertise_client_addr.as_deref(), addr).or_else(|busy| {
+            if DataDir::holds_member(&config.data_dir) {
+                DataDir::take(&config.data_dir, true)?.expect_vacant()?;
+            }
+            Err(busy)
+        })
+    }
+
     /// Takes the address, before anything is made that a busy one would leave behind.
     fn bind(listen: Option<SocketAddr>, advertise: Option<&str>, addr: &str) -> Result<Self, StartError> {
         let Some(listen) = listen else {

@@ -1,12 +1,10 @@
 //! What the state machine is asked through the log, and what it answers.
 
-use bytes::Bytes;
-
 use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    KeyValue, LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role,
+    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role,
     Term, TxnOp, TxnRequest, TxnResponse,
 };
 
@@ -27,7 +25,7 @@ pub enum Command {
     },
     /// Makes a lease; `id` is chosen by the proposer where the caller gave 0.
     LeaseGrant {
-        /// Its id; positive.
+        /// Its id; not 0.
         id: LeaseId,
         /// Seconds.
         ttl: i64,
@@ -132,36 +130,6 @@ pub struct Outcome {
     pub revision: Revision,
     /// The answer, or why nothing was changed.
     pub result: Result<Answer, Refusal>,
-}
-
-/// A key and value as they are stored in `Table::Live`: everything of [`KeyValue`] but the key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
-    /// See [`KeyValue`].
-    pub create_revision: Revision,
-    /// See [`KeyValue`].
-    pub mod_revision: Revision,
-    /// See [`KeyValue`].
-    pub version: i64,
-    /// See [`KeyValue`].
-    pub lease: LeaseId,
-    /// See [`KeyValue`].
-    pub value: Bytes,
-}
-wire_struct!(Stored { create_revision, mod_revision, version, lease, value });
-
-impl Stored {
-    /// With its key again.
-    pub fn with_key(self, key: Bytes) -> KeyValue {
-        KeyValue {
-            key,
-            create_revision: self.create_revision,
-            mod_revision: self.mod_revision,
-            version: self.version,
-            value: self.value,
-            lease: self.lease,
-        }
-    }
 }
 
 impl Command {

@@ -10,6 +10,7 @@ pub mod command;
 mod compact;
 #[cfg(any(test, feature = "sim"))]
 pub mod conformance;
+pub mod count;
 mod draft;
 mod format;
 mod genesis;

@@ -54,11 +54,7 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
 
 /// Refuses a range that is out of its bounds.
 pub fn validate_range(request: &RangeRequest) -> Result<(), Refusal> {
-    key_range(&request.range)?;
-    if request.limit < 0 {
-        return Err(Refusal::NegativeLimit { limit: request.limit });
-    }
-    Ok(())
+    key_range(&request.range)
 }
 
 /// Refuses a put that is out of its bounds.
@@ -181,7 +177,7 @@ fn value(value: &[u8]) -> Result<(), Refusal> {
 }
 
 fn lease_id(id: LeaseId) -> Result<(), Refusal> {
-    if id <= 0 {
+    if id == 0 {
         return Err(out_of_bounds("id", id, 1, LeaseId::MAX));
     }
     Ok(())

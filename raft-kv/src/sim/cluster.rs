@@ -941,6 +941,7 @@ impl Cluster {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let batch = match process.hub.poll(key.id, WATCH_BATCH_BYTES) {
             Poll::Idle => return,
+            Poll::Again => return self.serve_watch(key),
             Poll::Batch(batch) => Some(batch),
             Poll::Read { from, to } => {
                 self.counts.watch_reads += 1;

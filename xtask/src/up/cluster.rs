@@ -156,6 +156,11 @@ impl Cluster {
         members.filter(|(index, _)| Some(*index) != without).map(|(_, member)| member.url.as_str()).collect()
     }
 
+    /// Where etcd's clients reach the members.
+    pub fn etcd_endpoints(&self) -> Vec<&str> {
+        self.record.members.iter().map(|member| member.etcd_url.as_str()).collect()
+    }
+
     /// A client's call to the given endpoints.
     pub fn call(&self, endpoints: &[&str], words: &[&str]) -> Result<Value, String> {
         call(&mut self.binary.as_client(&self.credentials(), endpoints, words))
@@ -246,6 +251,7 @@ impl Cluster {
             name: name.clone(),
             addr,
             url: String::new(),
+            etcd_url: String::new(),
             data_dir,
             process: None,
         });
@@ -291,6 +297,7 @@ impl Cluster {
         member.id = word(&line, "id")?;
         member.addr = word(&line, "addr")?;
         member.url = word(&line, "client_url")?;
+        member.etcd_url = word(&line, "etcd_url")?;
         self.record.write(&self.dir)
     }
 

@@ -8,6 +8,7 @@ mod model;
 mod planted;
 mod quirks;
 mod random;
+mod ranges;
 mod users;
 
 use bytes::Bytes;

@@ -9,6 +9,7 @@ mod feed;
 mod persist;
 mod publish;
 mod snapshots;
+mod watch_set;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::types::{Member, NodeId, Revision, SnapshotMeta};
 
 pub use publish::{Subscription, Watches};
 pub use snapshots::Incoming;
+pub use watch_set::{Next, WatchSet};
 
 /// What the decide thread is sent.
 enum ToDecide {

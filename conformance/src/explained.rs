@@ -46,8 +46,8 @@ pub const EXPLAINED: &[Explained] = &[
     },
     Explained {
         name: LOST,
-        what: "a watch from the past on etcd 3.4 that is not told one event, and is when it is opened again",
-        why: "etcd's own race, seen between two etcds as well; a difference that stays on the second try counts",
+        what: "a watch from the past on etcd 3.4 that is not told events of it, and is when it is opened again",
+        why: "etcd's own race, seen between two etcds as well; a difference that stays on four more tries counts",
         is: |_| false,
     },
     Explained {

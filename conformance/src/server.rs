@@ -1,12 +1,14 @@
 //! Servers as processes: Debian's etcd, and raft-kv. Each is ended by its own handle when dropped,
 //! also when the stack unwinds.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use raft_kv_jepsen::cluster::Cluster;
 use tempfile::TempDir;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -81,6 +83,17 @@ impl Server {
         match self {
             Self::Etcd(etcd) => &etcd.place,
             Self::RaftKv(cluster) => &cluster.place,
+        }
+    }
+
+    /// How it ended, if it did: what answers at its address is then another's server.
+    pub fn fallen(&mut self) -> Option<String> {
+        match self {
+            Self::Etcd(etcd) => {
+                let status = etcd.child.try_wait().ok().flatten()?;
+                Some(format!("etcd ended by itself ({status}): {}", self.log()))
+            }
+            Self::RaftKv(cluster) => cluster.cluster.fallen().into_iter().next(),
         }
     }
 
@@ -216,6 +229,14 @@ fn issue(binary: &Path, cluster: &Cluster, dir: &Path, name: &str) -> Result<Fil
 /// # Errors
 /// There is none.
 pub fn free_port() -> Result<u16, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    Ok(listener.local_addr().map_err(|error| error.to_string())?.port())
+    /// What was handed out and may not be bound yet.
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    for _ in 0..1000 {
+        let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+        let port = listener.local_addr().map_err(|error| error.to_string())?.port();
+        if TAKEN.lock().insert(port) {
+            return Ok(port);
+        }
+    }
+    Err("no port is free".to_owned())
 }

@@ -65,7 +65,10 @@ impl Log {
         let revision = response.header.as_ref().map_or(-1, |header| header.revision);
         let progress = !response.created && !response.canceled && response.events.is_empty();
         self.acknowledged += usize::from(response.created || response.canceled || progress);
-        let lines = self.lines.entry(response.watch_id).or_default();
+        // A watch that asked for the id -1 shares it with every refusal; their order is free.
+        let shared = response.watch_id == -1 && !response.events.is_empty();
+        let id = if shared { i64::MIN } else { response.watch_id };
+        let lines = self.lines.entry(id).or_default();
         if response.created {
             lines.push(Line::Created(revision));
         }

@@ -126,6 +126,7 @@ impl Local {
             Call::Alarm(request) => self.alarm(request, patience).await,
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(record, patience).await,
+            Call::RaiseRevision(to) => self.raise_revision(to, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
@@ -204,6 +205,12 @@ impl Local {
                 Err(_) => return Err(Error::Unknown(Unknown::Deadline)),
             }
         }
+        Ok((self.header(at), Reply::Done))
+    }
+
+    async fn raise_revision(&self, to: Revision, patience: Duration) -> Answered {
+        let what = What::Command { command: Command::RaiseRevision { to }, once: None };
+        let (at, ..) = self.apply(what, patience).await?;
         Ok((self.header(at), Reply::Done))
     }
 

@@ -54,11 +54,17 @@ pub enum Command {
     },
     /// Does nothing but take its place in the order.
     Noop,
+    /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
+    RaiseRevision {
+        /// The least revision after it.
+        to: Revision,
+    },
 }
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 9 => TokenSet { id, token }, 10 => Noop,
+    20 => RaiseRevision { to },
 });
 
 /// A join token as the cluster keeps it.
@@ -164,7 +170,11 @@ impl Command {
                 Self::TokenSet { id, token } => {
                     id.len() + token.as_ref().map_or(0, |token| token.secret.len())
                 }
-                Self::Compact { .. } | Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } | Self::Noop => 0,
+                Self::Compact { .. }
+                | Self::LeaseGrant { .. }
+                | Self::LeaseRevoke { .. }
+                | Self::Noop
+                | Self::RaiseRevision { .. } => 0,
             }
     }
 }

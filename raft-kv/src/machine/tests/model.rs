@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::super::{Answer, Command};
 use crate::error::Refusal;
-use crate::limits::{MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_RAISED_REVISION, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL};
+use crate::limits::{
+    MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_RAISED_REVISION, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL,
+};
 use crate::types::*;
 
 type State = BTreeMap<Bytes, KeyValue>;

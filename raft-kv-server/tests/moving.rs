@@ -18,7 +18,8 @@ use etcd_api::etcdserverpb::lease_client::LeaseClient;
 use etcd_api::etcdserverpb::request_op::Request as Op;
 use etcd_api::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthUserAddRequest, AuthUserGrantRoleRequest, CompactionRequest,
-    DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest,
 };
 use process::{DEADLINE, Member, Running, command, until};
 use raft_kv_server::foreign::{Place, channel, tls_config};
@@ -192,8 +193,12 @@ fn state_of(member: &Member) -> State {
 
 fn lease_ids(member: &Member) -> Vec<String> {
     let answer = member.ask(&["lease", "ls"]).json();
-    let mut ids: Vec<String> =
-        answer["leases"].as_array().unwrap().iter().map(|lease| lease["id"].as_str().unwrap().to_owned()).collect();
+    let mut ids: Vec<String> = answer["leases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|lease| lease["id"].as_str().unwrap().to_owned())
+        .collect();
     ids.sort();
     ids
 }
@@ -343,8 +348,9 @@ fn a_source_with_certificates_and_users_is_read_as_a_user() {
     let member = Member::first(folder.path());
     let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (ca, cert, key) = (file("ca.pem"), file("client.pem"), file("client-key.pem"));
-    let from = ["import", "--from", &etcd.url, "--from-cacert", &ca, "--from-cert", &cert, "--from-key", &key];
-    member.ask(&from).refused(1, &["user name is empty"]);
+    let from =
+        ["import", "--from", &etcd.url, "--from-cacert", &ca, "--from-cert", &cert, "--from-key", &key];
+    member.ask(&from).refused(1, &["permission denied"]);
     member.ask(&[&from[..], &["--from-user", "root:wrong"]].concat()).refused(1, &["authentication failed"]);
     let answer = member.ask(&[&from[..], &["--from-user", "root:pass:word"]].concat()).json();
     assert_eq!((&answer["verified"], &answer["keys"]), (&true.into(), &1.into()));

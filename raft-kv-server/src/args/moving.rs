@@ -26,7 +26,7 @@ pub struct MoveArgs {
     #[arg(long, value_name = "NAME:PASSWORD", env = "RAFT_KV_FROM_USER", hide_env_values = true)]
     pub from_user: Option<String>,
     /// How far above the source's revision this cluster's goes at the end
-    #[arg(long, value_name = "REVISIONS", default_value = "1000000000", value_parser = clap::value_parser!(i64).range(0..=1 << 60))]
+    #[arg(long, value_name = "REVISIONS", default_value = "1000000000", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(0..=1 << 60))]
     pub margin: Revision,
     /// Make a cluster that is not empty what the source is; all else in it is removed
     #[arg(long)]

@@ -239,7 +239,7 @@ impl Cluster {
         let data_dir = self.dir.join(&name);
         let mut command = self.command(words);
         command.arg("--data-dir").arg(&data_dir);
-        command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
+        command.args(["--name", &name, "--listen-addr", &addr, "--etcd-addr", "127.0.0.1:0", "--json"]);
         let index = self.members.len();
         self.members.push(Member { name, data_dir, addr, id: String::new(), child: None });
         self.launch(index, command)?;

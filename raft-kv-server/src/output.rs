@@ -290,7 +290,8 @@ mod tests {
     #[test]
     fn members_name_the_leader() {
         let member = |id, name: &str, role| {
-            let record = MemberRecord { id: NodeId(id), name: name.into(), addr: "h:1".into() };
+            let record =
+                MemberRecord { id: NodeId(id), name: name.into(), addr: "h:1".into(), ..Default::default() };
             Member { record, role }
         };
         let members = [member(1, "one", MemberRole::Voter), member(2, "second", MemberRole::Learner)];

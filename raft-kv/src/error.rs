@@ -344,8 +344,10 @@ pub enum AuthRefusal {
     /// The user root lacks the role root.
     #[error("the user root does not have the role root; grant it first")]
     RootRoleMissing,
-    /// What root needs while authentication is on may not be removed.
-    #[error("while authentication is on, the user root keeps the role root; turn authentication off first")]
+    /// What root needs while authentication is on may not be removed; or a permission on no key.
+    #[error(
+        "it can't be managed so: while authentication is on, the user root keeps the role root; and a permission is on at least one key"
+    )]
     RootNeeded,
     /// A user of that name exists.
     #[error("a user of that name exists")]

@@ -2,11 +2,28 @@
 //! back; it must never hold logic of its own about keys, leases or users.
 
 pub mod convert;
+mod health;
 pub mod status;
+pub mod watch;
 
 use raft_kv::client::Handle;
+use raft_kv::raft::Leadership;
 use raft_kv::types::{Caller, ClusterId, NodeId, Role};
+use tonic::service::Routes;
 use tonic::{Request, Status};
+
+/// Every service, one line each. Call it within a tokio runtime.
+pub fn routes(etcd: Etcd) -> Routes {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(etcd_api::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let readable = "the descriptors that were built in can be read";
+    Routes::new(health::service(etcd.own_handle()))
+        .add_service(reflection().build_v1().expect(readable))
+        .add_service(reflection().build_v1alpha().expect(readable))
+}
 
 /// What every service works on.
 #[derive(Clone, Debug)]
@@ -14,6 +31,7 @@ pub struct Etcd {
     handle: Handle,
     cluster: ClusterId,
     member: NodeId,
+    leadership: Option<tokio::sync::watch::Receiver<Leadership>>,
 }
 
 /// Who is at the other end of a TLS connection; the listener puts it into each request's
@@ -29,7 +47,19 @@ pub struct Certificate {
 impl Etcd {
     /// The services of the member behind `handle`.
     pub fn new(handle: Handle, cluster: ClusterId, member: NodeId) -> Self {
-        Self { handle, cluster, member }
+        Self { handle, cluster, member, leadership: None }
+    }
+
+    /// The same, knowing who leads as it changes.
+    #[must_use]
+    pub fn with_leadership(mut self, leadership: tokio::sync::watch::Receiver<Leadership>) -> Self {
+        self.leadership = Some(leadership);
+        self
+    }
+
+    /// Role, term and leader as this member sees them, where it was told.
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<Leadership>> {
+        self.leadership.clone()
     }
 
     /// The cluster.

@@ -10,8 +10,10 @@ use bytes::Bytes;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
+use super::ranges::RangeStream;
 use super::remote::Remote;
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
@@ -19,8 +21,8 @@ use crate::machine::command::Command;
 use crate::pki::Credentials;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
-    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
+    KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
 };
 
 #[derive(Clone)]
@@ -105,6 +107,37 @@ impl Handle {
         }
     }
 
+    /// Role, term and leader of the member in this process, as they change; `None` for a member
+    /// elsewhere.
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<crate::raft::Leadership>> {
+        match &self.door {
+            Door::Local(local) => Some(local.shell.leadership()),
+            Door::Remote(_) => None,
+        }
+    }
+
+    /// The revision of users and roles, each time that they or whether they count have changed
+    /// here: who serves a watch then asks [`may_watch`](Self::may_watch) again. Elsewhere the member
+    /// does so itself, and this never changes.
+    pub fn auth_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        match &self.door {
+            Door::Local(local) => local.shell.auth_changes(),
+            Door::Remote(_) => tokio::sync::watch::channel(0).1,
+        }
+    }
+
+    /// Whether the caller that this handle acts for may follow these keys now, by the users and
+    /// roles of this member's state. Nothing is waited for.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_watch(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_watch(&self.caller, range),
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
     /// Changes users, roles or permissions.
     ///
     /// # Errors
@@ -171,6 +204,32 @@ impl Handle {
     /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], and see [`Error`].
     pub async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
         expect!(self.call(Call::Range(request)).await, Reply::Range(response) => response)
+    }
+
+    /// Reads a range of any size part by part, as of one revision, in the order of the keys. Use
+    /// [`range`](Self::range) where the answer is small, or sorted or filtered.
+    ///
+    /// ```no_run
+    /// # async fn example(handle: raft_kv::client::Handle) -> Result<(), raft_kv::error::Error> {
+    /// use raft_kv::types::{KeyRange, RangeRequest};
+    ///
+    /// let request = RangeRequest { range: KeyRange::all(), ..RangeRequest::default() };
+    /// let mut stream = handle.range_stream(request).await?;
+    /// while let Some(chunk) = stream.next().await? {
+    ///     println!("{} keys", chunk.response.kvs.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], [`Refusal::Invalid`] for a sort or a
+    /// filter, and see [`Error`].
+    pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeStream, Error> {
+        match &self.door {
+            Door::Local(local) => local.range_stream_as(&self.caller, request, self.patience).await,
+            Door::Remote(_) => RangeStream::remote(self.clone(), request).await,
+        }
     }
 
     /// One key's value and revisions, or `None`.
@@ -303,8 +362,22 @@ impl Handle {
     /// [`Refusal::EmptyRange`], [`Refusal::NegativeRevision`], and see [`Error`].
     pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
         match &self.door {
-            Door::Local(local) => local.watch_as(&self.caller, request),
+            Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
             Door::Remote(remote) => remote.watch(request, self.patience).await,
+        }
+    }
+
+    /// Many watches with one consumer, which costs one task for all of them. Only for a handle in
+    /// the member's own process; elsewhere open one [`watch`](Self::watch) each.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] for a handle to a member elsewhere, and see [`Error`].
+    pub fn watch_set(&self) -> Result<WatchSet, Error> {
+        match &self.door {
+            Door::Local(local) => local.watch_set(self.caller.clone()),
+            Door::Remote(_) => {
+                Err(Refusal::invalid("watch set", "the member is elsewhere; open one watch each").into())
+            }
         }
     }
 

@@ -4,10 +4,13 @@
 //! Pure: no clock, no chance, no hash order. The same entries give the same bytes on every member.
 //! [`Machine`] is the only writer of its store; [`read`] is for everyone else.
 
+mod alarm;
+pub mod auth;
 pub mod command;
 mod compact;
 #[cfg(any(test, feature = "sim"))]
 pub mod conformance;
+pub mod count;
 mod draft;
 mod format;
 mod genesis;
@@ -47,7 +50,9 @@ use bytes::Bytes;
 
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
-use crate::types::{Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term};
+use crate::types::{
+    Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term,
+};
 use compact::Collected;
 use draft::Draft;
 use format::{FORMAT, STORE, load, member_key, meta};
@@ -81,6 +86,8 @@ pub struct Applied {
     /// Whether the revision was raised past some that were never made: `changes` has a gap then,
     /// and what is owed has to be read from the store.
     pub raised: bool,
+    /// The revision of users and roles, if they changed.
+    pub auth_changed: Option<u64>,
     /// The last applied index.
     pub last: Index,
 }
@@ -192,6 +199,7 @@ impl<S: Store> Machine<S> {
             members_changed: draft.members_changed,
             leases: draft.leases,
             raised,
+            auth_changed: draft.auth_changed,
             last: index,
         })
     }
@@ -230,6 +238,7 @@ impl<S: Store> Machine<S> {
             changes: draft.changes,
             leases: draft.leases,
             members_changed: draft.members_changed,
+            auth_changed: draft.auth_changed,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -243,6 +252,7 @@ struct Published {
     changes: Vec<Change>,
     leases: Vec<LeaseChange>,
     members_changed: bool,
+    auth_changed: Option<u64>,
 }
 
 fn apply_entry(
@@ -273,13 +283,22 @@ fn apply_entry(
 
 fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<Outcome, StorageFailed> {
     let Proposal { request, once, command } = proposal;
+    let (caller, command) = command.asked();
+    // Before a kept answer is given: what a caller may not do it may not be told either. Such a
+    // refusal is not kept; it may have come too late to be the answer.
+    if let Some(caller) = caller
+        && let Err(refusal) = settle(auth::admit(draft, caller, command))?
+    {
+        return Ok(Outcome { request, revision: draft.revision, result: Err(refusal) });
+    }
+    let owner = owner(caller);
     if let Some(once) = once
-        && let Some((revision, result)) = once::repeated(draft, once)?
+        && let Some((revision, result)) = once::repeated(draft, once, owner)?
     {
         return Ok(Outcome { request, revision, result });
     }
     draft.overlay.begin();
-    let result = settle(apply_command(draft, &command, term).and_then(|answer| {
+    let result = settle(apply_command(draft, command, term).and_then(|answer| {
         if once.is_some() {
             once::check_answer(&answer)?;
         }
@@ -290,7 +309,7 @@ fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<O
         Err(_) => draft.take_back(),
     }
     if let Some(once) = once {
-        once::keep(draft, once, draft.revision, &result)?;
+        once::keep(draft, once, owner, draft.revision, &result)?;
     }
     Ok(Outcome { request, revision: draft.revision, result })
 }
@@ -298,6 +317,7 @@ fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<O
 /// Carries out a command. Where it stops, the caller takes back what it did.
 fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Answer, Stop> {
     validate(command).map_err(|refusal: Refusal| Stop::Refused(refusal))?;
+    alarm::check(draft, command)?;
     let budget = &mut Budget::new();
     match command {
         Command::Put(request) => {
@@ -314,5 +334,18 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::TokenSet { id, token } => trust::set_token(draft, id, token.as_ref()),
         Command::Noop => Ok(Answer::Done),
         Command::RaiseRevision { to } => raise::raise(draft, *to),
+        Command::Auth(change) => auth::change(draft, change),
+        Command::Alarm(request) => alarm::change(draft, request),
+        Command::As { .. } => {
+            Err(Refusal::invalid("command", "it is asked by a caller for another caller").into())
+        }
+    }
+}
+
+/// In whose name answers are kept.
+fn owner(caller: Option<&Caller>) -> &str {
+    match caller {
+        Some(Caller::User { name, .. }) => name,
+        Some(Caller::Full | Caller::Anonymous | Caller::Bearer { .. }) | None => "",
     }
 }

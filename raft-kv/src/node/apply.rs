@@ -35,6 +35,8 @@ pub struct Report {
     pub all_leases: Option<Vec<(LeaseId, i64)>>,
     /// All members, where they changed.
     pub members: Option<Vec<Member>>,
+    /// The revision of users and roles, where they changed or the whole state is new.
+    pub auth: Option<u64>,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -82,6 +84,7 @@ impl<S: Store> Applier<S> {
             installed,
             all_leases: Some(leases?),
             members: Some(members?),
+            auth: Some(self.store.view(machine::auth::status)?.revision),
             ..Report::default()
         })
     }
@@ -102,6 +105,7 @@ impl<S: Store> Applier<S> {
             leases: applied.leases,
             raised: applied.raised,
             members,
+            auth: applied.auth_changed,
             bytes,
             ..Report::default()
         };

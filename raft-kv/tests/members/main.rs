@@ -2,6 +2,7 @@
 
 #![cfg(feature = "node")]
 
+mod ranges;
 mod recovery;
 mod serving;
 mod support;

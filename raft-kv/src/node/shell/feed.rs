@@ -14,7 +14,7 @@ use super::snapshots::{Checkpoints, Incoming};
 use super::{ToDecide, drain};
 use crate::error::StorageFailed;
 use crate::machine::Store;
-use crate::node::apply::{Applier, Work};
+use crate::node::apply::{Applier, Report, Work};
 use crate::storage::state::State;
 use crate::types::{Committed, Revision, SnapshotMeta};
 
@@ -41,6 +41,7 @@ pub(super) struct Feed {
     pub(super) incoming: Arc<Incoming>,
     pub(super) back: Sender<ToDecide>,
     pub(super) collected: watch::Sender<Revision>,
+    pub(super) auth: watch::Sender<u64>,
 }
 
 impl Feed {
@@ -114,6 +115,7 @@ impl Feed {
         } else {
             self.watches.publish(changes);
         }
+        self.announce(&report);
         // A loop that has ended needs no report.
         let _ = self.back.send(ToDecide::Applied(report));
         Ok(())
@@ -124,9 +126,17 @@ impl Feed {
         self.state.replace(&folder)?;
         let report = self.applier.installed(meta)?;
         self.watches.replaced(report.revision);
+        self.announce(&report);
         let _ = self.back.send(ToDecide::Applied(report));
         self.incoming.installed();
         Ok(())
+    }
+
+    /// Tells who serves watches that users or roles are others now.
+    fn announce(&self, report: &Report) {
+        if let Some(revision) = report.auth {
+            self.auth.send_replace(revision);
+        }
     }
 
     /// Flushes on a thread of its own: it may take seconds, and applying goes on.

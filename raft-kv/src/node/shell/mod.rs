@@ -9,6 +9,7 @@ mod feed;
 mod persist;
 mod publish;
 mod snapshots;
+mod watch_set;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::types::{Member, NodeId, Revision, SnapshotMeta};
 
 pub use publish::{Subscription, Watches};
 pub use snapshots::Incoming;
+pub use watch_set::{Next, WatchSet};
 
 /// What the decide thread is sent.
 enum ToDecide {
@@ -85,6 +87,7 @@ pub struct Shell {
     ended: watch::Receiver<Option<Error>>,
     log_stats: Arc<Mutex<Stats>>,
     collected: watch::Receiver<Revision>,
+    auth: watch::Receiver<u64>,
     incoming: Arc<Incoming>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -101,6 +104,7 @@ impl Shell {
             world.members(members);
         }
         let watches = Arc::new(Watches::new(start.revision));
+        let (auth_sender, auth) = watch::channel(start.auth.unwrap_or(0));
         let replica = Replica::new(&identity, log, start)?;
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
@@ -120,6 +124,7 @@ impl Shell {
             incoming: incoming.clone(),
             back: to_decide.clone(),
             collected: collected_sender,
+            auth: auth_sender,
         };
         let decide = decide::Decide {
             replica,
@@ -150,6 +155,7 @@ impl Shell {
             ended,
             log_stats,
             collected,
+            auth,
             incoming,
             threads: Mutex::new(threads),
         })
@@ -203,6 +209,11 @@ impl Shell {
     /// Up to which revision old versions were physically removed.
     pub fn collected(&self) -> watch::Receiver<Revision> {
         self.collected.clone()
+    }
+
+    /// The revision of users and roles, each time that they changed.
+    pub fn auth_changes(&self) -> watch::Receiver<u64> {
+        self.auth.clone()
     }
 
     /// Syncs and bytes of the log so far.

@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
 mod kv;
+mod moving;
 
 pub use kv::*;
+pub use moving::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
 #[derive(Parser, Debug)]
@@ -67,6 +69,10 @@ pub enum Command {
     Cert(CertArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
+    /// Copy the keys and leases of a running etcd into this cluster
+    Import(MoveArgs),
+    /// Copy a running etcd and follow it until the cut-over
+    Mirror(MirrorArgs),
 }
 
 /// How to reach the cluster: endpoints with a client's certificate, or a member on this machine.

@@ -4,5 +4,6 @@
 
 pub mod door;
 pub mod etcd;
+pub mod foreign;
 pub mod http;
 pub mod metrics;

@@ -55,6 +55,8 @@ pub const MAX_PASSWORD_CHECKS: usize = 2;
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
 /// Longest secret of a join token, in bytes.
 pub const MAX_SECRET_BYTES: usize = 256;
+/// The highest revision that the store can be raised to; there is as much room above it.
+pub const MAX_RAISED_REVISION: i64 = 1 << 62;
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 

@@ -80,6 +80,8 @@ pub enum Bug {
     CutUnflushed,
     /// A new leader ends every lease at once.
     ExpireAtOnce,
+    /// A raised revision leaves what is below it readable.
+    RaiseUncompacted,
     /// The HTTPS door lets in whoever has a certificate from one of our roots.
     SkipDoorCheck,
     /// Permissions are not asked for within nested transactions.

@@ -99,6 +99,8 @@ pub enum Call {
     HashKv(Revision),
     /// Changes a member's name or address.
     MemberUpdate(MemberRecord),
+    /// Makes the revision at least this, and forgets all history.
+    RaiseRevision(Revision),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -107,7 +109,7 @@ wire_enum!(Call {
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
     15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr, client_url },
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
-    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record),
+    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to),
 });
 
 /// The answer to a [`Call`] of the same place in the list.

@@ -63,7 +63,8 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         // It answers without a leader too.
         Call::Info => (Asked::Named, Door),
         Call::Leases | Call::Members | Call::Alarm(AlarmRequest::List(_)) => (Asked::Named, Fresh),
-        Call::MemberPromote(_)
+        Call::RaiseRevision(_)
+        | Call::MemberPromote(_)
         | Call::MemberRemove(_)
         | Call::JoinToken(_)
         | Call::IssueCertificate { .. }

@@ -363,6 +363,16 @@ impl Handle {
         Ok(self.call(Call::Compact { revision, physical }).await?.0)
     }
 
+    /// Makes the store's revision at least `to`, without events, and forgets all history: who
+    /// watches or lists on from an older revision is told that it is compacted. For a cluster that
+    /// takes the place of another whose clients have seen revisions up to `to`.
+    ///
+    /// # Errors
+    /// Bounds, and see [`Error`].
+    pub async fn raise_revision(&self, to: Revision) -> Result<Header, Error> {
+        Ok(self.call(Call::RaiseRevision(to)).await?.0)
+    }
+
     /// Grants a lease of `ttl` seconds; `id` 0 has one chosen. Answers its id and granted seconds.
     ///
     /// # Errors

@@ -165,6 +165,7 @@ impl Local {
             Call::Alarm(request) => self.alarm(caller, request, patience).await,
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(caller, record, patience).await,
+            Call::RaiseRevision(to) => self.raise_revision(caller, to, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
@@ -247,6 +248,13 @@ impl Local {
                 Err(_) => return Err(Error::Unknown(Unknown::Deadline)),
             }
         }
+        Ok((self.header(at), Reply::Done))
+    }
+
+    async fn raise_revision(&self, caller: &Caller, to: Revision, patience: Duration) -> Answered {
+        let command = on_behalf(caller, Command::RaiseRevision { to });
+        let what = What::Command { command, once: None };
+        let (at, ..) = self.apply(what, patience).await?;
         Ok((self.header(at), Reply::Done))
     }
 

@@ -185,7 +185,11 @@ impl Local {
     }
 
     /// Reads keys as they are here, with the help of the counts that are remembered.
-    async fn counted(&self, caller: &Caller, request: RangeRequest) -> Result<(Revision, RangeResponse), Error> {
+    async fn counted(
+        &self,
+        caller: &Caller,
+        request: RangeRequest,
+    ) -> Result<(Revision, RangeResponse), Error> {
         let remembered = self.counts.lock().recall(&request.range, request.revision);
         let counted = remembered.is_some_and(|known| known.revision == request.revision);
         let page = (1..=100).contains(&request.limit)

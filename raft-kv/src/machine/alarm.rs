@@ -103,6 +103,7 @@ fn needs_space(command: &Command) -> bool {
         Command::Txn(request) => puts(request),
         Command::Delete(_)
         | Command::Compact { .. }
+        | Command::RaiseRevision { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. }
         | Command::MemberUpdate(_)
@@ -129,6 +130,7 @@ fn touches_keys(command: &Command) -> bool {
         | Command::Delete(_)
         | Command::Txn(_)
         | Command::Compact { .. }
+        | Command::RaiseRevision { .. }
         | Command::LeaseGrant { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. } => true,

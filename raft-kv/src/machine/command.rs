@@ -4,8 +4,8 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role,
-    Term, TxnOp, TxnRequest, TxnResponse,
+    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp,
+    TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -65,12 +65,18 @@ pub enum Command {
         /// What it asks.
         command: Box<Command>,
     },
+    /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
+    RaiseRevision {
+        /// The least revision after it.
+        to: Revision,
+    },
 }
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 9 => TokenSet { id, token }, 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
+    20 => RaiseRevision { to },
 });
 
 /// A join token as the cluster keeps it.
@@ -152,7 +158,8 @@ impl Command {
                 | Self::LeaseGrant { .. }
                 | Self::LeaseRevoke { .. }
                 | Self::Alarm(_)
-                | Self::Noop => 0,
+                | Self::Noop
+                | Self::RaiseRevision { .. } => 0,
             }
     }
 

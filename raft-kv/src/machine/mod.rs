@@ -24,6 +24,7 @@ mod memory;
 mod once;
 mod overlap;
 mod overlay;
+mod raise;
 mod range;
 pub mod read;
 mod stop;
@@ -83,6 +84,9 @@ pub struct Applied {
     pub members_changed: bool,
     /// Leases that began or ended, in order.
     pub leases: Vec<LeaseChange>,
+    /// Whether the revision was raised past some that were never made: `changes` has a gap then,
+    /// and what is owed has to be read from the store.
+    pub raised: bool,
     /// The revision of users and roles, if they changed.
     pub auth_changed: Option<u64>,
     /// The last applied index.
@@ -186,6 +190,7 @@ impl<S: Store> Machine<S> {
         let (index, term) = (last.index, last.term);
         let (batch, draft, outcomes) = self.store.view(|view| self.draft(view, entries))?;
         self.store.write(batch)?;
+        let raised = draft.revision != self.revision + draft.changes.len() as Revision;
         self.applied = SnapshotMeta { index, term, conf: draft.conf };
         self.revision = draft.revision;
         self.compacted = draft.compacted;
@@ -194,6 +199,7 @@ impl<S: Store> Machine<S> {
             changes: draft.changes,
             members_changed: draft.members_changed,
             leases: draft.leases,
+            raised,
             auth_changed: draft.auth_changed,
             last: index,
         })
@@ -328,6 +334,7 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::MemberUpdate(record) => members::update(draft, record),
         Command::TokenSet { id, token } => trust::set_token(draft, id, token.as_ref()),
         Command::Noop => Ok(Answer::Done),
+        Command::RaiseRevision { to } => raise::raise(draft, *to),
         Command::Auth(change) => auth::change(draft, change),
         Command::Alarm(request) => alarm::change(draft, request),
         Command::As { .. } => {

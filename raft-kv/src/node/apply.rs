@@ -25,6 +25,8 @@ pub struct Report {
     pub revision: Revision,
     /// Whether a snapshot was installed by this work.
     pub installed: bool,
+    /// Whether the revision was raised: see [`machine::Applied::raised`].
+    pub raised: bool,
     /// Outcomes of requests that this member's callers wait for.
     pub outcomes: Vec<Outcome>,
     /// What happened to leases.
@@ -109,6 +111,7 @@ impl<S: Store> Applier<S> {
             revision: machine.revision(),
             outcomes: applied.outcomes.into_iter().filter(ours).collect(),
             leases: applied.leases,
+            raised: applied.raised,
             members,
             auth,
             bytes,

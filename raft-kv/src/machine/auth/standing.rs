@@ -163,6 +163,7 @@ impl May<'_> {
             | Command::TokenSet { .. }
             | Command::Auth(_)
             | Command::Alarm(_)
+            | Command::RaiseRevision { .. }
             | Command::As { .. } => false,
         })
     }

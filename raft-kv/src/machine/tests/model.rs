@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::super::{Answer, Command};
 use crate::error::Refusal;
-use crate::limits::{MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL};
+use crate::limits::{
+    MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_RAISED_REVISION, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL,
+};
 use crate::types::*;
 
 type State = BTreeMap<Bytes, KeyValue>;
@@ -127,6 +129,17 @@ impl Model {
                 unreachable!("users, roles and alarms have tests of their own")
             }
             Command::Noop => Ok(Answer::Done),
+            Command::RaiseRevision { to } => {
+                if *to < 0 || *to > MAX_RAISED_REVISION {
+                    let why = format!("{to} is not in 0 to {MAX_RAISED_REVISION}");
+                    return Err(Refusal::invalid("revision", why));
+                }
+                while self.revision() < *to {
+                    self.states.push(self.newest().clone());
+                }
+                self.compacted = self.revision();
+                Ok(Answer::Done)
+            }
             Command::MemberUpdate(_) | Command::TokenSet { .. } => unreachable!("not drawn"),
         }
     }

@@ -11,6 +11,7 @@ fn each_planted_bug_is_found() {
         Bug::CompactNewestVersion,
         Bug::AcceptStaleExpiry,
         Bug::KeepLeaseOnPut,
+        Bug::RaiseUncompacted,
         Bug::CollectLiveValue,
     ];
     for bug in bugs {

@@ -549,3 +549,34 @@ fn a_gap_in_the_log_is_a_bug() {
 fn a_malformed_entry_is_a_bug() {
     Bench::new().payload(Payload::Proposals(bytes("?")));
 }
+
+#[test]
+fn a_raised_revision_has_no_events_and_nothing_is_readable_below_it() {
+    let mut bench = Bench::new();
+    bench.put("a", "1").unwrap();
+    let raised = bench.run(Command::RaiseRevision { to: 1000 });
+    assert_eq!((raised.outcomes[0].revision, raised.raised, raised.changes.len()), (1000, true, 0));
+    assert_eq!((bench.machine.revision(), bench.machine.compacted()), (1000, 1000));
+    assert_eq!(bench.history(1000), Ok(Vec::new()), "the raised revision itself can be watched");
+    let gone = |requested| Refusal::Compacted { requested, compacted: 1000 };
+    assert_eq!(bench.history(999), Err(gone(999)));
+    let old = RangeRequest { range: KeyRange::all(), revision: 999, ..Default::default() };
+    assert_eq!(bench.range(&old), Err(gone(999)));
+    assert_eq!(bench.get("a", 1000).unwrap().mod_revision, 2, "keys keep the revisions they have");
+    // What is there already is not lowered, and its history goes all the same.
+    bench.put("a", "2").unwrap();
+    let again = bench.run(Command::RaiseRevision { to: 5 });
+    assert_eq!((again.outcomes[0].revision, again.raised), (1001, false));
+    assert_eq!(bench.machine.compacted(), 1001);
+    // The same entry may hold changes on both sides of the gap.
+    let both = vec![put("b", "1"), Command::RaiseRevision { to: 2000 }, put("c", "1")];
+    let both = bench.entries(&[both.into_iter().map(|command| (None, command)).collect()]);
+    let revisions: Vec<_> = both.changes.iter().map(|change| change.revision).collect();
+    assert_eq!((both.raised, revisions), (true, vec![1002, 2001]));
+    bench.collect_all();
+    bench.reopen();
+    assert_eq!((bench.machine.revision(), bench.machine.compacted()), (2001, 2000));
+    for to in [-1, i64::MAX] {
+        assert!(bench.ask(Command::RaiseRevision { to }).is_err());
+    }
+}

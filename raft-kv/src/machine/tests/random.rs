@@ -174,6 +174,8 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (prop::collection::vec(lease(), 0..4), 1..4u64)
             .prop_map(|(ids, term)| Command::LeaseExpire { ids, term }),
         1 => Just(Command::Noop),
+        1 => prop_oneof![8 => 0..60i64, 1 => Just(i64::MAX), 1 => Just(-1)]
+            .prop_map(|to| Command::RaiseRevision { to }),
     ]
 }
 

@@ -111,7 +111,12 @@ impl Feed {
             return Ok(());
         }
         let (report, changes) = self.applier.entries(entries)?;
-        self.watches.publish(changes);
+        if report.raised {
+            // Watchers find in the store what they are owed, or that it is gone.
+            self.watches.replaced(report.revision);
+        } else {
+            self.watches.publish(changes);
+        }
         self.announce(&report);
         // A loop that has ended needs no report.
         let _ = self.back.send(ToDecide::Applied(report));

@@ -27,7 +27,7 @@ use raft_kv::client::Handle;
 use raft_kv::limits::MAX_DOOR_MESSAGE_BYTES;
 use raft_kv::raft::Leadership;
 use raft_kv::raft::Role as Part;
-use raft_kv::types::{Caller, ClusterId, NodeId, Role};
+use raft_kv::types::{ClusterId, NodeId, Role};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -79,6 +79,22 @@ pub struct Certificate {
     pub role: Role,
 }
 
+/// By what a request says who sends it.
+#[derive(Clone, Debug, Default)]
+pub struct Who {
+    token: Option<String>,
+    certificate: Option<Certificate>,
+}
+
+impl Who {
+    /// Who sent `request`.
+    pub fn asks<T>(request: &Request<T>) -> Self {
+        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        let token = text("token").or_else(|| text("authorization")).map(str::to_owned);
+        Self { token, certificate: request.extensions().get::<Certificate>().cloned() }
+    }
+}
+
 impl Etcd {
     /// The services of the member behind `handle`.
     pub fn new(handle: Handle, cluster: ClusterId, member: NodeId) -> Self {
@@ -116,23 +132,30 @@ impl Etcd {
     /// `authorization` as the gateway's callers send it), else by its certificate's name.
     ///
     /// # Errors
-    /// `Unauthenticated` for a token that is not valid.
-    /// And `Unavailable` where the caller wants a member with a leader (`hasleader`) and there is
-    /// none.
+    /// `Unauthenticated` for a token that is not valid, and `Unavailable` where the caller wants a
+    /// member with a leader (`hasleader`) and there is none.
     #[allow(clippy::result_large_err)]
     pub fn handle_of<T>(&self, request: &Request<T>) -> Result<Handle, Status> {
-        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
-        if text("hasleader") == Some("true") && !self.has_leader() {
+        let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+        if wants_leader && !self.has_leader() {
             return Err(Status::unavailable(status::text::NO_LEADER));
         }
-        let token = text("token").or_else(|| text("authorization"));
-        let certificate = request.extensions().get::<Certificate>();
+        self.handle_for(&Who::asks(request))
+    }
+
+    /// The handle that acts for somebody, by the users and roles as they are now.
+    ///
+    /// # Errors
+    /// `Unauthenticated` for a token that is not valid.
+    #[allow(clippy::result_large_err)]
+    pub fn handle_for(&self, who: &Who) -> Result<Handle, Status> {
+        let Who { token, certificate } = who;
         // A member's own certificate may do everything, as it may between members.
-        if token.is_none() && certificate.is_some_and(|found| found.role == Role::Manager) {
+        if token.is_none() && certificate.as_ref().is_some_and(|found| found.role == Role::Manager) {
             return Ok(self.handle.clone());
         }
-        let certificate = certificate.map(|found| found.name.as_str());
-        let caller = self.handle.caller(token, certificate).map_err(status::status)?;
+        let name = certificate.as_ref().map(|found| found.name.as_str());
+        let caller = self.handle.caller(token.as_deref(), name).map_err(status::status)?;
         Ok(self.handle.clone().acting_as(caller))
     }
 
@@ -149,10 +172,5 @@ impl Etcd {
             return Err(Status::unavailable(status::text::LEARNER));
         }
         Ok(())
-    }
-
-    /// The same for one whose caller is known.
-    pub fn handle_as(&self, caller: Caller) -> Handle {
-        self.handle.clone().acting_as(caller)
     }
 }

@@ -18,8 +18,8 @@ use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
-use crate::machine::read::RangeMeasure;
 use crate::machine::command::Command;
+use crate::machine::read::RangeMeasure;
 use crate::pki::Credentials;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
@@ -100,6 +100,11 @@ impl Handle {
     pub fn acting_as(mut self, caller: Caller) -> Self {
         self.caller = caller;
         self
+    }
+
+    /// Whom the handle acts for.
+    pub(super) fn acts_for(&self) -> &Caller {
+        &self.caller
     }
 
     /// Who a caller from outside is: by its token if it has one, else by its certificate's name.

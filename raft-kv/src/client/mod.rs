@@ -21,9 +21,9 @@ mod remote;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
-mod token;
-#[cfg(feature = "node")]
 mod snapshot;
+#[cfg(feature = "node")]
+mod token;
 #[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]
@@ -32,11 +32,11 @@ mod watch_set;
 mod world;
 
 #[cfg(feature = "node")]
+pub use crate::machine::read::RangeMeasure;
+#[cfg(feature = "node")]
 pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
-#[cfg(feature = "node")]
-pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
 pub use handle::Handle;
 #[cfg(feature = "node")]

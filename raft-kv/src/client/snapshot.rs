@@ -46,7 +46,11 @@ impl Copies {
     pub(super) fn new(folder: PathBuf) -> Result<Self, StorageFailed> {
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StorageFailed::io(folder.display().to_string(), "removing left-over files", &error));
+                return Err(StorageFailed::io(
+                    folder.display().to_string(),
+                    "removing left-over files",
+                    &error,
+                ));
             }
             _ => {}
         }
@@ -137,7 +141,8 @@ impl Local {
         let state = self.shell.state().clone();
         let path = folder.path.clone();
         let made = tokio::task::spawn_blocking(move || state.checkpoint(&path)).await;
-        made.expect("making a checkpoint does not panic").map_err(|failed| Error::Stopped(failed.to_string()))?;
+        made.expect("making a checkpoint does not panic")
+            .map_err(|failed| Error::Stopped(failed.to_string()))?;
         let look = |view: &dyn machine::Read| {
             let applied = machine::read::applied(view)?;
             Ok((applied.index, applied.term, machine::read::current_revision(view)?))
@@ -152,7 +157,9 @@ impl Local {
             self.me,
         );
         let failed = |error: io::Error| {
-            Error::Stopped(StorageFailed::io(folder.path.display().to_string(), "reading", &error).to_string())
+            Error::Stopped(
+                StorageFailed::io(folder.path.display().to_string(), "reading", &error).to_string(),
+            )
         };
         let files = files(&folder.path).map_err(failed)?;
         let room = |len: u64| TAR_UNIT + len.next_multiple_of(TAR_UNIT);

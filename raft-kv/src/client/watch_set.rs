@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::handle::Handle;
 use super::local::Local;
 use super::watch::{Ended, over};
 use crate::error::Error;
@@ -59,6 +60,11 @@ impl WatchSet {
         self.may_watch(&request.range)?;
         let revision = self.set.add(id, request)?;
         Ok(self.local.header(revision))
+    }
+
+    /// From now on the set's caller is the one that `handle` acts for.
+    pub fn act_as(&mut self, handle: &Handle) {
+        self.caller = handle.acts_for().clone();
     }
 
     /// Whether the set's caller may follow these keys, as users and roles are now.

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use etcd_api::etcdserverpb::watch_server::Watch;
 use etcd_api::etcdserverpb::{WatchRequest, WatchResponse};
-use raft_kv::client::Handle;
 use raft_kv::limits;
 use raft_kv::raft::Leadership;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +19,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Etcd, status};
+use super::{Etcd, Who, status};
 
 /// How often a watcher that asked for it hears how far it is when nothing happens.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
@@ -52,14 +51,15 @@ impl WatchService {
         self
     }
 
-    /// Serves one stream of requests in the name of `handle`, from whatever transport they come;
+    /// Serves one stream of requests in the name of `who`, from whatever transport they come;
     /// `needs_leader` ends it when the cluster has no leader. The end of the requests does not end
     /// the answers: dropping them does.
     ///
     /// # Errors
-    /// `Unavailable` without a leader where one is needed, or when the member has stopped.
+    /// `Unavailable` without a leader where one is needed, or when the member has stopped;
+    /// `Unauthenticated` for a token that is not valid.
     #[allow(clippy::result_large_err)]
-    pub fn follow<S>(&self, handle: &Handle, needs_leader: bool, requests: S) -> Result<Answers, Status>
+    pub fn follow<S>(&self, who: Who, needs_leader: bool, requests: S) -> Result<Answers, Status>
     where
         S: Stream<Item = Result<WatchRequest, Status>> + Send + 'static,
     {
@@ -67,10 +67,13 @@ impl WatchService {
         if leadership.as_ref().is_some_and(|leadership| leadership.borrow().leader.is_none()) {
             return Err(no_leader());
         }
-        let set = handle.watch_set().map_err(status::status)?;
+        // From before the first check on, so that no change is missed.
+        let auth_changes = Some(self.etcd.own_handle().auth_changes());
+        let set = self.etcd.handle_for(&who)?.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
-        let stream = stream::Stream::new(set, out);
-        let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes: auth_changes(handle) };
+        let etcd = self.etcd.clone();
+        let stream = stream::Stream::new(set, out, Box::new(move || etcd.handle_for(&who)));
+        let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes };
         tokio::spawn(stream.run(Box::pin(requests), ends, self.progress_interval));
         Ok(ReceiverStream::new(answers))
     }
@@ -85,8 +88,8 @@ impl Watch for WatchService {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
-        let handle = self.etcd.handle_of(&request)?;
-        Ok(Response::new(self.follow(&handle, needs_leader, request.into_inner())?))
+        let who = Who::asks(&request);
+        Ok(Response::new(self.follow(who, needs_leader, request.into_inner())?))
     }
 }
 
@@ -107,10 +110,4 @@ async fn leaderless(leadership: Option<watch::Receiver<Leadership>>) -> Status {
             Ok(()) => {}
         }
     }
-}
-
-/// Changes whenever users, roles or permissions do; every stream then asks for each of its
-/// watchers again whether it is still allowed.
-fn auth_changes(_handle: &Handle) -> Option<watch::Receiver<u64>> {
-    None
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use raft_kv::client::{Next, WatchSet};
+use raft_kv::client::{Handle, Next, WatchSet};
 use raft_kv::types::{Header, KeyRange, Revision, WatchBatch};
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
@@ -42,10 +42,14 @@ pub(super) struct Ends<L> {
     pub(super) auth_changes: Option<watch::Receiver<u64>>,
 }
 
+/// The handle of whoever asks, by the users and roles as they are when it is called.
+pub(super) type CallerNow = Box<dyn Fn() -> Result<Handle, Status> + Send + Sync>;
+
 /// A stream's state.
 pub(super) struct Stream {
     set: WatchSet,
     out: mpsc::Sender<Result<WatchResponse, Status>>,
+    caller_now: CallerNow,
     watchers: BTreeMap<i64, Watcher>,
     /// Watchers that want to hear when nothing happens; whether nothing has since the last time.
     notified: BTreeMap<i64, bool>,
@@ -61,9 +65,13 @@ struct Watcher {
 }
 
 impl Stream {
-    pub(super) fn new(set: WatchSet, out: mpsc::Sender<Result<WatchResponse, Status>>) -> Self {
+    pub(super) fn new(
+        set: WatchSet,
+        out: mpsc::Sender<Result<WatchResponse, Status>>,
+        caller_now: CallerNow,
+    ) -> Self {
         let (watchers, notified) = (BTreeMap::new(), BTreeMap::new());
-        Self { set, out, watchers, notified, next_id: 0, asked: false }
+        Self { set, out, caller_now, watchers, notified, next_id: 0, asked: false }
     }
 
     /// Serves until the client goes or the stream can't go on.
@@ -244,6 +252,8 @@ impl Stream {
 
     /// Users, roles or permissions changed: ends the watchers that are not allowed any more.
     async fn recheck(&mut self) -> Result<(), Over> {
+        // Whoever was nobody before may be a user now, and the other way round.
+        self.set.act_as(&(self.caller_now)()?);
         let refused: Vec<_> = self
             .watchers
             .iter()

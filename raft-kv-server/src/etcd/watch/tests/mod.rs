@@ -24,6 +24,7 @@ use tonic::Status;
 
 use super::{Answers, WatchService};
 use crate::etcd::Etcd;
+use crate::etcd::Who;
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,7 +115,7 @@ impl World {
     fn open(&self) -> Client {
         let (requests, received) = mpsc::unbounded_channel();
         let received = UnboundedReceiverStream::new(received);
-        let answers = self.service.follow(&self.handle, true, received).unwrap();
+        let answers = self.service.follow(Who::default(), true, received).unwrap();
         Client { requests: Some(requests), answers }
     }
 }

@@ -326,8 +326,18 @@ fn a_difference_is_found_and_the_next_run_puts_it_right() {
     member.ask(&["put", "z", "planted"]).json();
     running.terminate();
     running.ended().refused(1, &["key b has another value", "run the same command again"]);
+    // Somebody watches the new cluster meanwhile.
+    let next = (member.revision() + 1).to_string();
+    let mut words = command(&["watch", "", "--prefix", "--json", "--from-revision", &next]);
+    words.arg("--data-dir").arg(&member.data_dir);
+    let mut watch = Running::start(words);
+    member.ask(&["put", "z", "again"]).json();
+    until("the watch has begun", || watch.next_json().filter(|event| event["key"] == "z"));
     let ended = mirror(&member, &etcd, &["--until-level"]).ended();
     check_done(&ended.json(), &etcd, &member);
+    // What it would miss between the revisions it knows and the raised one does not go unsaid.
+    until("the watch is told", || watch.next_json().filter(|event| event["type"] == "compacted"));
+    watch.ended().refused(1, &["compacted"]);
 }
 
 #[test]

@@ -70,7 +70,7 @@ impl Door {
     /// # Errors
     /// The system's, if the socket can't be used.
     pub fn open(listener: std::net::TcpListener, node: &Node) -> io::Result<Self> {
-        let etcd = Etcd::new(node.handle(), node.cluster(), node.id());
+        let etcd = Etcd::new(node.handle(), node.cluster(), node.id()).with_leadership(node.leadership());
         Self::open_for(listener, etcd, node.trust())
     }
 

@@ -498,6 +498,15 @@ fn the_door_is_remembered_moved_and_turned_off() {
     let words = ["run", "--advertise-etcd-addr", "kv.example:2379"];
     let moved = process::Member::start(&words, &data_dir).unwrap();
     assert_eq!(moved.etcd_url, "https://kv.example:2379");
+    let two = moved.joined_by("two", folder.path());
+    let told = process::until("both members' addresses are known", || {
+        let members = two.ask(&["member", "ls"]).json()["members"].take();
+        let urls = members.as_array().unwrap().iter().map(|member| member["etcd_url"].clone());
+        let urls: std::collections::BTreeSet<_> = urls.map(|url| url.as_str().unwrap().to_owned()).collect();
+        urls.contains(&moved.etcd_url).then_some(urls)
+    });
+    assert_eq!(told, [moved.etcd_url.clone(), two.etcd_url.clone()].into());
+    moved.ask(&["member", "rm", "two"]).json();
     stop(moved);
     let off = process::Member::start(&["run", "--etcd-addr", "off"], &data_dir).unwrap();
     assert_eq!(off.etcd_url, "");

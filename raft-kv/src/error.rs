@@ -294,6 +294,12 @@ pub enum Refusal {
         /// Which.
         kind: AlarmKind,
     },
+    /// The answer would be larger than one answer may be.
+    #[error("the answer would have more than {max} bytes; ask for it in pages, or as a stream")]
+    AnswerTooLarge {
+        /// Bytes allowed.
+        max: u64,
+    },
 }
 wire_enum!(Refusal {
     1 => EmptyKey, 2 => KeyTooLarge { len, max }, 3 => ValueTooLarge { len, max },
@@ -308,6 +314,7 @@ wire_enum!(Refusal {
     24 => MemberUnfit { id, why }, 25 => TooManyMembers { max }, 26 => BadToken { why },
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
+    33 => AnswerTooLarge { max },
 });
 
 impl Refusal {

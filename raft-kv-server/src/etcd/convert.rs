@@ -1,9 +1,20 @@
 //! The crate's types as etcd's messages, and back. Total: what a message can say and the crate
-//! can't is a typed refusal.
+//! can't is refused with etcd's code and text, in the order in which etcd looks.
 
-use etcd_api::etcdserverpb::ResponseHeader;
+use etcd_api::etcdserverpb::{self as pb, ResponseHeader, request_op, response_op};
 use etcd_api::mvccpb;
-use raft_kv::types::{Header, KeyValue};
+use raft_kv::limits::MAX_TXN_OPS;
+use raft_kv::machine::validate;
+use raft_kv::types::{
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Header, KeyRange, KeyValue, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Revision, SortOrder, SortTarget, TxnOp, TxnOpResponse,
+    TxnRequest, TxnResponse,
+};
+use tonic::Status;
+
+use super::status::{status, text};
+
+type Converted<T> = Result<T, Status>;
 
 /// The header of an answer.
 pub fn header(header: Header) -> Option<ResponseHeader> {
@@ -13,6 +24,16 @@ pub fn header(header: Header) -> Option<ResponseHeader> {
         revision: header.revision,
         raft_term: header.term,
     })
+}
+
+/// The header of answers about members, which have no revision.
+pub fn header_without_revision(from: Header) -> Option<ResponseHeader> {
+    header(Header { revision: 0, ..from })
+}
+
+/// The header of an answer within a transaction.
+fn revision_only(revision: Revision) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..ResponseHeader::default() })
 }
 
 /// A key at a revision.
@@ -25,4 +46,207 @@ pub fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
         value: kv.value,
         lease: kv.lease,
     }
+}
+
+/// A range.
+pub fn range_request(request: pb::RangeRequest) -> Converted<RangeRequest> {
+    use pb::range_request::{SortOrder as Order, SortTarget as Target};
+    if request.key.is_empty() {
+        return Err(Status::invalid_argument(text::EMPTY_KEY));
+    }
+    let invalid = |_| Status::invalid_argument(text::INVALID_SORT);
+    let sort_order = match Order::try_from(request.sort_order).map_err(invalid)? {
+        Order::None => SortOrder::None,
+        Order::Ascend => SortOrder::Ascend,
+        Order::Descend => SortOrder::Descend,
+    };
+    let sort_target = match Target::try_from(request.sort_target).map_err(invalid)? {
+        Target::Key => SortTarget::Key,
+        Target::Version => SortTarget::Version,
+        Target::Create => SortTarget::Create,
+        Target::Mod => SortTarget::Mod,
+        Target::Value => SortTarget::Value,
+    };
+    let request = RangeRequest {
+        range: KeyRange { key: request.key, end: request.range_end },
+        // Below 0 is no limit, as in etcd.
+        limit: request.limit.max(0),
+        revision: request.revision,
+        sort_order,
+        sort_target,
+        serializable: request.serializable,
+        keys_only: request.keys_only,
+        count_only: request.count_only,
+        min_mod_revision: request.min_mod_revision,
+        max_mod_revision: request.max_mod_revision,
+        min_create_revision: request.min_create_revision,
+        max_create_revision: request.max_create_revision,
+    };
+    validate::validate_range(&request).map_err(|refusal| status(refusal.into()))?;
+    Ok(request)
+}
+
+/// A put.
+pub fn put_request(request: pb::PutRequest) -> Converted<PutRequest> {
+    let request = PutRequest {
+        key: request.key,
+        value: request.value,
+        lease: request.lease,
+        prev_kv: request.prev_kv,
+        ignore_value: request.ignore_value,
+        ignore_lease: request.ignore_lease,
+    };
+    validate::validate_put(&request).map_err(|refusal| status(refusal.into()))?;
+    Ok(request)
+}
+
+/// A delete.
+pub fn delete_request(request: pb::DeleteRangeRequest) -> Converted<DeleteRequest> {
+    let range = KeyRange { key: request.key, end: request.range_end };
+    let request = DeleteRequest { range, prev_kv: request.prev_kv };
+    validate::validate_delete(&request).map_err(|refusal| status(refusal.into()))?;
+    Ok(request)
+}
+
+/// A transaction.
+pub fn txn_request(request: pb::TxnRequest) -> Converted<TxnRequest> {
+    txn_within(request, MAX_TXN_OPS)
+}
+
+/// A transaction that may have so many operations: a nested one gets what its parents left over.
+fn txn_within(request: pb::TxnRequest, most: usize) -> Converted<TxnRequest> {
+    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let Some(left) = most.checked_sub(ops) else {
+        return Err(Status::invalid_argument(text::TOO_MANY_OPS));
+    };
+    let list = |ops: Vec<pb::RequestOp>| -> Converted<Vec<TxnOp>> {
+        ops.into_iter().map(|one| op(one, left)).collect()
+    };
+    Ok(TxnRequest {
+        compares: request.compare.into_iter().map(compare).collect::<Converted<_>>()?,
+        success: list(request.success)?,
+        failure: list(request.failure)?,
+    })
+}
+
+fn op(op: pb::RequestOp, left: usize) -> Converted<TxnOp> {
+    match op.request {
+        Some(request_op::Request::RequestRange(request)) => range_request(request).map(TxnOp::Range),
+        Some(request_op::Request::RequestPut(request)) => put_request(request).map(TxnOp::Put),
+        Some(request_op::Request::RequestDeleteRange(request)) => delete_request(request).map(TxnOp::Delete),
+        Some(request_op::Request::RequestTxn(request)) => txn_within(request, left).map(TxnOp::Txn),
+        None => Err(Status::invalid_argument(text::KEY_NOT_FOUND)),
+    }
+}
+
+fn compare(compare: pb::Compare) -> Converted<Compare> {
+    use pb::compare::{CompareResult, CompareTarget as Target, TargetUnion};
+    if compare.key.is_empty() {
+        return Err(Status::invalid_argument(text::EMPTY_KEY));
+    }
+    let given = compare.target_union;
+    // A value of another kind than the target's counts as none, and none as zero.
+    let target = match Target::try_from(compare.target) {
+        Ok(Target::Version) => CompareTarget::Version(match given {
+            Some(TargetUnion::Version(version)) => version,
+            _ => 0,
+        }),
+        Ok(Target::Create) => CompareTarget::Create(match given {
+            Some(TargetUnion::CreateRevision(revision)) => revision,
+            _ => 0,
+        }),
+        Ok(Target::Mod) => CompareTarget::Mod(match given {
+            Some(TargetUnion::ModRevision(revision)) => revision,
+            _ => 0,
+        }),
+        Ok(Target::Value) => CompareTarget::Value(match given {
+            Some(TargetUnion::Value(value)) => value,
+            _ => bytes::Bytes::new(),
+        }),
+        Ok(Target::Lease) => CompareTarget::Lease(match given {
+            Some(TargetUnion::Lease(lease)) => lease,
+            _ => 0,
+        }),
+        Err(_) => return Err(Status::invalid_argument("the compare's target is not one of the five")),
+    };
+    let op = match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => CompareOp::Equal,
+        Ok(CompareResult::Greater) => CompareOp::Greater,
+        Ok(CompareResult::Less) => CompareOp::Less,
+        Ok(CompareResult::NotEqual) => CompareOp::NotEqual,
+        Err(_) => return Err(Status::invalid_argument("the compare's result is not one of the four")),
+    };
+    Ok(Compare { range: KeyRange { key: compare.key, end: compare.range_end }, op, target })
+}
+
+/// The answer to a range.
+pub fn range_response(from: Header, response: RangeResponse) -> pb::RangeResponse {
+    ranged(header(from), response)
+}
+
+fn ranged(header: Option<ResponseHeader>, response: RangeResponse) -> pb::RangeResponse {
+    let kvs = response.kvs.into_iter().map(key_value).collect();
+    pb::RangeResponse { header, kvs, more: response.more, count: response.count }
+}
+
+/// The answer to a put.
+pub fn put_response(from: Header, response: PutResponse) -> pb::PutResponse {
+    pb::PutResponse { header: header(from), prev_kv: response.prev.map(key_value) }
+}
+
+/// The answer to a delete.
+pub fn delete_response(from: Header, response: DeleteResponse) -> pb::DeleteRangeResponse {
+    let prev_kvs = response.prevs.into_iter().map(key_value).collect();
+    pb::DeleteRangeResponse { header: header(from), deleted: response.deleted, prev_kvs }
+}
+
+/// The answer to a transaction. The answers within carry the revision that the store had, for the
+/// transaction itself, when they were made.
+pub fn txn_response(from: Header, response: TxnResponse) -> pb::TxnResponse {
+    let changed = changes(&response);
+    let mut at = from.revision - Revision::from(changed);
+    let after = from.revision;
+    pb::TxnResponse {
+        header: header(from),
+        succeeded: response.succeeded,
+        responses: within(response.responses, &mut at, after),
+    }
+}
+
+fn changes(response: &TxnResponse) -> bool {
+    response.responses.iter().any(|one| match one {
+        TxnOpResponse::Range(_) => false,
+        TxnOpResponse::Put(_) => true,
+        TxnOpResponse::Delete(deleted) => deleted.deleted > 0,
+        TxnOpResponse::Txn(nested) => changes(nested),
+    })
+}
+
+fn within(responses: Vec<TxnOpResponse>, at: &mut Revision, after: Revision) -> Vec<pb::ResponseOp> {
+    let mut one = |response: TxnOpResponse| match response {
+        TxnOpResponse::Range(response) => {
+            response_op::Response::ResponseRange(ranged(revision_only(*at), response))
+        }
+        TxnOpResponse::Put(response) => {
+            *at = after;
+            let prev_kv = response.prev.map(key_value);
+            response_op::Response::ResponsePut(pb::PutResponse { header: revision_only(*at), prev_kv })
+        }
+        TxnOpResponse::Delete(response) => {
+            if response.deleted > 0 {
+                *at = after;
+            }
+            response_op::Response::ResponseDeleteRange(pb::DeleteRangeResponse {
+                header: revision_only(*at),
+                deleted: response.deleted,
+                prev_kvs: response.prevs.into_iter().map(key_value).collect(),
+            })
+        }
+        TxnOpResponse::Txn(nested) => response_op::Response::ResponseTxn(pb::TxnResponse {
+            header: Some(ResponseHeader::default()),
+            succeeded: nested.succeeded,
+            responses: within(nested.responses, at, after),
+        }),
+    };
+    responses.into_iter().map(|response| pb::ResponseOp { response: Some(one(response)) }).collect()
 }

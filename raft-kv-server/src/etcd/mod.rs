@@ -1,13 +1,32 @@
 //! The etcd v3 API: one file for each service. A service maps messages to the crate's handle and
 //! back; it must never hold logic of its own about keys, leases or users.
 
+pub mod auth;
+pub mod cluster;
 pub mod convert;
+pub mod election;
 mod health;
+pub mod kv;
+mod large;
+pub mod lease;
+pub mod lock;
+pub mod maintenance;
+mod recipe;
 pub mod status;
 pub mod watch;
 
+use etcd_api::etcdserverpb::auth_server::AuthServer;
+use etcd_api::etcdserverpb::cluster_server::ClusterServer;
+use etcd_api::etcdserverpb::kv_server::KvServer;
+use etcd_api::etcdserverpb::lease_server::LeaseServer;
+use etcd_api::etcdserverpb::maintenance_server::MaintenanceServer;
+use etcd_api::etcdserverpb::watch_server::WatchServer;
+use etcd_api::v3electionpb::election_server::ElectionServer;
+use etcd_api::v3lockpb::lock_server::LockServer;
 use raft_kv::client::Handle;
+use raft_kv::limits::MAX_DOOR_MESSAGE_BYTES;
 use raft_kv::raft::Leadership;
+use raft_kv::raft::Role as Part;
 use raft_kv::types::{Caller, ClusterId, NodeId, Role};
 use tonic::service::Routes;
 use tonic::{Request, Status};
@@ -20,7 +39,23 @@ pub fn routes(etcd: Etcd) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let readable = "the descriptors that were built in can be read";
+    macro_rules! bounded {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(MAX_DOOR_MESSAGE_BYTES)
+                .max_encoding_message_size(usize::MAX)
+        };
+    }
+    let kv = bounded!(KvServer, kv::KvService::new(etcd.clone()));
     Routes::new(health::service(etcd.own_handle()))
+        .add_service(large::LargeRanges::new(kv, etcd.clone()))
+        .add_service(bounded!(WatchServer, watch::WatchService::new(etcd.clone())))
+        .add_service(bounded!(LeaseServer, lease::LeaseService::new(etcd.clone())))
+        .add_service(bounded!(ClusterServer, cluster::ClusterService::new(etcd.clone())))
+        .add_service(bounded!(MaintenanceServer, maintenance::MaintenanceService::new(etcd.clone())))
+        .add_service(bounded!(AuthServer, auth::AuthService::new(etcd.clone())))
+        .add_service(bounded!(LockServer, lock::LockService::new(etcd.clone())))
+        .add_service(bounded!(ElectionServer, election::ElectionService::new(etcd)))
         .add_service(reflection().build_v1().expect(readable))
         .add_service(reflection().build_v1alpha().expect(readable))
 }
@@ -82,13 +117,38 @@ impl Etcd {
     ///
     /// # Errors
     /// `Unauthenticated` for a token that is not valid.
+    /// And `Unavailable` where the caller wants a member with a leader (`hasleader`) and there is
+    /// none.
     #[allow(clippy::result_large_err)]
     pub fn handle_of<T>(&self, request: &Request<T>) -> Result<Handle, Status> {
         let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        if text("hasleader") == Some("true") && !self.has_leader() {
+            return Err(Status::unavailable(status::text::NO_LEADER));
+        }
         let token = text("token").or_else(|| text("authorization"));
-        let certificate = request.extensions().get::<Certificate>().map(|found| found.name.as_str());
+        let certificate = request.extensions().get::<Certificate>();
+        // A member's own certificate may do everything, as it may between members.
+        if token.is_none() && certificate.is_some_and(|found| found.role == Role::Manager) {
+            return Ok(self.handle.clone());
+        }
+        let certificate = certificate.map(|found| found.name.as_str());
         let caller = self.handle.caller(token, certificate).map_err(status::status)?;
         Ok(self.handle.clone().acting_as(caller))
+    }
+
+    /// Whether this member knows a leader; it counts as knowing one where nobody told.
+    fn has_leader(&self) -> bool {
+        self.leadership.as_ref().is_none_or(|leadership| leadership.borrow().leader.is_some())
+    }
+
+    /// Refuses what a learner does not answer: everything but its own old state.
+    #[allow(clippy::result_large_err)]
+    pub fn learner_may(&self, serializable: bool) -> Result<(), Status> {
+        let learns = |told: &tokio::sync::watch::Receiver<Leadership>| told.borrow().role == Part::Learner;
+        if !serializable && self.leadership.as_ref().is_some_and(learns) {
+            return Err(Status::unavailable(status::text::LEARNER));
+        }
+        Ok(())
     }
 
     /// The same for one whose caller is known.

@@ -196,7 +196,7 @@ impl DataDir {
             }
             _ => {}
         }
-        for name in ["log", "state", "state.old", "checkpoints", "incoming", "cert"] {
+        for name in ["log", "state", "state.old", "checkpoints", "incoming", "copies", "cert"] {
             match fs::remove_dir_all(self.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(self.wrong(format!("{name} can't be removed: {error}; {RIGHTS}")));

@@ -12,11 +12,13 @@ use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
 use super::ranges::RangeStream;
 use super::remote::Remote;
+use super::snapshot::Snapshot;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
+use crate::machine::read::RangeMeasure;
 use crate::machine::command::Command;
 use crate::pki::Credentials;
 use crate::types::{
@@ -43,6 +45,11 @@ pub struct Handle {
 fn unexpected(reply: &Reply) -> Error {
     let what = format!("the answer is of another kind than the question ({reply:?})");
     Error::Refused(Refusal::Malformed { what: what.chars().take(200).collect() })
+}
+
+/// A method that needs the member in this process.
+fn not_here(what: &str) -> Error {
+    Refusal::invalid("handle", format!("{what} only by a handle in the member's own process")).into()
 }
 
 macro_rules! expect {
@@ -138,6 +145,18 @@ impl Handle {
         }
     }
 
+    /// Refuses where the caller that this handle acts for has not the role root: to be asked before
+    /// what is no [`Call`], such as a copy of the whole state. Elsewhere the member asks it itself.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not, and see [`Error`].
+    pub async fn may_manage(&self) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_manage(&self.caller, self.patience).await,
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
     /// Changes users, roles or permissions.
     ///
     /// # Errors
@@ -229,6 +248,47 @@ impl Handle {
         match &self.door {
             Door::Local(local) => local.range_stream_as(&self.caller, request, self.patience).await,
             Door::Remote(_) => RangeStream::remote(self.clone(), request).await,
+        }
+    }
+
+    /// Sums what `weigh` says of each key that the answer to a range has, given the key with a
+    /// blank value and the value's length in bytes; no value is read. Only for a handle in the
+    /// member's own process.
+    ///
+    /// # Errors
+    /// As [`range_stream`](Self::range_stream).
+    pub async fn range_measure(
+        &self,
+        request: RangeRequest,
+        weigh: fn(&crate::types::KeyValue, u64) -> u64,
+    ) -> Result<(Header, RangeMeasure), Error> {
+        match &self.door {
+            Door::Local(local) => local.range_measure_as(&self.caller, request, weigh, self.patience).await,
+            Door::Remote(_) => Err(not_here("a range is measured")),
+        }
+    }
+
+    /// A whole copy of the member's state as a stream of bytes: see [`Snapshot`]. For root alone,
+    /// and for a handle in the member's own process.
+    ///
+    /// # Errors
+    /// [`NotDone::Busy`](crate::error::NotDone::Busy) where others are under way, and see [`Error`].
+    pub async fn snapshot(&self) -> Result<(Header, Snapshot), Error> {
+        match &self.door {
+            Door::Local(local) => local.snapshot_as(&self.caller, self.patience).await,
+            Door::Remote(_) => Err(not_here("a copy is made")),
+        }
+    }
+
+    /// The alarms that this member knows of, without waiting for anybody. Only for a handle in the
+    /// member's own process.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub fn alarms_here(&self) -> Result<Vec<(NodeId, AlarmKind)>, Error> {
+        match &self.door {
+            Door::Local(local) => local.read(crate::machine::read::alarms),
+            Door::Remote(_) => Err(not_here("alarms are looked up")),
         }
     }
 

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
+use super::snapshot::Copies;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
@@ -47,6 +48,8 @@ pub(super) struct Local {
     pub(super) password_checks: Semaphore,
     /// Counts of ranges that were answered lately.
     pub(super) counts: Mutex<Counts>,
+    /// Whole copies of the state that are being sent.
+    pub(super) copies: Copies,
 }
 
 /// The id of a token in the state: one for each role.

@@ -23,6 +23,8 @@ mod serve;
 #[cfg(feature = "node")]
 mod token;
 #[cfg(feature = "node")]
+mod snapshot;
+#[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]
 mod watch_set;
@@ -34,11 +36,15 @@ pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]
+pub use crate::machine::read::RangeMeasure;
+#[cfg(feature = "node")]
 pub use handle::Handle;
 #[cfg(feature = "node")]
 pub use node::{Node, credentials_of};
 #[cfg(feature = "node")]
 pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
+pub use snapshot::Snapshot;
 #[cfg(feature = "node")]
 pub use watch::Watch;
 #[cfg(feature = "node")]

@@ -17,6 +17,7 @@ use super::config::{
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
+use super::snapshot::Copies;
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
@@ -186,6 +187,7 @@ impl Node {
             spared: Mutex::default(),
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
             counts: Mutex::default(),
+            copies: Copies::new(dir.join("copies"))?,
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));

@@ -16,6 +16,7 @@ use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS};
 use crate::machine;
 use crate::machine::auth::Asked;
 use crate::machine::count::behind;
+use crate::machine::read::RangeMeasure;
 use crate::types::{Caller, Header, KeyRange, KeyValue, RangeRequest, RangeResponse, Revision, SortOrder};
 
 /// One part of a streamed range.
@@ -145,9 +146,19 @@ impl RangeStream {
                 Ok((kvs, more))
             }
             Source::Remote(handle) => {
-                let page = RangeRequest { limit: keys as i64, ..self.rest.clone() };
-                let (_, response) = handle.range(page).await?;
-                Ok((response.kvs, response.more))
+                let mut limit = keys as i64;
+                loop {
+                    let page = RangeRequest { limit, ..self.rest.clone() };
+                    match handle.range(page).await {
+                        // Its values are far larger than those of the part before.
+                        Err(Error::Refused(Refusal::Invalid { field, .. }))
+                            if field == "limit" && limit > 1 =>
+                        {
+                            limit = (limit / 8).max(1);
+                        }
+                        answered => return answered.map(|(_, found)| (found.kvs, found.more)),
+                    }
+                }
             }
         }
     }
@@ -181,7 +192,10 @@ impl Local {
     ) -> Result<(Revision, RangeResponse), Error> {
         let remembered = self.counts.lock().recall(&request.range, request.revision);
         let counted = remembered.is_some_and(|known| known.revision == request.revision);
-        let small = request.range.is_single() || (counted && (1..=100).contains(&request.limit));
+        let page = (1..=100).contains(&request.limit)
+            && machine::count::in_key_order(&request)
+            && !machine::count::has_filters(&request);
+        let small = request.range.is_single() || (counted && page);
         let (shell, asked, caller) = (self.shell.clone(), request.clone(), caller.clone());
         let read = move || {
             shell.read(|view| {
@@ -197,6 +211,31 @@ impl Local {
         Ok((revision, response))
     }
 
+    /// Measures the answer to a range for `caller`, if it may read it.
+    pub(super) async fn range_measure_as(
+        &self,
+        caller: &Caller,
+        request: RangeRequest,
+        weigh: fn(&KeyValue, u64) -> u64,
+        patience: Duration,
+    ) -> Result<(Header, RangeMeasure), Error> {
+        check(&request)?;
+        if !request.serializable {
+            self.barrier(patience).await?;
+        }
+        let caller = self.settle_caller(caller, patience).await?;
+        let shell = self.shell.clone();
+        let read = move || {
+            shell.read(|view| {
+                let what = Asked::Range(&request.range);
+                let measure = || machine::read::measure(view, &request, weigh);
+                serve(view, &caller, &what, !request.serializable, measure)
+            })
+        };
+        let (revision, measured) = run(true, read).await??;
+        Ok((self.header(revision), measured))
+    }
+
     /// Starts to read a range of any size for `caller`, if it may.
     pub(super) async fn range_stream_as(
         self: &Arc<Self>,
@@ -208,9 +247,10 @@ impl Local {
         if !request.serializable {
             self.barrier(patience).await?;
         }
+        let caller = self.settle_caller(caller, patience).await?;
         let what = Asked::Range(&request.range);
         let pin = |view: &dyn machine::Read| {
-            serve(view, caller, &what, !request.serializable, || machine::read::pin(view, request.revision))
+            serve(view, &caller, &what, !request.serializable, || machine::read::pin(view, request.revision))
         };
         let revision = self.read(pin)??;
         let header = self.header(revision);

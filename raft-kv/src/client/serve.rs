@@ -152,9 +152,9 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
     let begun = async {
         let caller = caller(local, &stream)?;
         let watch = local.watch_as(&caller, request, OWN_PATIENCE).await?;
-        Ok((local.now()?, watch, caller))
+        Ok((local.now()?, watch))
     };
-    let (header, mut watch, caller) = match begun.await {
+    let (header, mut watch) = match begun.await {
         Ok(begun) => begun,
         Err(error) => return answer(&mut stream, &Err(error)).await,
     };
@@ -167,7 +167,10 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
     loop {
         let batch = tokio::select! {
             biased;
-            Ok(()) = changes.changed() => match local.may_watch(&caller, &range) {
+            // Its name may be a user's only now.
+            Ok(()) = changes.changed() => match caller(local, &stream)
+                .and_then(|caller| local.may_watch(&caller, &range))
+            {
                 Ok(()) => continue,
                 Err(error) => Err(error),
             },

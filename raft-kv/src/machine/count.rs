@@ -24,13 +24,25 @@ pub struct Remembered {
     pub count: i64,
 }
 
-/// Counts that were answered lately, at most [`MAX_REMEMBERED_COUNTS`]; the one that was used the
-/// longest ago goes first.
+/// Revisions at which the count of one range is remembered.
+const REVISIONS: usize = 4;
+
+/// Counts that were answered lately, at most [`MAX_REMEMBERED_COUNTS`], half of them of what later
+/// pages have left: a reader that goes through many pages does not make others count. Of each half
+/// the one that was used the longest ago goes first.
 #[derive(Debug)]
 pub struct Counts {
     /// In the order of their use, the oldest first; no range twice at one revision.
-    entries: Vec<(KeyRange, Remembered)>,
+    entries: Vec<Entry>,
     worth: i64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    range: KeyRange,
+    one: Remembered,
+    /// Whether it was learned for a later page.
+    page: bool,
 }
 
 impl Default for Counts {
@@ -52,10 +64,10 @@ impl Counts {
             return None;
         }
         let wanted = if revision > 0 { revision } else { Revision::MAX };
-        let known = self.entries.iter().enumerate().filter(|(_, (known, _))| known == range);
-        let (at, _) = known.min_by_key(|(_, (_, one))| one.revision.abs_diff(wanted))?;
+        let known = self.entries.iter().enumerate().filter(|(_, known)| known.range == *range);
+        let (at, _) = known.min_by_key(|(_, known)| known.one.revision.abs_diff(wanted))?;
         let entry = self.entries.remove(at);
-        let found = entry.1;
+        let found = entry.one;
         self.entries.push(entry);
         Some(found)
     }
@@ -66,25 +78,34 @@ impl Counts {
         if request.range.is_single() {
             return;
         }
-        self.remember(request.range.clone(), Remembered { revision: at, count: response.count });
+        self.remember(request.range.clone(), Remembered { revision: at, count: response.count }, false);
         if !response.more || has_filters(request) || !in_key_order(request) {
             return;
         }
         if let Some(last) = response.kvs.last() {
             let count = response.count - response.kvs.len() as i64;
-            self.remember(behind(&request.range, &last.key), Remembered { revision: at, count });
+            self.remember(behind(&request.range, &last.key), Remembered { revision: at, count }, true);
         }
     }
 
-    fn remember(&mut self, range: KeyRange, one: Remembered) {
+    fn remember(&mut self, range: KeyRange, one: Remembered, page: bool) {
         if one.count < self.worth || range.key.len() + range.end.len() > MAX_REMEMBERED_RANGE_BYTES {
             return;
         }
-        self.entries.retain(|(known, other)| *known != range || other.revision != one.revision);
-        if self.entries.len() >= MAX_REMEMBERED_COUNTS {
-            self.entries.remove(0);
+        let page = page || self.entries.iter().any(|known| known.page && known.range == range);
+        self.entries.retain(|known| known.range != range || known.one.revision != one.revision);
+        self.forget(REVISIONS, |known| known.range == range);
+        self.forget(MAX_REMEMBERED_COUNTS / 2, |known| known.page == page);
+        self.entries.push(Entry { range, one, page });
+    }
+
+    /// Makes room for one more of a kind of which there may be `most`.
+    fn forget(&mut self, most: usize, kind: impl Fn(&Entry) -> bool) {
+        if self.entries.iter().filter(|known| kind(known)).count() >= most
+            && let Some(oldest) = self.entries.iter().position(kind)
+        {
+            self.entries.remove(oldest);
         }
-        self.entries.push((range, one));
     }
 }
 

@@ -93,13 +93,7 @@ impl Stored {
             Held::Inline(value) => return Ok(value.clone()),
             Held::Apart(bytes) => *bytes,
         };
-        let value = view.get(Table::Values, &past_key(key, self.mod_revision))?;
-        let value =
-            value.ok_or_else(|| damaged(Table::Values, "a value that can still be read is missing"))?;
-        if value.len() as u64 != bytes {
-            return Err(damaged(Table::Values, "a value is not as long as its record says"));
-        }
-        Ok(value)
+        check_value(view.get(Table::Values, &past_key(key, self.mod_revision))?, bytes)
     }
 
     /// With its key again, and a blank value: nothing is read.
@@ -118,6 +112,15 @@ impl Stored {
     pub fn load(&self, view: &dyn Read, key: Bytes) -> Result<KeyValue, StorageFailed> {
         let value = self.value(view, &key)?;
         Ok(KeyValue { value, ..self.without_value(key) })
+    }
+}
+
+/// A value that was found apart, if it is there and as long as its record says.
+pub fn check_value(found: Option<Bytes>, bytes: u64) -> Result<Bytes, StorageFailed> {
+    match found {
+        Some(value) if value.len() as u64 == bytes => Ok(value),
+        Some(_) => Err(damaged(Table::Values, "a value is not as long as its record says")),
+        None => Err(damaged(Table::Values, "a value that can still be read is missing")),
     }
 }
 

@@ -8,6 +8,7 @@ use super::format::{
     Held, Stored, Superseded, decode, from_ordered, load_meta, meta, ordered, past_key, split_past, unescape,
 };
 use super::store::{Read, Table};
+use super::values::ValueReader;
 use crate::error::StorageFailed;
 use crate::planted;
 use crate::types::{ClusterId, Revision, SnapshotMeta};
@@ -68,6 +69,7 @@ pub fn keys(view: &dyn Read, revision: Revision, compacted: Revision) -> Result<
         Ok::<_, StorageFailed>((key, past.end, past.stored))
     });
     let (mut live, mut past) = (live.peekable(), past.peekable());
+    let mut values = ValueReader::new(view);
     let mut crc = 0;
     loop {
         let first = match (live.peek(), past.peek()) {
@@ -86,7 +88,7 @@ pub fn keys(view: &dyn Read, revision: Revision, compacted: Revision) -> Result<
         for number in [stored.create_revision, stored.mod_revision, stored.version, stored.lease, end] {
             add(&mut crc, &number.to_le_bytes());
         }
-        add(&mut crc, &stored.value(view, &unescape(&split_past(&key)?.0)?)?);
+        add(&mut crc, &values.value(&unescape(&split_past(&key)?.0)?, &stored)?);
     }
 }
 

@@ -34,6 +34,7 @@ mod tests;
 mod trust;
 mod txn;
 pub mod validate;
+mod values;
 mod versions;
 
 pub use command::{Answer, Command, Outcome, Proposal};

@@ -12,6 +12,7 @@ use super::count::behind;
 use super::format::Stored;
 use super::stop::Stop;
 use super::store::Read;
+use super::values::ValueReader;
 use super::versions::{count, versions};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::{MAX_DELETE_BYTES, MAX_RANGE_BYTES};
@@ -19,6 +20,17 @@ use crate::types::{KeyValue, RangeRequest, RangeResponse, Revision, SortOrder, S
 
 /// Bytes that an answered key takes besides key and value.
 const KEY_OVERHEAD: usize = 64;
+
+/// What [`measure`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RangeMeasure {
+    /// The sum over the keys of the answer.
+    pub sum: u64,
+    /// Keys in the range, the limit ignored.
+    pub count: i64,
+    /// Whether the limit cuts some off.
+    pub more: bool,
+}
 
 /// Bytes that the answer to one request may still have.
 #[derive(Debug)]
@@ -48,8 +60,7 @@ impl Budget {
 }
 
 fn too_large() -> Refusal {
-    let why = format!("the answer would have more than {MAX_RANGE_BYTES} bytes; ask for it in pages");
-    Refusal::invalid("limit", why)
+    Refusal::AnswerTooLarge { max: MAX_RANGE_BYTES as u64 }
 }
 
 fn size(kv: &KeyValue) -> usize {
@@ -115,16 +126,41 @@ pub fn page(
 ) -> Result<(Vec<KeyValue>, bool), StorageFailed> {
     let mut kvs: Vec<KeyValue> = Vec::new();
     let mut taken = 0;
+    let mut values = ValueReader::new(view);
     for pair in versions(view, &request.range, at) {
         let (key, stored) = pair?;
         if kvs.len() >= keys || taken >= bytes {
             return Ok((kvs, true));
         }
-        let kv = if request.keys_only { stored.without_value(key) } else { stored.load(view, key)? };
+        let value = if request.keys_only { Bytes::new() } else { values.value(&key, &stored)? };
+        let kv = KeyValue { value, ..stored.without_value(key) };
         taken += size(&kv);
         kvs.push(kv);
     }
     Ok((kvs, false))
+}
+
+/// Sums what `weigh` says of each key that the answer has, given the key with a blank value and the
+/// length of the value that the answer has, in bytes. Reads no value.
+pub fn measure(
+    view: &dyn Read,
+    request: &RangeRequest,
+    at: Option<Revision>,
+    weigh: fn(&KeyValue, u64) -> u64,
+) -> Result<RangeMeasure, StorageFailed> {
+    let limit = if request.limit > 0 { request.limit } else { i64::MAX };
+    let mut measured = RangeMeasure::default();
+    for pair in versions(view, &request.range, at) {
+        let (key, stored) = pair?;
+        measured.count += 1;
+        if measured.count > limit {
+            measured.more = true;
+        } else {
+            let value = if request.keys_only { 0 } else { stored.value_len() as u64 };
+            measured.sum += weigh(&stored.without_value(key), value);
+        }
+    }
+    Ok(measured)
 }
 
 /// Whether the answer's order is the one in which keys are read.
@@ -224,12 +260,16 @@ impl<'a> Picked<'a> {
     /// The answer: only now values are read, of those alone that are in it.
     fn finish(mut self, view: &dyn Read) -> Result<(Vec<KeyValue>, bool), StorageFailed> {
         self.cut();
+        let mut values = ValueReader::new(view);
         let answer = |one: Candidate| match self.request {
             RangeRequest { keys_only: true, .. } => Ok(one.stored.without_value(one.key)),
             RangeRequest { sort_target: SortTarget::Value, .. } => {
                 Ok(KeyValue { value: one.value, ..one.stored.without_value(one.key) })
             }
-            _ => one.stored.load(view, one.key),
+            _ => {
+                let value = values.value(&one.key, &one.stored)?;
+                Ok(KeyValue { value, ..one.stored.without_value(one.key) })
+            }
         };
         let kvs = self.found.into_iter().map(answer).collect::<Result<_, StorageFailed>>()?;
         Ok((kvs, self.more))

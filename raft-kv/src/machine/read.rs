@@ -22,6 +22,8 @@ use crate::types::{
 };
 
 pub use super::alarm::{alarms, check_read};
+pub use super::range::RangeMeasure;
+
 pub use super::hash::hash;
 
 /// Reads keys; with the store's current revision, for the header.
@@ -65,6 +67,22 @@ pub fn page(
         check_revision(request.revision, current, compacted(view)?)?;
         let (kvs, more) = range::page(view, request, read_at(request.revision, current), keys, bytes)?;
         Ok((current, kvs, more))
+    })())
+}
+
+/// Sums what `weigh` says of each key that the answer to `request` has: see [`RangeMeasure`]. Reads
+/// no value. With the current revision.
+pub fn measure(
+    view: &dyn Read,
+    request: &RangeRequest,
+    weigh: fn(&KeyValue, u64) -> u64,
+) -> Settled<(Revision, RangeMeasure)> {
+    settle((|| {
+        validate_range(request)?;
+        let current = current_revision(view)?;
+        check_revision(request.revision, current, compacted(view)?)?;
+        let at = read_at(request.revision, current);
+        Ok((current, range::measure(view, request, at, weigh)?))
     })())
 }
 

@@ -51,3 +51,7 @@ impl Ready {
         self.turns.len()
     }
 }
+
+#[cfg(test)]
+#[path = "ready_tests.rs"]
+mod tests;

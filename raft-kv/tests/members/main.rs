@@ -2,6 +2,7 @@
 
 #![cfg(feature = "node")]
 
+mod permissions;
 mod ranges;
 mod recovery;
 mod serving;

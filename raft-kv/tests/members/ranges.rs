@@ -126,6 +126,29 @@ async fn a_stream_is_refused_or_ends_where_it_can_not_go_on() {
     node.shutdown().await.unwrap();
 }
 
+/// Parts grow over small values until one would have more than any answer may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_goes_on_where_values_become_large() {
+    let (_dir, node, doors) = both_doors("large").await;
+    const LARGE: usize = 900 * 1024;
+    for number in 0..80 {
+        doors[0].put(put(&format!("mixed/1/{number:03}"), &"x".repeat(LARGE))).await.unwrap();
+    }
+    for number in 0..200 {
+        doors[0].put(put(&format!("mixed/0/{number:03}"), "x")).await.unwrap();
+    }
+    for handle in &doors {
+        let request = RangeRequest { range: KeyRange::prefix("mixed/"), ..RangeRequest::default() };
+        let refused = handle.range(request.clone()).await.err();
+        assert!(matches!(refused, Some(Error::Refused(Refusal::Invalid { .. }))), "{refused:?}");
+        let found = keys(collect(handle, request, false).await);
+        let bytes: usize = found.iter().map(|kv| kv.value.len()).sum();
+        assert_eq!((found.len(), bytes), (280, 80 * LARGE + 200));
+        assert!(found.is_sorted_by(|a, b| a.key < b.key));
+    }
+    node.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_count_what_is_left_while_others_write() {
     let (_dir, node, doors) = both_doors("pages").await;

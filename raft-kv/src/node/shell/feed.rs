@@ -3,6 +3,7 @@
 //! up, and makes checkpoints.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,7 @@ pub(super) struct Feed {
     pub(super) back: Sender<ToDecide>,
     pub(super) collected: watch::Sender<Revision>,
     pub(super) auth: watch::Sender<u64>,
+    pub(super) auth_counts: Arc<AtomicBool>,
 }
 
 impl Feed {
@@ -134,7 +136,8 @@ impl Feed {
 
     /// Tells who serves watches that users or roles are others now.
     fn announce(&self, report: &Report) {
-        if let Some(revision) = report.auth {
+        if let Some((revision, enabled)) = report.auth {
+            self.auth_counts.store(enabled, Ordering::Release);
             self.auth.send_replace(revision);
         }
     }

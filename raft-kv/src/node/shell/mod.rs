@@ -13,7 +13,7 @@ mod watch_set;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,6 +88,7 @@ pub struct Shell {
     log_stats: Arc<Mutex<Stats>>,
     collected: watch::Receiver<Revision>,
     auth: watch::Receiver<u64>,
+    auth_counts: Arc<AtomicBool>,
     incoming: Arc<Incoming>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -104,7 +105,9 @@ impl Shell {
             world.members(members);
         }
         let watches = Arc::new(Watches::new(start.revision));
-        let (auth_sender, auth) = watch::channel(start.auth.unwrap_or(0));
+        let (auth_revision, auth_counts) = start.auth.unwrap_or_default();
+        let (auth_sender, auth) = watch::channel(auth_revision);
+        let auth_counts = Arc::new(AtomicBool::new(auth_counts));
         let replica = Replica::new(&identity, log, start)?;
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
@@ -125,6 +128,7 @@ impl Shell {
             back: to_decide.clone(),
             collected: collected_sender,
             auth: auth_sender,
+            auth_counts: auth_counts.clone(),
         };
         let decide = decide::Decide {
             replica,
@@ -156,6 +160,7 @@ impl Shell {
             log_stats,
             collected,
             auth,
+            auth_counts,
             incoming,
             threads: Mutex::new(threads),
         })
@@ -214,6 +219,12 @@ impl Shell {
     /// The revision of users and roles, each time that they changed.
     pub fn auth_changes(&self) -> watch::Receiver<u64> {
         self.auth.clone()
+    }
+
+    /// Whether users and roles count, by all that this member has applied and reported: what spares
+    /// a look at the state while they do not.
+    pub fn auth_counts(&self) -> bool {
+        self.auth_counts.load(Ordering::Acquire)
     }
 
     /// Syncs and bytes of the log so far.

@@ -1,7 +1,11 @@
 //! The Watch service over a real member of its own, in this process.
 
 mod bugs;
+mod model;
 mod protocol;
+mod recipes;
+mod scale;
+mod transport;
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -64,13 +68,24 @@ impl World {
 
     /// Stops the member and starts it again: nothing is in memory any more, and what was is to be
     /// read from the disk.
-    async fn restart(&mut self) {
-        self.node.take().unwrap().shutdown().await.unwrap();
-        let dir = self.folder.path().join("one");
-        let node = Node::open(&dir, Overrides::default(), tuning()).await.unwrap();
-        (self.handle, self.service) = (node.handle(), WatchService::new(etcd(&node)));
-        self.node = Some(node);
-        self.delete("nothing").await;
+    async fn restarted(self) -> Self {
+        let Self { node, folder, handle, service } = self;
+        drop((handle, service));
+        node.unwrap().shutdown().await.unwrap();
+        let dir = folder.path().join("one");
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let node = loop {
+            // The tasks of its streams may hold it a moment longer.
+            match Node::open(&dir, Overrides::default(), tuning()).await {
+                Ok(node) => break node,
+                Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+            }
+            tokio::task::yield_now().await;
+        };
+        let (handle, service) = (node.handle(), WatchService::new(etcd(&node)));
+        let world = Self { node: Some(node), handle, service, folder };
+        world.delete("nothing").await;
+        world
     }
 
     pub(crate) async fn put(&self, key: &str, value: &str) -> Revision {

@@ -114,7 +114,7 @@ async fn a_start_that_is_compacted_is_told_where_history_begins() {
     world.handle.compact(6, true).await.unwrap();
     for restarted in [false, true] {
         if restarted {
-            world.restart().await;
+            world = world.restarted().await;
         }
         let mut client = world.open();
         let id = client.created(WatchCreateRequest { start_revision: 5, ..watch("a") }).await;
@@ -140,14 +140,14 @@ async fn large_revisions_come_in_parts_to_those_who_ask() {
     let mut client = world.open();
     let whole = client.created(watch_prefix("large/")).await;
     let parts = client.created(WatchCreateRequest { fragment: true, ..watch_prefix("large/") }).await;
+    let asked =
+        WatchCreateRequest { prev_kv: true, fragment: true, filters: vec![0], ..watch_prefix("large/") };
+    let before = client.created(asked).await;
     let keys: Vec<String> = (0..100).map(|number| format!("large/{number:03}")).collect();
     for (start, fill) in [(0, 1u8), (50, 2)] {
         // Two requests below the limit; one delete of all makes a revision above it.
         world.put_all(keys[start..start + 50].iter().map(|key| (key.clone(), vec![fill; 28_000]))).await;
     }
-    let asked =
-        WatchCreateRequest { prev_kv: true, fragment: true, filters: vec![0], ..watch_prefix("large/") };
-    let before = client.created(asked).await;
     let range = KeyRange::prefix("large/");
     world.handle.delete(DeleteRequest { range, prev_kv: false }).await.unwrap();
     let mut revisions = vec![Vec::new(); 3];

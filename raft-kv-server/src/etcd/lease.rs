@@ -74,8 +74,7 @@ impl Lease for LeaseService {
         let handle = self.etcd.handle_of(&request)?;
         self.etcd.learner_may(false)?;
         let request = request.into_inner();
-        let (header, lease) =
-            handle.lease_time_to_live(request.id, request.keys).await.map_err(status)?;
+        let (header, lease) = handle.lease_time_to_live(request.id, request.keys).await.map_err(status)?;
         Ok(Response::new(LeaseTimeToLiveResponse {
             header: convert::header(header),
             id: request.id,

@@ -69,9 +69,10 @@ impl Maintenance for MaintenanceService {
         };
         let (header, before) = handle.alarm(Asked::List(None)).await.map_err(status)?;
         match (Action::try_from(request.action), kind) {
-            (Ok(Action::Get), kind) => {
-                answer(header, before.into_iter().filter(|(_, one)| kind.is_none_or(|kind| kind == *one)).collect())
-            }
+            (Ok(Action::Get), kind) => answer(
+                header,
+                before.into_iter().filter(|(_, one)| kind.is_none_or(|kind| kind == *one)).collect(),
+            ),
             (Ok(Action::Activate), Some(kind)) => {
                 let (header, _) = handle.alarm(Asked::Raise(member, kind)).await.map_err(status)?;
                 answer(header, vec![(member, kind)])

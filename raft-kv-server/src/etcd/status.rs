@@ -55,13 +55,9 @@ fn refused(refusal: Refusal) -> Status {
             (InvalidArgument, text::TOO_LARGE)
         }
         Refusal::TooManyOps { .. } | Refusal::NestedTooDeep { .. } => (InvalidArgument, text::TOO_MANY_OPS),
-        Refusal::DuplicateKey { .. } => {
-            (InvalidArgument, "etcdserver: duplicate key given in txn request")
-        }
+        Refusal::DuplicateKey { .. } => (InvalidArgument, "etcdserver: duplicate key given in txn request"),
         Refusal::EmptyRange => (InvalidArgument, "mvcc: watcher range is empty"),
-        Refusal::Compacted { .. } => {
-            (OutOfRange, "etcdserver: mvcc: required revision has been compacted")
-        }
+        Refusal::Compacted { .. } => (OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
         Refusal::FutureRevision { .. } => {
             (OutOfRange, "etcdserver: mvcc: required revision is a future revision")
         }
@@ -76,10 +72,9 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::StaleLeader { .. } => return Status::unavailable("etcdserver: leader changed"),
         Refusal::MemberNotFound { .. } => (NotFound, "etcdserver: member not found"),
         Refusal::MemberTaken { .. } => (FailedPrecondition, "etcdserver: Peer URLs already exists"),
-        Refusal::MemberNeeded { .. } => (
-            FailedPrecondition,
-            "etcdserver: re-configuration failed due to not enough started members",
-        ),
+        Refusal::MemberNeeded { .. } => {
+            (FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members")
+        }
         Refusal::TooManyMembers { .. } => {
             (FailedPrecondition, "etcdserver: too many learner members in cluster")
         }
@@ -109,20 +104,15 @@ fn auth(why: &AuthRefusal) -> Status {
     use Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated};
     let (code, text) = match why {
         AuthRefusal::Denied => (PermissionDenied, "etcdserver: permission denied"),
-        AuthRefusal::NoUser | AuthRefusal::UserEmpty => {
-            (InvalidArgument, "etcdserver: user name is empty")
-        }
+        AuthRefusal::NoUser | AuthRefusal::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
         AuthRefusal::InvalidToken => (Unauthenticated, "etcdserver: invalid auth token"),
         AuthRefusal::OldRevision => (InvalidArgument, "etcdserver: revision of auth store is old"),
-        AuthRefusal::Failed | AuthRefusal::NoPassword => (
-            InvalidArgument,
-            "etcdserver: authentication failed, invalid user ID or password",
-        ),
+        AuthRefusal::Failed | AuthRefusal::NoPassword => {
+            (InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
+        }
         AuthRefusal::NotEnabled => (FailedPrecondition, "etcdserver: authentication is not enabled"),
         AuthRefusal::RootMissing => (FailedPrecondition, "etcdserver: root user does not exist"),
-        AuthRefusal::RootRoleMissing => {
-            (FailedPrecondition, "etcdserver: root user does not have root role")
-        }
+        AuthRefusal::RootRoleMissing => (FailedPrecondition, "etcdserver: root user does not have root role"),
         AuthRefusal::RootNeeded => (InvalidArgument, "etcdserver: invalid auth management"),
         AuthRefusal::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
         AuthRefusal::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
@@ -156,9 +146,7 @@ fn not_done(why: &NotDone) -> Status {
 fn unknown(why: &Unknown) -> Status {
     Status::unavailable(match why {
         Unknown::Deadline | Unknown::Overtaken => "etcdserver: request timed out",
-        Unknown::LeaderChanged => {
-            "etcdserver: request timed out, possibly due to previous leader failure"
-        }
+        Unknown::LeaderChanged => "etcdserver: request timed out, possibly due to previous leader failure",
         Unknown::ConnectionLost => "etcdserver: request timed out, possibly due to connection lost",
         Unknown::ShuttingDown => "etcdserver: server stopped",
     })

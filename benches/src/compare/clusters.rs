@@ -161,7 +161,7 @@ impl RaftKv {
     /// # Errors
     /// What can't be started.
     pub async fn start(binary: &Path, dir: &Path) -> Result<Self, String> {
-        let members = Members::start(binary, dir, MEMBERS).await?;
+        let members = Members::start_with_etcd(binary, dir, MEMBERS).await?;
         let out = dir.join("certificate");
         let mut issue = Command::new(binary);
         issue.args(["cert", "issue", "bench"]).arg("--out").arg(&out);
@@ -175,20 +175,10 @@ impl RaftKv {
         let endpoints = members
             .members()
             .iter()
-            .map(|member| Place::parse(&etcd_url(&dir.join(format!("{}.out", member.name)))?, true))
+            .map(|member| Place::parse(&member.etcd_addr, true))
             .collect::<Result<_, _>>()?;
         Ok(Self { members, endpoints, tls })
     }
-}
-
-/// Where a member serves etcd's clients: it says so in its first line.
-fn etcd_url(out: &Path) -> Result<String, String> {
-    let said = fs::read_to_string(out).map_err(|error| format!("{}: {error}", out.display()))?;
-    let url = said.lines().find_map(|line| {
-        let line: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(line["etcd_url"].as_str()?.to_owned())
-    });
-    url.ok_or_else(|| format!("{}: no etcd_url in {said:?}", out.display()))
 }
 
 impl Cluster for RaftKv {

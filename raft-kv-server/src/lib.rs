@@ -3,3 +3,4 @@
 //! decided about the store here.
 
 pub mod etcd;
+pub mod gateway;

@@ -29,7 +29,16 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::ServiceExt;
 
+use crate::etcd::auth::AuthService;
+use crate::etcd::cluster::ClusterService;
+use crate::etcd::election::ElectionService;
+use crate::etcd::kv::KvService;
+use crate::etcd::lease::LeaseService;
+use crate::etcd::lock::LockService;
+use crate::etcd::maintenance::MaintenanceService;
+use crate::etcd::watch::WatchService;
 use crate::etcd::{self, Certificate, Etcd};
+use crate::gateway;
 use crate::http as pages;
 use crate::metrics::Metrics;
 
@@ -64,6 +73,31 @@ enum Stage {
     Closed,
 }
 
+/// The services as the gateway asks them.
+fn services(
+    etcd: &Etcd,
+) -> gateway::Services<
+    KvService,
+    WatchService,
+    LeaseService,
+    ClusterService,
+    MaintenanceService,
+    AuthService,
+    LockService,
+    ElectionService,
+> {
+    gateway::Services {
+        kv: Arc::new(KvService::new(etcd.clone())),
+        watch: Arc::new(WatchService::new(etcd.clone())),
+        lease: Arc::new(LeaseService::new(etcd.clone())),
+        cluster: Arc::new(ClusterService::new(etcd.clone())),
+        maintenance: Arc::new(MaintenanceService::new(etcd.clone())),
+        auth: Arc::new(AuthService::new(etcd.clone())),
+        lock: Arc::new(LockService::new(etcd.clone())),
+        election: Arc::new(ElectionService::new(etcd.clone())),
+    }
+}
+
 impl Door {
     /// Serves `node`'s clients on `listener`. Call it within a tokio runtime.
     ///
@@ -86,7 +120,7 @@ impl Door {
         if let Some(leadership) = etcd.own_handle().leadership() {
             tokio::spawn(count_leaders(metrics.clone(), leadership));
         }
-        let json_api = axum::Router::new();
+        let json_api = gateway::router(&services(&etcd));
         let (stage, _) = watch::channel(Stage::Open);
         let connections = Arc::new(Semaphore::new(limits::MAX_DOOR_CONNECTIONS));
         let shared = Arc::new(Shared {

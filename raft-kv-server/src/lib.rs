@@ -5,5 +5,6 @@
 pub mod door;
 pub mod etcd;
 pub mod foreign;
+pub mod gateway;
 pub mod http;
 pub mod metrics;

@@ -16,8 +16,15 @@ use tonic::Request;
 async fn member(folder: &std::path::Path) -> Node {
     let listen_addr = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let tuning = Tuning { log_segment_bytes: 1024 * 1024, ..Tuning::default() };
-    let config =
-        Config { data_dir: folder.join("a"), name: "a".into(), listen_addr, advertise_addr: None, tuning };
+    let config = Config {
+        data_dir: folder.join("a"),
+        name: "a".into(),
+        listen_addr,
+        advertise_addr: None,
+        client_addr: None,
+        advertise_client_addr: None,
+        tuning,
+    };
     let node = Node::init(config).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while node.handle().get("x").await.is_err() {

@@ -148,6 +148,11 @@ pub const MAX_SERVED_REQUESTS: usize = 8192;
 
 /// Largest frame of a request, in bytes: a largest request and what surrounds it.
 pub const MAX_REQUEST_FRAME_BYTES: usize = MAX_REQUEST_BYTES + 64 * 1024;
+/// Largest JSON value that the gateway reads as one request, in bytes: a largest request in base64,
+/// and what surrounds it.
+pub const MAX_JSON_REQUEST_BYTES: usize = MAX_REQUEST_BYTES / 3 * 4 + 512 * 1024;
+/// Values in one request in JSON: bounds what a few bytes of it may become in memory.
+pub const MAX_JSON_VALUES: usize = 64 * 1024;
 /// Largest frame of an answer, in bytes: a largest range and what surrounds it.
 pub const MAX_ANSWER_FRAME_BYTES: usize = MAX_RANGE_BYTES + MAX_REQUEST_FRAME_BYTES;
 /// Largest frame of somebody who has not joined yet, in bytes.

@@ -176,7 +176,12 @@ async fn alarms_and_members_records_are_changed_through_any_member() {
     two.alarm(AlarmRequest::Raise(alarm.0, AlarmKind::Corrupt)).await.unwrap();
     let corrupt = Error::from(Refusal::Alarmed { kind: AlarmKind::Corrupt });
     assert_eq!(one.get("k").await.unwrap_err(), corrupt);
-    let record = MemberRecord { id: nodes[1].id(), name: "renamed".into(), addr: nodes[1].addr().into() };
+    let record = MemberRecord {
+        id: nodes[1].id(),
+        name: "renamed".into(),
+        addr: nodes[1].addr().into(),
+        client_url: String::new(),
+    };
     let (_, members) = one.member_update(record.clone()).await.unwrap();
     assert!(members.iter().any(|member| member.record == record), "{members:?}");
     two.alarm(AlarmRequest::End(alarm.0, AlarmKind::Corrupt)).await.unwrap();

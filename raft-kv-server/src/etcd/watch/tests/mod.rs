@@ -52,6 +52,8 @@ pub(crate) fn config(folder: &Path) -> Config {
         name: "one".into(),
         listen_addr,
         advertise_addr: None,
+        client_addr: None,
+        advertise_client_addr: None,
         tuning: tuning(),
     }
 }

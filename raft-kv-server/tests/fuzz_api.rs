@@ -12,7 +12,7 @@ use raft_kv_server::gateway::json;
 
 /// What the server makes of a service's messages: by the target's name, of an input as the target
 /// gets it. A conversion must refuse or convert, never panic.
-const CONVERSIONS: &[(&str, fn(&[u8]))] = &[];
+const CONVERSIONS: &[api::Target] = &[];
 
 /// Inputs longer than this are replayed as they are only.
 const MUTATED_UP_TO: usize = 1024;
@@ -23,7 +23,7 @@ fn every_input_met_so_far_keeps_the_properties() {
     let seeds = api::seeds();
     let mut met: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, target) in api::TARGETS {
-        let targets: Vec<fn(&[u8])> = CONVERSIONS
+        let targets: Vec<_> = CONVERSIONS
             .iter()
             .filter(|(of, _)| of == name)
             .map(|(_, convert)| *convert)

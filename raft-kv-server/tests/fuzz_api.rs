@@ -8,11 +8,50 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use etcd_api::etcdserverpb as pb;
+use prost::Message;
+use raft_kv::machine::{Command, validate};
+use raft_kv_server::etcd::convert;
 use raft_kv_server::gateway::json;
+use tonic::{Code, Status};
 
 /// What the server makes of a service's messages: by the target's name, of an input as the target
 /// gets it. A conversion must refuse or convert, never panic.
-const CONVERSIONS: &[api::Target] = &[];
+const CONVERSIONS: &[api::Target] = &[("api_kv", kv)];
+
+/// Whatever a message of KV says is refused as etcd refuses it, or is a request that the machine
+/// can judge.
+fn kv(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    if first & 0x80 != 0 {
+        return;
+    }
+    match usize::from(first & 0x7f) % api::KV.len() {
+        0 => drop(pb::RangeRequest::decode(rest).map(convert::range_request)),
+        1 => judge(pb::PutRequest::decode(rest), convert::put_request, Command::Put),
+        2 => judge(pb::DeleteRangeRequest::decode(rest), convert::delete_request, Command::Delete),
+        3 => judge(pb::TxnRequest::decode(rest), convert::txn_request, Command::Txn),
+        _ => {}
+    }
+}
+
+fn judge<M, R>(
+    message: Result<M, prost::DecodeError>,
+    convert: fn(M) -> Result<R, Status>,
+    command: fn(R) -> Command,
+) {
+    let Ok(message) = message else { return };
+    match convert(message) {
+        Ok(request) => {
+            let command = command(request);
+            let _ = (validate(&command), command.size());
+        }
+        Err(status) => assert!(
+            matches!(status.code(), Code::InvalidArgument | Code::NotFound | Code::OutOfRange),
+            "{status}"
+        ),
+    }
+}
 
 /// Inputs longer than this are replayed as they are only.
 const MUTATED_UP_TO: usize = 1024;

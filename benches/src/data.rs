@@ -48,7 +48,12 @@ pub fn entry(index: Index, bytes: usize) -> Entry {
 pub fn genesis() -> Genesis {
     Genesis {
         cluster: ClusterId(1),
-        member: MemberRecord { id: NodeId(1), name: "n1".into(), addr: "127.0.0.1:1".into() },
+        member: MemberRecord {
+            id: NodeId(1),
+            name: "n1".into(),
+            addr: "127.0.0.1:1".into(),
+            ..Default::default()
+        },
         root_cert: Bytes::from_static(b"certificate"),
         root_key: Bytes::from_static(b"key"),
         tokens: Vec::new(),

@@ -31,6 +31,12 @@ pub fn processor_time() -> Duration {
     ticks(&stat).map_or(Duration::ZERO, |ticks| Duration::from_secs_f64(ticks as f64 / TICKS))
 }
 
+/// Processor time that another process has used; none for one that has ended.
+pub fn processor_time_of(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    ticks(&stat).map_or(Duration::ZERO, |ticks| Duration::from_secs_f64(ticks as f64 / TICKS))
+}
+
 /// User and system time in a line of `/proc/PID/stat`.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;

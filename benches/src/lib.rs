@@ -3,6 +3,7 @@
 //! Every number is printed with what it depends on: the disk's own speed, the load of the machine,
 //! its kernel. A program that measures never decides whether a number is good.
 
+pub mod compare;
 pub mod data;
 pub mod host;
 pub mod load;

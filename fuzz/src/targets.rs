@@ -129,7 +129,12 @@ pub fn machine(bytes: &[u8]) {
 fn genesis() -> Genesis {
     Genesis {
         cluster: ClusterId(7),
-        member: MemberRecord { id: NodeId(1), name: "n1".to_owned(), addr: "127.0.0.1:1".to_owned() },
+        member: MemberRecord {
+            id: NodeId(1),
+            name: "n1".to_owned(),
+            addr: "127.0.0.1:1".to_owned(),
+            ..Default::default()
+        },
         root_cert: Bytes::from_static(b"certificate"),
         root_key: Bytes::from_static(b"key"),
         tokens: vec![],

@@ -5,7 +5,7 @@
 //! stack unwinds.
 
 use std::fs::{self, File};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ pub struct Member {
     pub data_dir: PathBuf,
     /// `host:port` for peers and clients.
     pub addr: String,
+    /// `host:port` for etcd's clients.
+    pub etcd_addr: String,
     /// Its id in the cluster, hexadecimal.
     pub id: String,
     child: Option<Child>,
@@ -65,6 +67,8 @@ pub struct Cluster {
     binary: PathBuf,
     dir: PathBuf,
     members: Vec<Member>,
+    /// Whether members open the door for etcd's clients.
+    etcd: bool,
 }
 
 impl Cluster {
@@ -74,11 +78,23 @@ impl Cluster {
     /// # Errors
     /// A member that does not start, with the end of its log.
     pub async fn start(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
+        Self::start_cluster(binary, dir, nodes, false).await
+    }
+
+    /// The same with every member's door for etcd's clients open, each on a port of its own.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start).
+    pub async fn start_with_etcd(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
+        Self::start_cluster(binary, dir, nodes, true).await
+    }
+
+    async fn start_cluster(binary: &Path, dir: &Path, nodes: usize, etcd: bool) -> Result<Self, String> {
         if !binary.is_file() {
             return Err(format!("there is no binary {}; build raft-kv-server first", binary.display()));
         }
         fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let mut cluster = Self { binary: binary.to_owned(), dir: dir.to_owned(), members: Vec::new() };
+        let mut cluster = Self { binary: binary.to_owned(), dir: dir.to_owned(), members: Vec::new(), etcd };
         cluster.add(&["init"])?;
         let handle = cluster.connect(&[0]).await?;
         if nodes > 1 {
@@ -236,12 +252,14 @@ impl Cluster {
     fn add(&mut self, words: &[&str]) -> Result<usize, String> {
         let name = format!("n{}", self.members.len() + 1);
         let addr = free_addr()?.to_string();
+        let etcd_addr = if self.etcd { free_tcp_addr()?.to_string() } else { "off".to_owned() };
         let data_dir = self.dir.join(&name);
         let mut command = self.command(words);
         command.arg("--data-dir").arg(&data_dir);
         command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
+        command.args(["--etcd-addr", &etcd_addr]);
         let index = self.members.len();
-        self.members.push(Member { name, data_dir, addr, id: String::new(), child: None });
+        self.members.push(Member { name, data_dir, addr, etcd_addr, id: String::new(), child: None });
         self.launch(index, command)?;
         self.await_serving(index)?;
         Ok(index)
@@ -365,6 +383,10 @@ fn free_addr() -> Result<SocketAddr, String> {
     UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).map_err(|error| error.to_string())
 }
 
+fn free_tcp_addr() -> Result<SocketAddr, String> {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,9 +402,17 @@ mod tests {
     fn asleep(dir: &Path) -> Cluster {
         let mut command = Command::new("sleep");
         command.arg("60");
-        let mut cluster = Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new() };
+        let mut cluster =
+            Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new(), etcd: false };
         let (name, data_dir) = ("n1".to_owned(), dir.join("n1"));
-        cluster.members.push(Member { name, data_dir, addr: String::new(), id: String::new(), child: None });
+        cluster.members.push(Member {
+            name,
+            data_dir,
+            addr: String::new(),
+            etcd_addr: String::new(),
+            id: String::new(),
+            child: None,
+        });
         cluster.launch(0, command).unwrap();
         cluster
     }

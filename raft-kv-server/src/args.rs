@@ -9,8 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
 mod kv;
+mod moving;
 
 pub use kv::*;
+pub use moving::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
 #[derive(Parser, Debug)]
@@ -67,6 +69,10 @@ pub enum Command {
     Cert(CertArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
+    /// Copy the keys and leases of a running etcd into this cluster
+    Import(MoveArgs),
+    /// Copy a running etcd and follow it until the cut-over
+    Mirror(MirrorArgs),
 }
 
 /// How to reach the cluster: endpoints with a client's certificate, or a member on this machine.
@@ -102,6 +108,41 @@ pub struct PlaceArgs {
     /// Where the other members and clients reach this one; needed where the machine has several addresses
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_addr: Option<String>,
+    /// Where the etcd API listens (TCP), or `off`
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:2379")]
+    pub etcd_addr: EtcdAddr,
+    /// Where etcd's clients reach it [default: the host of --advertise-addr]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_etcd_addr: Option<String>,
+}
+
+/// Where the etcd API listens, if it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtcdAddr {
+    /// Nowhere.
+    Off,
+    /// On this address.
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for EtcdAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            _ => text.parse().map(Self::At).map_err(|_| "give IP:PORT, or `off`".into()),
+        }
+    }
+}
+
+impl From<EtcdAddr> for Option<SocketAddr> {
+    fn from(given: EtcdAddr) -> Self {
+        match given {
+            EtcdAddr::Off => None,
+            EtcdAddr::At(addr) => Some(addr),
+        }
+    }
 }
 
 /// `init`.
@@ -144,6 +185,12 @@ pub struct RunArgs {
     /// Tell the others to reach this member here from now on
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_addr: Option<String>,
+    /// Serve the etcd API here from now on (TCP), or `off`
+    #[arg(long, value_name = "IP:PORT")]
+    pub etcd_addr: Option<EtcdAddr>,
+    /// Tell etcd's clients to reach it here from now on
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise_etcd_addr: Option<String>,
 }
 
 /// `info`.

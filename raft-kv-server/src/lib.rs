@@ -2,4 +2,9 @@
 //! HTTP, all on one TLS port. Thin: each message is mapped to the crate's handle; nothing is
 //! decided about the store here.
 
+pub mod door;
 pub mod etcd;
+pub mod foreign;
+pub mod gateway;
+pub mod http;
+pub mod metrics;

@@ -7,6 +7,7 @@ mod bytes_arg;
 mod cli;
 mod connect;
 mod failure;
+mod moving;
 mod output;
 mod serve;
 mod txn_json;

@@ -173,6 +173,7 @@ pub fn members_json(members: &[Member], leader: Option<raft_kv::types::NodeId>) 
                 "id": member.record.id.to_string(),
                 "name": member.record.name,
                 "addr": member.record.addr,
+                "etcd_url": member.record.client_url,
                 "role": role_word(member.role),
                 "leader": Some(member.record.id) == leader,
             })
@@ -290,7 +291,8 @@ mod tests {
     #[test]
     fn members_name_the_leader() {
         let member = |id, name: &str, role| {
-            let record = MemberRecord { id: NodeId(id), name: name.into(), addr: "h:1".into() };
+            let record =
+                MemberRecord { id: NodeId(id), name: name.into(), addr: "h:1".into(), ..Default::default() };
             Member { record, role }
         };
         let members = [member(1, "one", MemberRole::Voter), member(2, "second", MemberRole::Learner)];
@@ -298,8 +300,8 @@ mod tests {
             members_json(&members, Some(NodeId(1))),
             members_text(&members, Some(NodeId(1))),
             r#"{"members":[
-                {"id":"0000000000000001","name":"one","addr":"h:1","role":"voter","leader":true},
-                {"id":"0000000000000002","name":"second","addr":"h:1","role":"learner","leader":false}]}"#,
+                {"id":"0000000000000001","name":"one","addr":"h:1","etcd_url":"","role":"voter","leader":true},
+                {"id":"0000000000000002","name":"second","addr":"h:1","etcd_url":"","role":"learner","leader":false}]}"#,
             "ID                NAME    ADDRESS  ROLE\n\
              0000000000000001  one     h:1      voter, leader\n\
              0000000000000002  second  h:1      learner\n",

@@ -7,6 +7,7 @@ use std::path::Path;
 use raft_kv::client::{Config, Node, Overrides, Tuning};
 use raft_kv::limits::MAX_NAME_BYTES;
 use raft_kv::types::Role;
+use raft_kv_server::door::Door;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -39,7 +40,12 @@ pub async fn join(args: JoinArgs, output: &mut Output) -> Result<(), Failure> {
 
 /// Runs a member that was made before.
 pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
-    let overrides = Overrides { listen_addr: args.listen_addr, advertise_addr: args.advertise_addr };
+    let overrides = Overrides {
+        listen_addr: args.listen_addr,
+        advertise_addr: args.advertise_addr,
+        client_addr: args.etcd_addr.map(Into::into),
+        advertise_client_addr: args.advertise_etcd_addr,
+    };
     let mut signals = Signals::new()?;
     let opening = Node::open(&args.data_dir, overrides, Tuning::default());
     let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
@@ -52,6 +58,8 @@ fn config(data_dir: &Path, place: PlaceArgs) -> Config {
         name: place.name.unwrap_or_else(machine_name),
         listen_addr: place.listen_addr,
         advertise_addr: place.advertise_addr,
+        client_addr: place.etcd_addr.into(),
+        advertise_client_addr: place.advertise_etcd_addr,
         tuning: Tuning::default(),
     }
 }
@@ -64,6 +72,12 @@ async fn serve(
     mut signals: Signals,
     output: &mut Output,
 ) -> Result<(), Failure> {
+    let door = match node.client_listener() {
+        Some(listener) => Some(Door::open(listener, &node).map_err(|error| {
+            Failure::new(Kind::Stopped, format!("the etcd door can't be opened: {error}"))
+        })?),
+        None => None,
+    };
     announce(&node, data_dir, output)?;
     if is_first && !output.json() {
         advise(&node, output).await?;
@@ -78,12 +92,20 @@ async fn serve(
     }
     tracing::info!("stopping: moving leadership away and flushing; a second signal stops at once");
     tokio::select! {
-        ended = node.shutdown() => Ok(ended?),
+        ended = stop(door, node) => ended,
         () = signals.next() => {
             tracing::warn!("stopped at once; the data is safe, the next start replays the log");
             std::process::exit(EXIT_AT_ONCE);
         }
     }
+}
+
+/// Nobody new is let in, who waits is answered, then the member stops.
+async fn stop(door: Option<Door>, node: Node) -> Result<(), Failure> {
+    if let Some(door) = door {
+        door.close().await;
+    }
+    Ok(node.shutdown().await?)
 }
 
 /// The line that says where the member can be reached.
@@ -98,13 +120,18 @@ fn announce(node: &Node, data_dir: &Path, output: &mut Output) -> Result<(), Fai
                 "name": node.name(),
                 "addr": node.addr(),
                 "client_url": format!("https://{}", node.addr()),
+                "etcd_url": node.client_url(),
                 "cluster": node.cluster().to_string(),
                 "data_dir": data_dir,
             })
         },
         || {
+            let etcd = match node.client_url() {
+                "" => String::new(),
+                url => format!(", etcd API at {url}"),
+            };
             format!(
-                "serving: member {} ({}) of cluster {} at {}, data in {data_dir}",
+                "serving: member {} ({}) of cluster {} at {}{etcd}, data in {data_dir}",
                 node.name(),
                 node.id(),
                 node.cluster(),

@@ -32,7 +32,8 @@ fn no_certificate_but_a_valid_one_of_the_cluster_opens_anything() {
     let then = SystemTime::now() - Duration::from_secs(365 * 24 * 3600);
     let cluster: ClusterId = ours.cluster.parse().unwrap();
     let (root, key) = (RootKey::generate(cluster, then), NodeKey::generate());
-    let subject = Subject { cluster, node: NodeId(7), role: Role::Client, hosts: vec![] };
+    let (role, name) = (Role::Client, String::from("tester"));
+    let subject = Subject { cluster, node: NodeId(7), role, name, hosts: vec![] };
     let day = Duration::from_secs(24 * 3600);
     let leaf = issue(&root, &subject, &key.public(), then, day, &mut rand::rng()).unwrap();
     let roots = vec![root.cert_der().to_vec()];

@@ -12,7 +12,11 @@ use process::{Ended, Member, free_address, raft_kv};
 const NODE_FILE: &str = "node";
 
 fn start(words: &[&str], data_dir: &Path) -> Ended {
-    match Member::start(words, data_dir) {
+    let mut words = words.to_vec();
+    if words[0] != "run" {
+        words.extend(["--etcd-addr", "127.0.0.1:0"]);
+    }
+    match Member::start(&words, data_dir) {
         Ok(member) => panic!("member {} started", member.id),
         Err(ended) => ended,
     }

@@ -24,7 +24,6 @@ fn a_request_out_of_bounds_is_refused_and_changes_nothing() {
 
     one.ask(&["put", "", "v"]).refused(1, &["the key is empty"]);
     one.ask(&["get", ""]).refused(1, &["the key is empty"]);
-    one.ask(&["get", "k", "--limit", "-1"]).refused(1, &["the limit is -1", "give 0 for no limit"]);
     one.ask(&["get", "k", "--rev", "99999999"]).refused(1, &["is in the future"]);
     one.ask(&["watch", "k", "--from-revision", "-5"]).refused(1, &["the revision is -5"]);
     one.ask(&["compact", "99999999"]).refused(1, &["is in the future"]);

@@ -8,7 +8,8 @@ use process::{Ended, Member, free_address};
 
 fn join(token: &str, endpoint: &str, data_dir: &Path) -> Ended {
     let listen = free_address();
-    let words = ["join", "--name", "two", "--listen-addr", &listen, "--token", token, endpoint];
+    let words =
+        ["join", "--name", "two", "--listen-addr", &listen, "--etcd-addr", "off", "--token", token, endpoint];
     match Member::start(&words, data_dir) {
         Ok(member) => panic!("member {} joined with a bad token", member.id),
         Err(ended) => ended,
@@ -39,7 +40,18 @@ fn a_bad_token_is_named_and_the_good_one_still_works() {
     let members = ours.ask(&["member", "ls"]).json();
     assert_eq!(members["members"].as_array().unwrap().len(), 1, "a refused joiner became a member");
     let listen = free_address();
-    let words = ["join", "--name", "two", "--listen-addr", &listen, "--token", &good, &ours.addr];
+    let words = [
+        "join",
+        "--name",
+        "two",
+        "--listen-addr",
+        &listen,
+        "--etcd-addr",
+        "off",
+        "--token",
+        &good,
+        &ours.addr,
+    ];
     let joined = Member::start(&words, &data_dir).unwrap_or_else(|ended| panic!("{ended:?}"));
     assert_eq!(joined.cluster, ours.cluster);
 }

@@ -38,6 +38,7 @@ fn the_first_write_that_fails_ends_the_process_and_loses_nothing() {
         data_dir: data_dir.clone(),
         id: String::new(),
         addr: String::new(),
+        etcd_url: String::new(),
         cluster: String::new(),
     };
     let value = "x".repeat(300_000);

@@ -5,7 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-const COMMANDS: [&[&str]; 27] = [
+const COMMANDS: [&[&str]; 29] = [
     &[],
     &["init"],
     &["join"],
@@ -32,6 +32,8 @@ const COMMANDS: [&[&str]; 27] = [
     &["cert"],
     &["cert", "issue"],
     &["transfer"],
+    &["import"],
+    &["mirror"],
     &["help", "put"],
 ];
 

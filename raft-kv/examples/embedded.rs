@@ -19,7 +19,15 @@ fn config(folder: &Path, name: &str) -> Result<Config, Failure> {
     // A free port of this machine; a real manager is told its address.
     let listen_addr: SocketAddr = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
     let data_dir = folder.join(name);
-    Ok(Config { data_dir, name: name.into(), listen_addr, advertise_addr: None, tuning: Tuning::default() })
+    Ok(Config {
+        data_dir,
+        name: name.into(),
+        listen_addr,
+        advertise_addr: None,
+        client_addr: None,
+        advertise_client_addr: None,
+        tuning: Tuning::default(),
+    })
 }
 
 fn put(key: &str, value: String) -> PutRequest {

@@ -184,6 +184,16 @@ impl<T: Wire> Wire for Vec<T> {
     }
 }
 
+/// As without the box; it must not be boxed to hold itself without a bound, see [`MAX_DEPTH`].
+impl<T: Wire> Wire for Box<T> {
+    fn encode(&self, out: &mut BytesMut) {
+        T::encode(self, out);
+    }
+    fn decode(input: &mut Reader) -> Result<Self, Malformed> {
+        T::decode(input).map(Box::new)
+    }
+}
+
 impl<A: Wire, B: Wire> Wire for (A, B) {
     fn encode(&self, out: &mut BytesMut) {
         self.0.encode(out);

@@ -294,6 +294,12 @@ pub enum Refusal {
         /// Which.
         kind: AlarmKind,
     },
+    /// The answer would be larger than one answer may be.
+    #[error("the answer would have more than {max} bytes; ask for it in pages, or as a stream")]
+    AnswerTooLarge {
+        /// Bytes allowed.
+        max: u64,
+    },
 }
 wire_enum!(Refusal {
     1 => EmptyKey, 2 => KeyTooLarge { len, max }, 3 => ValueTooLarge { len, max },
@@ -308,6 +314,7 @@ wire_enum!(Refusal {
     24 => MemberUnfit { id, why }, 25 => TooManyMembers { max }, 26 => BadToken { why },
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
+    33 => AnswerTooLarge { max },
 });
 
 impl Refusal {
@@ -344,8 +351,10 @@ pub enum AuthRefusal {
     /// The user root lacks the role root.
     #[error("the user root does not have the role root; grant it first")]
     RootRoleMissing,
-    /// What root needs while authentication is on may not be removed.
-    #[error("while authentication is on, the user root keeps the role root; turn authentication off first")]
+    /// What root needs while authentication is on may not be removed; or a permission on no key.
+    #[error(
+        "it can't be managed so: while authentication is on, the user root keeps the role root; and a permission is on at least one key"
+    )]
     RootNeeded,
     /// A user of that name exists.
     #[error("a user of that name exists")]

@@ -15,6 +15,8 @@
 //!     name: "manager-1".into(),
 //!     listen_addr: "192.0.2.1:2380".parse()?,
 //!     advertise_addr: None,
+//!     client_addr: None,
+//!     advertise_client_addr: None,
 //!     tuning: Tuning::default(),
 //! };
 //! let node = Node::init(config).await?;

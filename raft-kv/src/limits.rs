@@ -29,10 +29,34 @@ pub const MAX_MEMBERS: usize = 15;
 pub const MAX_ONCE_CLIENTS: u64 = 10_000;
 /// Largest answer kept for repeats, in bytes; a request whose answer is larger can't be named.
 pub const MAX_ONCE_ANSWER_BYTES: usize = 2 * 1024 * 1024;
+/// Longest name of a user or a role, in bytes.
+pub const MAX_AUTH_NAME_BYTES: usize = 256;
+/// Users.
+pub const MAX_USERS: u64 = 10_000;
+/// Roles.
+pub const MAX_ROLES: u64 = 10_000;
+/// Roles of one user.
+pub const MAX_USER_ROLES: usize = 256;
+/// Permissions of one role.
+pub const MAX_ROLE_PERMISSIONS: usize = 1024;
+/// Highest cost of a stored password's hash: what one check of it may take.
+pub const MAX_BCRYPT_COST: u32 = 16;
+/// Longest password, in bytes: bcrypt looks at no more.
+pub const MAX_PASSWORD_BYTES: usize = 72;
+/// The key that signs tokens, in bytes.
+pub const TOKEN_KEY_BYTES: usize = 32;
+/// Longest token that is looked at, in bytes.
+pub const MAX_TOKEN_BYTES: usize = 1024;
+/// How long a token is valid.
+pub const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
+/// Passwords that are checked at once; further ones wait.
+pub const MAX_PASSWORD_CHECKS: usize = 2;
 /// Keys and values that one delete may remove, in bytes.
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
 /// Longest secret of a join token, in bytes.
 pub const MAX_SECRET_BYTES: usize = 256;
+/// The highest revision that the store can be raised to; there is as much room above it.
+pub const MAX_RAISED_REVISION: i64 = 1 << 62;
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 
@@ -82,8 +106,27 @@ pub const WATCH_RING_BYTES: usize = 64 * 1024 * 1024;
 pub const WATCH_BATCH_BYTES: usize = 1024 * 1024;
 /// Watchers of one node.
 pub const MAX_WATCHERS: usize = 200_000;
+/// Watchers of one stream.
+pub const MAX_WATCHERS_PER_STREAM: usize = 100_000;
+/// Recent changes that one poll of a watcher looks at: the hub is locked meanwhile.
+pub const MAX_POLL_SCAN: usize = 4096;
+/// Readings of history for watchers that one node does at once; each holds about
+/// [`WATCH_BATCH_BYTES`].
+pub const MAX_WATCH_READS: usize = 8;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes of a streamed range's part (one larger key goes alone).
+pub const RANGE_CHUNK_BYTES: usize = 1024 * 1024;
+/// Keys of a streamed range's first part; later ones grow and shrink by their bytes.
+pub const RANGE_FIRST_KEYS: usize = 10;
+/// Keys of a streamed range's part, at most.
+pub const MAX_RANGE_CHUNK_KEYS: usize = 10_240;
+/// Counts of ranges that one node remembers.
+pub const MAX_REMEMBERED_COUNTS: usize = 256;
+/// Longest key and end of a range whose count is remembered, in bytes.
+pub const MAX_REMEMBERED_RANGE_BYTES: usize = 4 * 1024;
+/// Revisions, and changes, that a remembered count is brought forward or back by.
+pub const MAX_COUNT_STEPS: i64 = 4096;
 
 /// Connections of one node, in all.
 pub const MAX_CONNECTIONS: usize = 4096;
@@ -105,6 +148,11 @@ pub const MAX_SERVED_REQUESTS: usize = 8192;
 
 /// Largest frame of a request, in bytes: a largest request and what surrounds it.
 pub const MAX_REQUEST_FRAME_BYTES: usize = MAX_REQUEST_BYTES + 64 * 1024;
+/// Largest JSON value that the gateway reads as one request, in bytes: a largest request in base64,
+/// and what surrounds it.
+pub const MAX_JSON_REQUEST_BYTES: usize = MAX_REQUEST_BYTES / 3 * 4 + 512 * 1024;
+/// Values in one request in JSON: bounds what a few bytes of it may become in memory.
+pub const MAX_JSON_VALUES: usize = 64 * 1024;
 /// Largest frame of an answer, in bytes: a largest range and what surrounds it.
 pub const MAX_ANSWER_FRAME_BYTES: usize = MAX_RANGE_BYTES + MAX_REQUEST_FRAME_BYTES;
 /// Largest frame of somebody who has not joined yet, in bytes.
@@ -136,6 +184,22 @@ pub const MAX_BULK_FILES: u32 = 100_000;
 /// A sender of a snapshot that sends nothing for this long is given up.
 pub const BULK_STALL: Duration = Duration::from_secs(30);
 
+/// Connections to one node's HTTPS door.
+pub const MAX_DOOR_CONNECTIONS: usize = 16 * 1024;
+/// TLS handshakes under way at the HTTPS door; more wait before they are accepted.
+pub const MAX_DOOR_HANDSHAKES: usize = 128;
+/// A handshake at the HTTPS door that takes longer is dropped.
+pub const DOOR_HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// HTTP/2 streams that one connection may have open: watch streams are streams.
+pub const MAX_DOOR_STREAMS: u32 = 16 * 1024;
+/// Bytes of a request's headers.
+pub const MAX_DOOR_HEADER_BYTES: u32 = 64 * 1024;
+/// An HTTP/1.1 request's headers must arrive within this.
+pub const DOOR_HEADER_DEADLINE: Duration = Duration::from_secs(10);
+/// Largest gRPC message that is decoded, in bytes; what is above [`MAX_REQUEST_BYTES`] and below
+/// this is refused with etcd's own words.
+pub const MAX_DOOR_MESSAGE_BYTES: usize = MAX_REQUEST_BYTES + 512 * 1024;
+
 /// One tick of raft's clock.
 pub const TICK: Duration = Duration::from_millis(50);
 /// Ticks between heartbeats.
@@ -153,7 +217,7 @@ const _: () = {
     assert!(MAX_FRAME_BYTES < MAX_PEER_OUTBOX_BYTES);
     assert!((MAX_ENTRY_BYTES as u64) < LOG_SEGMENT_BYTES && LOG_SEGMENT_BYTES < u32::MAX as u64);
     // A nested transaction is a list and an operation: two levels, and a few round the whole.
-    assert!(2 * MAX_TXN_DEPTH + 6 <= crate::codec::MAX_DEPTH as usize);
+    assert!(2 * MAX_TXN_DEPTH + 7 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);

@@ -80,6 +80,26 @@ pub enum Bug {
     CutUnflushed,
     /// A new leader ends every lease at once.
     ExpireAtOnce,
+    /// A raised revision leaves what is below it readable.
+    RaiseUncompacted,
+    /// The HTTPS door lets in whoever has a certificate from one of our roots.
+    SkipDoorCheck,
+    /// Permissions are not asked for within nested transactions.
+    SkipNestedAuth,
+    /// Permissions are asked for at the door alone, not where a command is applied.
+    SkipApplyAuth,
+    /// Who puts a key on a lease is not asked for the lease's other keys.
+    SkipLeaseAuth,
+    /// Puts are taken while the alarm of short space is raised.
+    IgnoreNoSpace,
+    /// A stream of several watchers hears of one at a time only.
+    ForgetWaking,
+    /// Collection removes values of versions that are still readable.
+    CollectLiveValue,
+    /// A remembered count takes every put for a new key.
+    CountOverwrites,
+    /// A member's checksum counts versions that others have removed already.
+    HashCollected,
 }
 
 #[cfg(feature = "sim")]

@@ -2,6 +2,7 @@
 //! package itself, because it is what installs them.
 
 mod arguments;
+mod bench;
 mod check;
 mod setup;
 mod steps;
@@ -30,6 +31,8 @@ cargo xtask COMMAND
   sim --seeds N [--start S] [--bug NAME]
                            clusters in one thread, one from each seed
      --seed X [--trace]    one seed again; --planted: every planted bug must be found
+  bench compare [--quick]  Debian's etcd and ours under the same load: rates, CPU and memory side by side
+     [--only WORK] [--dir DIR]; --noise: etcd against itself
   ci                       test, then up --check
   setup                    only install the system packages that are missing
 
@@ -78,6 +81,7 @@ fn run(words: Vec<String>) -> Result<(), String> {
             setup::ensure(&place)?;
             steps::sim(&place, rest)
         }
+        "bench" => bench::bench(&place, rest),
         "ci" => {
             Arguments::parse(rest, &[], &[])?;
             steps::test(&place, false)?;

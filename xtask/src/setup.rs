@@ -43,6 +43,36 @@ const NEEDS: &[Need] = &[
         found: || on_path("ccache"),
         packages: &["ccache"],
     },
+    Need {
+        what: "protoc",
+        why: "the crate etcd-client, against which the server is tested, makes its stubs with it",
+        found: || on_path("protoc"),
+        packages: &["protobuf-compiler"],
+    },
+    Need {
+        what: "etcd",
+        why: "its answers are compared with ours",
+        found: || on_path("etcd"),
+        packages: &["etcd-server"],
+    },
+    Need {
+        what: "etcdctl",
+        why: "it is tested against the server",
+        found: || on_path("etcdctl"),
+        packages: &["etcd-client"],
+    },
+    Need {
+        what: "Python with venv",
+        why: "its etcd clients and Patroni are tested against the server",
+        found: || on_path("python3") && venv(),
+        packages: &["python3", "python3-venv"],
+    },
+    Need {
+        what: "Node with npm",
+        why: "its etcd client is tested against the server",
+        found: || on_path("node") && on_path("npm"),
+        packages: &["nodejs", "npm"],
+    },
 ];
 
 const LIBRARY_DIRS: &[&str] = &[
@@ -154,6 +184,11 @@ fn on_path(name: &str) -> bool {
     env::var_os("PATH").is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(name).is_file()))
 }
 
+fn venv() -> bool {
+    let asked = Command::new("python3").args(["-c", "import venv, ensurepip"]).output();
+    asked.is_ok_and(|output| output.status.success())
+}
+
 fn found_below(dirs: &[&str], start: &str, part: &str) -> bool {
     dirs.iter().flat_map(|pattern| expand(Path::new("/"), pattern)).any(|dir| {
         names_in(&dir).iter().any(|name| {
@@ -209,7 +244,8 @@ mod tests {
         assert_eq!(
             by_hand(&packages(&all, 14)),
             "sudo apt-get update && sudo apt-get install -y \
-             build-essential libclang1-14 libclang-common-14-dev ccache"
+             build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler etcd-server \
+             etcd-client python3 python3-venv nodejs npm"
         );
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ enum Work {
     Sim(&'static str),
     /// Real processes of the release build under faults, and the checkers of what clients saw.
     Jepsen(&'static [&'static str]),
+    /// A program of the crate conformance against the release build of the server.
+    Conformance(&'static [&'static str]),
     /// Licences and advisories, where cargo-deny is installed.
     Deny,
 }
@@ -74,6 +76,16 @@ const STEPS: &[Step] = &[
     step("fuzz targets compile", false, Work::Fuzz(&["check", "--quiet"])),
     step("simulator, 500 seeds", false, Work::Sim("500")),
     step("real processes under faults, 30 s", false, Work::Jepsen(&["--seconds", "18", "--nodes", "3"])),
+    step(
+        "the same 20,000 requests to etcd and to raft-kv",
+        false,
+        Work::Conformance(&["differential", "--requests", "20000"]),
+    ),
+    step("etcdctl, every sub-command", false, Work::Conformance(&["clients", "etcdctl"])),
+    step("etcd-client for Rust", false, Work::Conformance(&["clients", "rust"])),
+    step("etcd clients for Python and Node", false, Work::Conformance(&["clients", "python", "node"])),
+    step("Patroni's lock and failover loop", false, Work::Conformance(&["clients", "patroni"])),
+    step("etcd's historical bugs on real members", false, Work::Conformance(&["clients", "bugs"])),
     step("licences and advisories", false, Work::Deny),
 ];
 
@@ -183,6 +195,10 @@ fn carry_out(place: &Workspace, work: &Work) -> Outcome {
             }
             Err(why) => Outcome::Failed(Tally::default(), why),
         },
+        Work::Conformance(words) => match up::build(place) {
+            Ok(binary) => conformance(place, &binary, words),
+            Err(why) => Outcome::Failed(Tally::default(), why),
+        },
         Work::Deny => {
             let installed = place.cargo().args(["deny", "--version"]).output();
             if !installed.is_ok_and(|output| output.status.success()) {
@@ -193,6 +209,18 @@ fn carry_out(place: &Workspace, work: &Work) -> Outcome {
             counted(place.cargo().args(["deny", "check"]))
         }
     }
+}
+
+/// The clients' own packages are kept beside the builds.
+fn conformance(place: &Workspace, binary: &Path, words: &[&str]) -> Outcome {
+    let (program, rest) = words.split_first().expect("a program is named");
+    let mut command = place.cargo();
+    command.args(["run", "--quiet", "--release", "-p", "raft-kv-conformance", "--bin", program, "--"]);
+    command.arg("--bin").arg(binary);
+    if *program == "clients" {
+        command.arg("--tools").arg(place.target.join("clients"));
+    }
+    counted(command.args(rest))
 }
 
 fn examples(place: &Workspace) -> Outcome {

@@ -147,6 +147,8 @@ async fn start(dir: &Path, count: u64) -> Result<Vec<Node>, String> {
             name: format!("n{number}"),
             listen_addr: socket.local_addr().map_err(|error| error.to_string())?,
             advertise_addr: None,
+            client_addr: None,
+            advertise_client_addr: None,
             tuning: Tuning::default(),
         })
     };

@@ -136,7 +136,15 @@ mod tests {
     use super::*;
 
     fn member(id: u64, name: &str, addr: &str, role: MemberRole) -> Member {
-        Member { record: MemberRecord { id: NodeId(id), name: name.into(), addr: addr.into() }, role }
+        Member {
+            record: MemberRecord {
+                id: NodeId(id),
+                name: name.into(),
+                addr: addr.into(),
+                ..Default::default()
+            },
+            role,
+        }
     }
 
     fn members() -> Vec<Member> {

@@ -3,9 +3,11 @@
 
 mod cert;
 mod cluster;
+mod import;
 pub mod kv;
 mod lease;
 mod member;
+mod mirror;
 mod txn;
 mod watch;
 
@@ -99,6 +101,8 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Watch(args) => watch::run(&args, output).await,
         Command::Txn(args) => txn::run(&args, output).await,
         Command::Lease(args) => lease::run(&args, output).await,
+        Command::Import(args) => import::run(&args, output).await,
+        Command::Mirror(args) => mirror::run(&args, output).await,
         Command::Cert(args) => cert::run(&args, output).await,
     }
 }

@@ -1,15 +1,64 @@
 //! The etcd v3 API: one file for each service. A service maps messages to the crate's handle and
 //! back; it must never hold logic of its own about keys, leases or users.
 
+pub mod auth;
+pub mod cluster;
 pub mod convert;
+pub mod election;
+mod health;
 pub mod kv;
+mod large;
+pub mod lease;
+pub mod lock;
+pub mod maintenance;
+mod recipe;
 pub mod status;
+pub mod watch;
 
+use etcd_api::etcdserverpb::auth_server::AuthServer;
+use etcd_api::etcdserverpb::cluster_server::ClusterServer;
+use etcd_api::etcdserverpb::kv_server::KvServer;
+use etcd_api::etcdserverpb::lease_server::LeaseServer;
+use etcd_api::etcdserverpb::maintenance_server::MaintenanceServer;
+use etcd_api::etcdserverpb::watch_server::WatchServer;
+use etcd_api::v3electionpb::election_server::ElectionServer;
+use etcd_api::v3lockpb::lock_server::LockServer;
 use raft_kv::client::Handle;
-use raft_kv::raft::{Leadership, Role as RaftRole};
-use raft_kv::types::{Caller, ClusterId, NodeId, Role};
-use tokio::sync::watch;
+use raft_kv::limits::MAX_DOOR_MESSAGE_BYTES;
+use raft_kv::raft::Leadership;
+use raft_kv::raft::Role as Part;
+use raft_kv::types::{ClusterId, NodeId, Role};
+use tonic::service::Routes;
 use tonic::{Request, Status};
+
+/// Every service, one line each. Call it within a tokio runtime.
+pub fn routes(etcd: Etcd) -> Routes {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(etcd_api::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let readable = "the descriptors that were built in can be read";
+    macro_rules! bounded {
+        ($server:ident, $service:expr) => {
+            $server::new($service)
+                .max_decoding_message_size(MAX_DOOR_MESSAGE_BYTES)
+                .max_encoding_message_size(usize::MAX)
+        };
+    }
+    let kv = bounded!(KvServer, kv::KvService::new(etcd.clone()));
+    Routes::new(health::service(etcd.own_handle()))
+        .add_service(large::LargeRanges::new(kv, etcd.clone()))
+        .add_service(bounded!(WatchServer, watch::WatchService::new(etcd.clone())))
+        .add_service(bounded!(LeaseServer, lease::LeaseService::new(etcd.clone())))
+        .add_service(bounded!(ClusterServer, cluster::ClusterService::new(etcd.clone())))
+        .add_service(bounded!(MaintenanceServer, maintenance::MaintenanceService::new(etcd.clone())))
+        .add_service(bounded!(AuthServer, auth::AuthService::new(etcd.clone())))
+        .add_service(bounded!(LockServer, lock::LockService::new(etcd.clone())))
+        .add_service(bounded!(ElectionServer, election::ElectionService::new(etcd)))
+        .add_service(reflection().build_v1().expect(readable))
+        .add_service(reflection().build_v1alpha().expect(readable))
+}
 
 /// What every service works on.
 #[derive(Clone, Debug)]
@@ -17,8 +66,7 @@ pub struct Etcd {
     handle: Handle,
     cluster: ClusterId,
     member: NodeId,
-    /// Whether there is a leader and whether this member votes; unknown without.
-    leadership: Option<watch::Receiver<Leadership>>,
+    leadership: Option<tokio::sync::watch::Receiver<Leadership>>,
 }
 
 /// Who is at the other end of a TLS connection; the listener puts it into each request's
@@ -31,52 +79,38 @@ pub struct Certificate {
     pub role: Role,
 }
 
+/// By what a request says who sends it.
+#[derive(Clone, Debug, Default)]
+pub struct Who {
+    token: Option<String>,
+    certificate: Option<Certificate>,
+}
+
+impl Who {
+    /// Who sent `request`.
+    pub fn asks<T>(request: &Request<T>) -> Self {
+        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        let token = text("token").or_else(|| text("authorization")).map(str::to_owned);
+        Self { token, certificate: request.extensions().get::<Certificate>().cloned() }
+    }
+}
+
 impl Etcd {
     /// The services of the member behind `handle`.
     pub fn new(handle: Handle, cluster: ClusterId, member: NodeId) -> Self {
-        let leadership = handle.leadership();
-        Self { handle, cluster, member, leadership }
+        Self { handle, cluster, member, leadership: None }
     }
 
-    /// The same with another word on who leads: what `Node::leadership` gives is what it has from
-    /// a handle in the member's own process anyway.
+    /// The same, knowing who leads as it changes.
     #[must_use]
-    pub fn with_leadership(mut self, leadership: watch::Receiver<Leadership>) -> Self {
+    pub fn with_leadership(mut self, leadership: tokio::sync::watch::Receiver<Leadership>) -> Self {
         self.leadership = Some(leadership);
         self
     }
 
-    /// Who leads, as far as this member knows; `None` for a member elsewhere.
-    pub fn leadership(&self) -> Option<watch::Receiver<Leadership>> {
+    /// Role, term and leader as this member sees them, where it was told.
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<Leadership>> {
         self.leadership.clone()
-    }
-
-    /// Refuses a request that asks for a leader (`hasleader: true` in its metadata) where none is
-    /// known.
-    ///
-    /// # Errors
-    /// `Unavailable`, "etcdserver: no leader".
-    #[allow(clippy::result_large_err)]
-    pub fn require_leader<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let asks = request.metadata().get("hasleader").is_some_and(|value| value.as_bytes() == b"true");
-        let leaderless = |receiver: &watch::Receiver<Leadership>| receiver.borrow().leader.is_none();
-        if asks && self.leadership.as_ref().is_some_and(leaderless) {
-            return Err(status::NO_LEADER.into());
-        }
-        Ok(())
-    }
-
-    /// Refuses what a member without a vote does not answer.
-    ///
-    /// # Errors
-    /// `FailedPrecondition`, "etcdserver: rpc not supported for learner".
-    #[allow(clippy::result_large_err)]
-    pub fn require_voter(&self) -> Result<(), Status> {
-        let learns = |receiver: &watch::Receiver<Leadership>| receiver.borrow().role == RaftRole::Learner;
-        if self.leadership.as_ref().is_some_and(learns) {
-            return Err(status::NOT_FOR_LEARNERS.into());
-        }
-        Ok(())
     }
 
     /// The cluster.
@@ -98,32 +132,45 @@ impl Etcd {
     /// `authorization` as the gateway's callers send it), else by its certificate's name.
     ///
     /// # Errors
-    /// At a learner; where it asks for a leader and there is none; `Unauthenticated` for a token
-    /// that is not valid.
+    /// `Unauthenticated` for a token that is not valid, and `Unavailable` where the caller wants a
+    /// member with a leader (`hasleader`) and there is none.
     #[allow(clippy::result_large_err)]
     pub fn handle_of<T>(&self, request: &Request<T>) -> Result<Handle, Status> {
-        self.require_voter()?;
-        self.learners_handle_of(request)
+        let wants_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+        if wants_leader && !self.has_leader() {
+            return Err(Status::unavailable(status::text::NO_LEADER));
+        }
+        self.handle_for(&Who::asks(request))
     }
 
-    /// The same for the few things that a learner answers, too: serializable ranges, its status, a
-    /// snapshot.
+    /// The handle that acts for somebody, by the users and roles as they are now.
     ///
     /// # Errors
-    /// Where it asks for a leader and there is none; `Unauthenticated` for a token that is not
-    /// valid.
+    /// `Unauthenticated` for a token that is not valid.
     #[allow(clippy::result_large_err)]
-    pub fn learners_handle_of<T>(&self, request: &Request<T>) -> Result<Handle, Status> {
-        self.require_leader(request)?;
-        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
-        let token = text("token").or_else(|| text("authorization"));
-        let certificate = request.extensions().get::<Certificate>().map(|found| found.name.as_str());
-        let caller = self.handle.caller(token, certificate).map_err(status::status)?;
+    pub fn handle_for(&self, who: &Who) -> Result<Handle, Status> {
+        let Who { token, certificate } = who;
+        // A member's own certificate may do everything, as it may between members.
+        if token.is_none() && certificate.as_ref().is_some_and(|found| found.role == Role::Manager) {
+            return Ok(self.handle.clone());
+        }
+        let name = certificate.as_ref().map(|found| found.name.as_str());
+        let caller = self.handle.caller(token.as_deref(), name).map_err(status::status)?;
         Ok(self.handle.clone().acting_as(caller))
     }
 
-    /// The same for one whose caller is known.
-    pub fn handle_as(&self, caller: Caller) -> Handle {
-        self.handle.clone().acting_as(caller)
+    /// Whether this member knows a leader; it counts as knowing one where nobody told.
+    fn has_leader(&self) -> bool {
+        self.leadership.as_ref().is_none_or(|leadership| leadership.borrow().leader.is_some())
+    }
+
+    /// Refuses what a learner does not answer: everything but its own old state.
+    #[allow(clippy::result_large_err)]
+    pub fn learner_may(&self, serializable: bool) -> Result<(), Status> {
+        let learns = |told: &tokio::sync::watch::Receiver<Leadership>| told.borrow().role == Part::Learner;
+        if !serializable && self.leadership.as_ref().is_some_and(learns) {
+            return Err(Status::unavailable(status::text::LEARNER));
+        }
+        Ok(())
     }
 }

@@ -1,112 +1,155 @@
 //! Every error of the crate as etcd's gRPC code and text: clients match both.
 //!
-//! The mapping is total: a new variant of an error does not compile until it has its place here.
-//! Where etcd has no such error, the nearest code is taken with our own words. No text may name a
-//! member's address.
-//!
-//! **Unknown outcomes.** A write that may have been done is answered as etcd answers it:
-//! `Unavailable` with "request timed out…" or "server stopped". The official Go client sends a
-//! write again only if it certainly never left, so for it these codes are safe; clients that send
-//! again whatever is `Unavailable` need a transaction with a guard here just as with etcd. A write
-//! that was certainly *not* done has other texts ("no leader", "leader changed", "too many
-//! requests"), except where time ran out before it was proposed.
+//! Total: an error without an equivalent in etcd gets the nearest code and its own plain text. No
+//! text may name a member's address.
 
 use raft_kv::error::{AuthRefusal, Error, NotDone, Refusal, Unknown};
 use raft_kv::types::AlarmKind;
 use tonic::{Code, Status};
 
-/// An error that etcd has, too: its code and its whole text.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Known(pub Code, pub &'static str);
-
-impl From<Known> for Status {
-    fn from(Known(code, text): Known) -> Self {
-        Self::new(code, text)
-    }
+/// Texts that services use without an error of the crate.
+pub mod text {
+    /// A range, put or delete without a key.
+    pub const EMPTY_KEY: &str = "etcdserver: key is not provided";
+    /// An operation that is none, or `ignore_value` on a missing key.
+    pub const KEY_NOT_FOUND: &str = "etcdserver: key not found";
+    /// A sort order or target that does not exist.
+    pub const INVALID_SORT: &str = "etcdserver: invalid sort option";
+    /// More than 128 operations in a list.
+    pub const TOO_MANY_OPS: &str = "etcdserver: too many operations in txn request";
+    /// An address that is none.
+    pub const BAD_URLS: &str = "etcdserver: given member URLs are invalid";
+    /// A promotion of a voter.
+    pub const NOT_LEARNER: &str = "etcdserver: can only promote a learner member";
+    /// A promotion of a learner that is behind.
+    pub const LEARNER_NOT_READY: &str =
+        "etcdserver: can only promote a learner member which is in sync with leader";
+    /// A leader that can't be.
+    pub const BAD_TRANSFEREE: &str = "etcdserver: bad leader transferee";
+    /// What only the leader does.
+    pub const NOT_LEADER: &str = "etcdserver: not leader";
+    /// Nobody leads.
+    pub const NO_LEADER: &str = "etcdserver: no leader";
+    /// What a learner does not answer.
+    pub const LEARNER: &str = "etcdserver: rpc not supported for learner";
+    /// A request above its bounds.
+    pub const TOO_LARGE: &str = "etcdserver: request is too large";
 }
-
-macro_rules! known {
-    ($($name:ident = $code:ident $text:literal;)*) => {
-        $(
-            #[doc = concat!("`", $text, "`")]
-            pub const $name: Known = Known(Code::$code, concat!("etcdserver: ", $text));
-        )*
-    };
-}
-
-known! {
-    EMPTY_KEY = InvalidArgument "key is not provided";
-    KEY_NOT_FOUND = InvalidArgument "key not found";
-    VALUE_PROVIDED = InvalidArgument "value is provided";
-    LEASE_PROVIDED = InvalidArgument "lease is provided";
-    TOO_MANY_OPS = InvalidArgument "too many operations in txn request";
-    DUPLICATE_KEY = InvalidArgument "duplicate key given in txn request";
-    INVALID_SORT_OPTION = InvalidArgument "invalid sort option";
-    REQUEST_TOO_LARGE = InvalidArgument "request is too large";
-    BAD_MEMBER_URLS = InvalidArgument "given member URLs are invalid";
-    COMPACTED = OutOfRange "mvcc: required revision has been compacted";
-    FUTURE_REVISION = OutOfRange "mvcc: required revision is a future revision";
-    NO_SPACE = ResourceExhausted "mvcc: database space exceeded";
-    LEASE_NOT_FOUND = NotFound "requested lease not found";
-    LEASE_EXISTS = FailedPrecondition "lease already exists";
-    LEASE_TTL_TOO_LARGE = OutOfRange "too large lease TTL";
-    TOO_MANY_REQUESTS = ResourceExhausted "too many requests";
-    MEMBER_NOT_FOUND = NotFound "member not found";
-    PEER_URL_EXISTS = FailedPrecondition "Peer URLs already exists";
-    NOT_ENOUGH_STARTED = FailedPrecondition "re-configuration failed due to not enough started members";
-    NOT_A_LEARNER = FailedPrecondition "can only promote a learner member";
-    LEARNER_NOT_READY = FailedPrecondition "can only promote a learner member which is in sync with leader";
-    TOO_MANY_LEARNERS = FailedPrecondition "too many learner members in cluster";
-    NOT_FOR_LEARNERS = FailedPrecondition "rpc not supported for learner";
-    NOT_LEADER = FailedPrecondition "not leader";
-    BAD_TRANSFEREE = FailedPrecondition "bad leader transferee";
-    WRONG_DOWNGRADE_FORMAT = InvalidArgument "wrong downgrade target version format";
-    INVALID_DOWNGRADE_TARGET = InvalidArgument "invalid downgrade target version";
-    NO_DOWNGRADE = FailedPrecondition "no inflight downgrade job";
-    NO_LEADER = Unavailable "no leader";
-    LEADER_CHANGED = Unavailable "leader changed";
-    STOPPED = Unavailable "server stopped";
-    TIMED_OUT = Unavailable "request timed out";
-    TIMED_OUT_LEADER_FAILED = Unavailable "request timed out, possibly due to previous leader failure";
-    TIMED_OUT_CONNECTION_LOST = Unavailable "request timed out, possibly due to connection lost";
-    TIMED_OUT_APPLYING = Unavailable "request timed out, waiting for the applied index took too long";
-    UNHEALTHY = Unavailable "unhealthy cluster";
-    CORRUPT = DataLoss "corrupt cluster";
-    PERMISSION_DENIED = PermissionDenied "permission denied";
-    USER_EMPTY = InvalidArgument "user name is empty";
-    ROLE_EMPTY = InvalidArgument "role name is empty";
-    AUTH_FAILED = InvalidArgument "authentication failed, invalid user ID or password";
-    PERMISSION_NOT_GIVEN = InvalidArgument "permission not given";
-    INVALID_AUTH_MANAGEMENT = InvalidArgument "invalid auth management";
-    AUTH_OLD_REVISION = InvalidArgument "revision of auth store is old";
-    INVALID_AUTH_TOKEN = Unauthenticated "invalid auth token";
-    AUTH_NOT_ENABLED = FailedPrecondition "authentication is not enabled";
-    ROOT_MISSING = FailedPrecondition "root user does not exist";
-    ROOT_ROLE_MISSING = FailedPrecondition "root user does not have root role";
-    USER_EXISTS = FailedPrecondition "user name already exists";
-    USER_NOT_FOUND = FailedPrecondition "user name not found";
-    ROLE_EXISTS = FailedPrecondition "role name already exists";
-    ROLE_NOT_FOUND = FailedPrecondition "role name not found";
-    ROLE_NOT_GRANTED = FailedPrecondition "role is not granted to the user";
-    PERMISSION_NOT_GRANTED = FailedPrecondition "permission is not granted to the role";
-}
-
-/// A watch whose range has no keys. etcd puts this text into the watch's answer, not into a status.
-pub const EMPTY_WATCH: Known = Known(Code::InvalidArgument, "mvcc: watcher range is empty");
-
-/// A password for a user who has none: etcd lets its own error through, code `Unknown` and all.
-pub const NO_PASSWORD_USER: Known =
-    Known(Code::Unknown, "auth: authentication failed, password was given for no password user");
 
 /// The status that an etcd client expects for `error`.
 pub fn status(error: Error) -> Status {
     match error {
         Error::Refused(refusal) => refused(refusal),
-        Error::NotDone(why) => not_done(&why).into(),
-        Error::Unknown(why) => unknown(why).into(),
-        // Why it stopped may name files; the member's own log has it.
-        Error::Stopped(_) => STOPPED.into(),
+        Error::NotDone(why) => not_done(&why),
+        Error::Unknown(why) => unknown(&why),
+        // The disk's own words stay in the log.
+        Error::Stopped(_) => Status::unavailable("etcdserver: server stopped"),
     }
+}
+
+fn refused(refusal: Refusal) -> Status {
+    use Code::{DataLoss, FailedPrecondition, InvalidArgument, NotFound, OutOfRange, ResourceExhausted};
+    let (code, text) = match &refusal {
+        Refusal::EmptyKey => (InvalidArgument, text::EMPTY_KEY),
+        Refusal::KeyTooLarge { .. } | Refusal::ValueTooLarge { .. } | Refusal::RequestTooLarge { .. } => {
+            (InvalidArgument, text::TOO_LARGE)
+        }
+        Refusal::TooManyOps { .. } | Refusal::NestedTooDeep { .. } => (InvalidArgument, text::TOO_MANY_OPS),
+        Refusal::DuplicateKey { .. } => (InvalidArgument, "etcdserver: duplicate key given in txn request"),
+        Refusal::EmptyRange => (InvalidArgument, "mvcc: watcher range is empty"),
+        Refusal::Compacted { .. } => (OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
+        Refusal::FutureRevision { .. } => {
+            (OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+        }
+        Refusal::KeyNotFound => (InvalidArgument, text::KEY_NOT_FOUND),
+        Refusal::ValueProvided => (InvalidArgument, "etcdserver: value is provided"),
+        Refusal::LeaseProvided => (InvalidArgument, "etcdserver: lease is provided"),
+        Refusal::LeaseNotFound { .. } => (NotFound, "etcdserver: requested lease not found"),
+        Refusal::LeaseExists { .. } => (FailedPrecondition, "etcdserver: lease already exists"),
+        Refusal::LeaseOutOfBounds { field, .. } if field == "ttl" => {
+            (OutOfRange, "etcdserver: too large lease TTL")
+        }
+        Refusal::StaleLeader { .. } => return Status::unavailable("etcdserver: leader changed"),
+        Refusal::MemberNotFound { .. } => (NotFound, "etcdserver: member not found"),
+        Refusal::MemberTaken { .. } => (FailedPrecondition, "etcdserver: Peer URLs already exists"),
+        Refusal::MemberNeeded { .. } => {
+            (FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members")
+        }
+        Refusal::TooManyMembers { .. } => {
+            (FailedPrecondition, "etcdserver: too many learner members in cluster")
+        }
+        Refusal::Alarmed { kind: AlarmKind::NoSpace } => {
+            (ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+        }
+        Refusal::Alarmed { kind: AlarmKind::Corrupt } => (DataLoss, "etcdserver: corrupt cluster"),
+        Refusal::Auth(why) => return auth(why),
+        Refusal::NotAllowed { .. } => (Code::PermissionDenied, "etcdserver: permission denied"),
+        Refusal::OnceOvertaken { .. } | Refusal::MemberUnfit { .. } => {
+            return Status::failed_precondition(refusal.to_string());
+        }
+        Refusal::BadToken { .. } | Refusal::BadCertificate { .. } => {
+            return Status::unauthenticated(refusal.to_string());
+        }
+        Refusal::AnswerTooLarge { .. } => return Status::resource_exhausted(refusal.to_string()),
+        Refusal::LeaseOutOfBounds { .. }
+        | Refusal::NegativeLimit { .. }
+        | Refusal::NegativeRevision { .. }
+        | Refusal::Invalid { .. }
+        | Refusal::Malformed { .. } => return Status::invalid_argument(refusal.to_string()),
+    };
+    Status::new(code, text)
+}
+
+fn auth(why: &AuthRefusal) -> Status {
+    use Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated};
+    let (code, text) = match why {
+        AuthRefusal::Denied => (PermissionDenied, "etcdserver: permission denied"),
+        AuthRefusal::NoUser | AuthRefusal::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
+        AuthRefusal::InvalidToken => (Unauthenticated, "etcdserver: invalid auth token"),
+        AuthRefusal::OldRevision => (InvalidArgument, "etcdserver: revision of auth store is old"),
+        AuthRefusal::Failed | AuthRefusal::NoPassword => {
+            (InvalidArgument, "etcdserver: authentication failed, invalid user ID or password")
+        }
+        AuthRefusal::NotEnabled => (FailedPrecondition, "etcdserver: authentication is not enabled"),
+        AuthRefusal::RootMissing => (FailedPrecondition, "etcdserver: root user does not exist"),
+        AuthRefusal::RootRoleMissing => (FailedPrecondition, "etcdserver: root user does not have root role"),
+        AuthRefusal::RootNeeded => (InvalidArgument, "etcdserver: invalid auth management"),
+        AuthRefusal::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
+        AuthRefusal::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+        AuthRefusal::RoleExists => (FailedPrecondition, "etcdserver: role name already exists"),
+        AuthRefusal::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
+        AuthRefusal::RoleEmpty => (InvalidArgument, "etcdserver: role name is empty"),
+        AuthRefusal::RoleNotGranted => (FailedPrecondition, "etcdserver: role is not granted to the user"),
+        AuthRefusal::PermissionNotGranted => {
+            (FailedPrecondition, "etcdserver: permission is not granted to the role")
+        }
+        AuthRefusal::PermissionMissing => (InvalidArgument, "etcdserver: permission not given"),
+    };
+    Status::new(code, text)
+}
+
+fn not_done(why: &NotDone) -> Status {
+    match why {
+        NotDone::NoLeader | NotDone::NoState => Status::unavailable(text::NO_LEADER),
+        NotDone::NotLeader => Status::unavailable("etcdserver: leader changed"),
+        NotDone::Busy => Status::resource_exhausted("etcdserver: too many requests"),
+        NotDone::ShuttingDown => Status::unavailable("etcdserver: server stopped"),
+        NotDone::Deadline => Status::unavailable("etcdserver: request timed out"),
+        NotDone::ChangeUnderWay | NotDone::Unreachable(_) => {
+            Status::unavailable("etcdserver: unhealthy cluster")
+        }
+    }
+}
+
+/// It may have been done. The code is etcd's own for it; its Go client sends a write again only
+/// where it was surely not sent, whatever the code.
+fn unknown(why: &Unknown) -> Status {
+    Status::unavailable(match why {
+        Unknown::Deadline | Unknown::Overtaken => "etcdserver: request timed out",
+        Unknown::LeaderChanged => "etcdserver: request timed out, possibly due to previous leader failure",
+        Unknown::ConnectionLost => "etcdserver: request timed out, possibly due to connection lost",
+        Unknown::ShuttingDown => "etcdserver: server stopped",
+    })
 }
 
 /// Certainly not done: it is safe to send it again.

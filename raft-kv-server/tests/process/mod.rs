@@ -63,7 +63,8 @@ pub fn raft_kv_reading<S: AsRef<std::ffi::OsStr>>(words: &[S], input: &[u8]) -> 
     run(command(words), input)
 }
 
-fn run(mut command: Command, input: &[u8]) -> Ended {
+/// Runs `command` to its end, with `input`.
+pub fn run(mut command: Command, input: &[u8]) -> Ended {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Guard(command.spawn().expect("the binary is built"));
     let mut stdin = child.0.stdin.take().expect("piped");
@@ -173,6 +174,7 @@ pub struct Member {
     pub data_dir: PathBuf,
     pub id: String,
     pub addr: String,
+    pub etcd_url: String,
     pub cluster: String,
 }
 
@@ -188,19 +190,25 @@ impl Member {
             |name: &str| line[name].as_str().unwrap_or_else(|| panic!("no {name} in {line}")).to_owned();
         assert_eq!(word("client_url"), format!("https://{}", word("addr")));
         let (id, addr, cluster) = (word("id"), word("addr"), word("cluster"));
-        Ok(Self { running, data_dir: data_dir.to_owned(), id, addr, cluster })
+        let etcd_url = word("etcd_url");
+        Ok(Self { running, data_dir: data_dir.to_owned(), id, addr, etcd_url, cluster })
     }
 
     /// Makes a cluster of one, in `folder`.
     pub fn first(folder: &Path) -> Self {
-        Self::start(&["init", "--name", "one", "--listen-addr", &free_address()], &folder.join("one"))
-            .unwrap_or_else(|ended| panic!("{ended:?}"))
+        Self::start(
+            &["init", "--name", "one", "--listen-addr", &free_address(), "--etcd-addr", "127.0.0.1:0"],
+            &folder.join("one"),
+        )
+        .unwrap_or_else(|ended| panic!("{ended:?}"))
     }
 
     /// Joins this member's cluster with a new one.
     pub fn joined_by(&self, name: &str, folder: &Path) -> Self {
         let token = self.token();
-        let words = ["join", "--name", name, "--listen-addr", &free_address(), "--token", &token, &self.addr];
+        let listen = free_address();
+        let mut words = vec!["join", "--name", name, "--listen-addr", &listen, "--etcd-addr", "127.0.0.1:0"];
+        words.extend(["--token", &token, &self.addr]);
         Self::start(&words, &folder.join(name)).unwrap_or_else(|ended| panic!("{ended:?}"))
     }
 

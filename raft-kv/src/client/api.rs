@@ -79,6 +79,8 @@ pub enum Call {
         name: String,
         /// Where it can be reached.
         addr: String,
+        /// Where HTTP clients reach it; empty where they don't.
+        client_url: String,
     },
     /// Changes users, roles or permissions.
     Auth(AuthChange),
@@ -97,15 +99,17 @@ pub enum Call {
     HashKv(Revision),
     /// Changes a member's name or address.
     MemberUpdate(MemberRecord),
+    /// Makes the revision at least this, and forgets all history.
+    RaiseRevision(Revision),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
     4 => Compact { revision, physical }, 5 => LeaseKeepAlive(id), 6 => LeaseTimeToLive { id, keys },
     7 => Leases, 8 => Members, 9 => MemberPromote(id), 10 => MemberRemove(id), 11 => Info,
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
-    15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr },
+    15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr, client_url },
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
-    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record),
+    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to),
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -168,8 +172,10 @@ pub struct JoinRequest {
     pub name: String,
     /// Where it can be reached.
     pub addr: String,
+    /// Where HTTP clients reach it, `https://host:port`; empty where they don't.
+    pub client_url: String,
 }
-wire_struct!(JoinRequest { secret, request, name, addr });
+wire_struct!(JoinRequest { secret, request, name, addr, client_url });
 
 /// What a joiner gets.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -281,14 +287,16 @@ mod tests {
                 request: request.clone(),
                 name: name.clone(),
                 addr: addr.clone(),
+                client_url: "https://h:2".into(),
             }),
-            Call::Rejoin { request, name, addr },
+            Call::Rejoin { request, name, addr, client_url: String::new() },
         ]
     }
 
     fn every_answer() -> Vec<Answered> {
         let header = Header { cluster: ClusterId(1), member: NodeId(2), revision: 3, term: 4 };
-        let record = MemberRecord { id: NodeId(1), name: "m".into(), addr: "h:1".into() };
+        let record =
+            MemberRecord { id: NodeId(1), name: "m".into(), addr: "h:1".into(), client_url: "u".into() };
         let members = vec![Member { record, role: MemberRole::Learner }];
         let (chain, roots) = (vec![Bytes::from_static(b"c")], vec![Bytes::from_static(b"r")]);
         let joined = Joined {

@@ -30,6 +30,13 @@ pub struct Config {
     /// `host:port` under which others reach it; needed where the listen address names no one
     /// address and the machine has several.
     pub advertise_addr: Option<String>,
+    /// The TCP address at which a server in this process serves HTTP clients over TLS: bound when
+    /// the node starts, handed over by [`Node::client_listener`](super::Node::client_listener).
+    /// Port 0 takes a free one. `None` for no such door.
+    pub client_addr: Option<SocketAddr>,
+    /// `host:port` under which HTTP clients reach it; the host of the advertised address where
+    /// this says nothing.
+    pub advertise_client_addr: Option<String>,
     /// Sizes; the default suits.
     pub tuning: Tuning,
 }
@@ -56,6 +63,10 @@ pub struct Overrides {
     pub listen_addr: Option<SocketAddr>,
     /// Another address to be reached at.
     pub advertise_addr: Option<String>,
+    /// Another address for HTTP clients, or none from now on.
+    pub client_addr: Option<Option<SocketAddr>>,
+    /// Another address at which HTTP clients reach it.
+    pub advertise_client_addr: Option<String>,
 }
 
 /// Why a node did not start. Nothing was changed in its data directory.
@@ -97,6 +108,8 @@ pub(super) struct Remembered {
     pub(super) name: String,
     pub(super) listen_addr: SocketAddr,
     pub(super) advertise_addr: String,
+    /// Where HTTP clients are served, and the `host:port` that they are told.
+    pub(super) client: Option<(SocketAddr, String)>,
     /// Members to reach until the state names them: (id, address).
     pub(super) members: Vec<(NodeId, String)>,
 }
@@ -142,6 +155,11 @@ impl DataDir {
         Ok(Self { path: path.to_path_buf(), _lock: file })
     }
 
+    /// Whether a member was made in `path`.
+    pub(super) fn holds_member(path: &Path) -> bool {
+        path.join(NODE_FILE).exists()
+    }
+
     /// A folder or file within.
     pub(super) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -178,7 +196,7 @@ impl DataDir {
             }
             _ => {}
         }
-        for name in ["log", "state", "state.old", "checkpoints", "incoming", "cert"] {
+        for name in ["log", "state", "state.old", "checkpoints", "incoming", "copies", "cert"] {
             match fs::remove_dir_all(self.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(self.wrong(format!("{name} can't be removed: {error}; {RIGHTS}")));
@@ -217,6 +235,9 @@ fn format(node: &Remembered) -> String {
         "format = {FORMAT}\ncluster = {}\nnode = {}\nname = {}\nlisten = {}\nadvertise = {}\n",
         node.cluster, node.node, node.name, node.listen_addr, node.advertise_addr
     );
+    if let Some((listen, advertise)) = &node.client {
+        text.push_str(&format!("client = {listen} {advertise}\n"));
+    }
     for (id, addr) in &node.members {
         text.push_str(&format!("member = {id} {addr}\n"));
     }
@@ -240,6 +261,10 @@ fn parse(text: &str) -> Result<Remembered, String> {
         ));
     }
     let bad = |name: &str| format!("its file `node` has a `{name}` that can't be read; {DAMAGED}");
+    let client = all().find(|(key, _)| *key == "client").map(|(_, value)| {
+        let (listen, advertise) = value.split_once(' ').ok_or_else(|| bad("client"))?;
+        Ok::<_, String>((listen.parse().map_err(|_| bad("client"))?, advertise.to_owned()))
+    });
     let mut members = Vec::new();
     for (_, value) in all().filter(|(key, _)| *key == "member") {
         let (id, addr) = value.split_once(' ').ok_or_else(|| bad("member"))?;
@@ -251,6 +276,7 @@ fn parse(text: &str) -> Result<Remembered, String> {
         name: field("name")?.to_owned(),
         listen_addr: field("listen")?.parse().map_err(|_| bad("listen"))?,
         advertise_addr: field("advertise")?.to_owned(),
+        client: client.transpose()?,
         members,
     })
 }
@@ -293,6 +319,23 @@ pub(super) fn advertised(listen: SocketAddr, advertise: Option<&str>) -> Result<
     ))
 }
 
+/// Where HTTP clients are told to go: the given address, the one listened on, or the port that is
+/// listened on at the host that `addr` names.
+pub(super) fn advertised_client(
+    listen: SocketAddr,
+    advertise: Option<&str>,
+    addr: &str,
+) -> Result<String, Refusal> {
+    if let Some(given) = advertise {
+        return check_addr(given).map(|()| given.to_owned());
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok(listen.to_string());
+    }
+    let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
+    Ok(format!("{host}:{}", listen.port()))
+}
+
 pub(super) fn check_addr(addr: &str) -> Result<(), Refusal> {
     let port = addr
         .rsplit_once(':')
@@ -304,6 +347,15 @@ pub(super) fn check_addr(addr: &str) -> Result<(), Refusal> {
             "advertise address",
             format!("{addr:?} is not HOST:PORT with a port from 1 to 65535"),
         )),
+    }
+}
+
+/// Checks where HTTP clients are sent: nowhere, or `https://host:port`.
+pub(super) fn check_client_url(url: &str) -> Result<(), Refusal> {
+    match url.strip_prefix("https://") {
+        Some(addr) => check_addr(addr),
+        None if url.is_empty() => Ok(()),
+        None => Err(Refusal::invalid("client URL", format!("{url:?} is not https://HOST:PORT"))),
     }
 }
 
@@ -331,6 +383,7 @@ mod tests {
             name: "m1".into(),
             listen_addr: "127.0.0.1:2380".parse().unwrap(),
             advertise_addr: "host:2380".into(),
+            client: Some(("0.0.0.0:2379".parse().unwrap(), "host:2379".into())),
             members: vec![(NodeId(9), "host:2380".into()), (NodeId(10), "other:1".into())],
         }
     }
@@ -338,6 +391,8 @@ mod tests {
     #[test]
     fn the_node_file_reads_back() {
         assert_eq!(parse(&format(&sample())).unwrap(), sample());
+        let without = Remembered { client: None, ..sample() };
+        assert_eq!(parse(&format(&without)).unwrap(), without);
     }
 
     #[test]

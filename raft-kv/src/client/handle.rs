@@ -11,18 +11,22 @@ use tokio::sync::watch;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
+use super::ranges::RangeStream;
 use super::remote::Remote;
+use super::snapshot::Snapshot;
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::machine::Answer;
 use crate::machine::command::Command;
+use crate::machine::read::RangeMeasure;
 use crate::pki::Credentials;
 use crate::raft::Leadership;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
-    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
+    KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
 };
 
 #[derive(Clone)]
@@ -43,6 +47,11 @@ pub struct Handle {
 fn unexpected(reply: &Reply) -> Error {
     let what = format!("the answer is of another kind than the question ({reply:?})");
     Error::Refused(Refusal::Malformed { what: what.chars().take(200).collect() })
+}
+
+/// A method that needs the member in this process.
+fn not_here(what: &str) -> Error {
+    Refusal::invalid("handle", format!("{what} only by a handle in the member's own process")).into()
 }
 
 macro_rules! expect {
@@ -95,6 +104,11 @@ impl Handle {
         self
     }
 
+    /// Whom the handle acts for.
+    pub(super) fn acts_for(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Who a caller from outside is: by its token if it has one, else by its certificate's name.
     /// Only for a handle in the member's own process.
     ///
@@ -109,10 +123,44 @@ impl Handle {
 
     /// Role, term and leader of the member in this process, as they change; `None` for a member
     /// elsewhere.
-    pub fn leadership(&self) -> Option<watch::Receiver<Leadership>> {
+    pub fn leadership(&self) -> Option<tokio::sync::watch::Receiver<crate::raft::Leadership>> {
         match &self.door {
             Door::Local(local) => Some(local.shell.leadership()),
             Door::Remote(_) => None,
+        }
+    }
+
+    /// The revision of users and roles, each time that they or whether they count have changed
+    /// here: who serves a watch then asks [`may_watch`](Self::may_watch) again. Elsewhere the member
+    /// does so itself, and this never changes.
+    pub fn auth_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        match &self.door {
+            Door::Local(local) => local.shell.auth_changes(),
+            Door::Remote(_) => tokio::sync::watch::channel(0).1,
+        }
+    }
+
+    /// Whether the caller that this handle acts for may follow these keys now, by the users and
+    /// roles of this member's state. Nothing is waited for.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_watch(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_watch(&self.caller, range),
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Refuses where the caller that this handle acts for has not the role root: to be asked before
+    /// what is no [`Call`], such as a copy of the whole state. Elsewhere the member asks it itself.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not, and see [`Error`].
+    pub async fn may_manage(&self) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_manage(&self.caller, self.patience).await,
+            Door::Remote(_) => Ok(()),
         }
     }
 
@@ -182,6 +230,73 @@ impl Handle {
     /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], and see [`Error`].
     pub async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
         expect!(self.call(Call::Range(request)).await, Reply::Range(response) => response)
+    }
+
+    /// Reads a range of any size part by part, as of one revision, in the order of the keys. Use
+    /// [`range`](Self::range) where the answer is small, or sorted or filtered.
+    ///
+    /// ```no_run
+    /// # async fn example(handle: raft_kv::client::Handle) -> Result<(), raft_kv::error::Error> {
+    /// use raft_kv::types::{KeyRange, RangeRequest};
+    ///
+    /// let request = RangeRequest { range: KeyRange::all(), ..RangeRequest::default() };
+    /// let mut stream = handle.range_stream(request).await?;
+    /// while let Some(chunk) = stream.next().await? {
+    ///     println!("{} keys", chunk.response.kvs.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`], [`Refusal::Invalid`] for a sort or a
+    /// filter, and see [`Error`].
+    pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeStream, Error> {
+        match &self.door {
+            Door::Local(local) => local.range_stream_as(&self.caller, request, self.patience).await,
+            Door::Remote(_) => RangeStream::remote(self.clone(), request).await,
+        }
+    }
+
+    /// Sums what `weigh` says of each key that the answer to a range has, given the key with a
+    /// blank value and the value's length in bytes; no value is read. Only for a handle in the
+    /// member's own process.
+    ///
+    /// # Errors
+    /// As [`range_stream`](Self::range_stream).
+    pub async fn range_measure(
+        &self,
+        request: RangeRequest,
+        weigh: fn(&crate::types::KeyValue, u64) -> u64,
+    ) -> Result<(Header, RangeMeasure), Error> {
+        match &self.door {
+            Door::Local(local) => local.range_measure_as(&self.caller, request, weigh, self.patience).await,
+            Door::Remote(_) => Err(not_here("a range is measured")),
+        }
+    }
+
+    /// A whole copy of the member's state as a stream of bytes: see [`Snapshot`]. For root alone,
+    /// and for a handle in the member's own process.
+    ///
+    /// # Errors
+    /// [`NotDone::Busy`](crate::error::NotDone::Busy) where others are under way, and see [`Error`].
+    pub async fn snapshot(&self) -> Result<(Header, Snapshot), Error> {
+        match &self.door {
+            Door::Local(local) => local.snapshot_as(&self.caller, self.patience).await,
+            Door::Remote(_) => Err(not_here("a copy is made")),
+        }
+    }
+
+    /// The alarms that this member knows of, without waiting for anybody. Only for a handle in the
+    /// member's own process.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub fn alarms_here(&self) -> Result<Vec<(NodeId, AlarmKind)>, Error> {
+        match &self.door {
+            Door::Local(local) => local.read(crate::machine::read::alarms),
+            Door::Remote(_) => Err(not_here("alarms are looked up")),
+        }
     }
 
     /// One key's value and revisions, or `None`.
@@ -255,6 +370,16 @@ impl Handle {
         Ok(self.call(Call::Compact { revision, physical }).await?.0)
     }
 
+    /// Makes the store's revision at least `to`, without events, and forgets all history: who
+    /// watches or lists on from an older revision is told that it is compacted. For a cluster that
+    /// takes the place of another whose clients have seen revisions up to `to`.
+    ///
+    /// # Errors
+    /// Bounds, and see [`Error`].
+    pub async fn raise_revision(&self, to: Revision) -> Result<Header, Error> {
+        Ok(self.call(Call::RaiseRevision(to)).await?.0)
+    }
+
     /// Grants a lease of `ttl` seconds; `id` 0 has one chosen. Answers its id and granted seconds.
     ///
     /// # Errors
@@ -304,8 +429,22 @@ impl Handle {
     /// [`Refusal::EmptyRange`], [`Refusal::NegativeRevision`], and see [`Error`].
     pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
         match &self.door {
-            Door::Local(local) => local.watch_as(&self.caller, request),
+            Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
             Door::Remote(remote) => remote.watch(request, self.patience).await,
+        }
+    }
+
+    /// Many watches with one consumer, which costs one task for all of them. Only for a handle in
+    /// the member's own process; elsewhere open one [`watch`](Self::watch) each.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] for a handle to a member elsewhere, and see [`Error`].
+    pub fn watch_set(&self) -> Result<WatchSet, Error> {
+        match &self.door {
+            Door::Local(local) => local.watch_set(self.caller.clone()),
+            Door::Remote(_) => {
+                Err(Refusal::invalid("watch set", "the member is elsewhere; open one watch each").into())
+            }
         }
     }
 

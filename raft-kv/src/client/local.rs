@@ -8,19 +8,25 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngCore;
+use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
+use super::auth::{on_behalf, serve};
+use super::snapshot::Copies;
 use super::watch::Watch;
+use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
+use crate::machine::auth::Asked;
 use crate::machine::command::Command;
+use crate::machine::count::Counts;
 use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, RangeRequest, Revision,
-    Role, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role, TxnOp,
+    TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -33,9 +39,17 @@ pub(super) struct Local {
     pub(super) me: NodeId,
     pub(super) name: String,
     pub(super) addr: String,
+    /// Where HTTP clients reach it; empty where they don't.
+    pub(super) client_url: String,
     pub(super) trust: LiveTrust,
     /// Members that are being taken in under a new id: their connection outlives their old one.
     pub(super) spared: Mutex<BTreeSet<NodeId>>,
+    /// Turns to check a password.
+    pub(super) password_checks: Semaphore,
+    /// Counts of ranges that were answered lately.
+    pub(super) counts: Mutex<Counts>,
+    /// Whole copies of the state that are being sent.
+    pub(super) copies: Copies,
 }
 
 /// The id of a token in the state: one for each role.
@@ -70,25 +84,50 @@ impl Local {
     }
 
     /// Carries a call out for `caller`, if it may.
-    pub(super) async fn call_as(&self, _caller: &Caller, call: Call, patience: Duration) -> Answered {
-        self.call(call, patience).await
+    pub(super) async fn call_as(&self, caller: &Caller, call: Call, patience: Duration) -> Answered {
+        let caller = &self.settle_caller(caller, patience).await?;
+        self.admit(caller, &call, patience).await?;
+        self.carry_out(caller, call, patience).await
     }
 
     /// Follows keys for `caller`, if it may.
-    pub(super) fn watch_as(&self, _caller: &Caller, request: WatchRequest) -> Result<Watch, Error> {
+    pub(super) async fn watch_as(
+        &self,
+        caller: &Caller,
+        request: WatchRequest,
+        patience: Duration,
+    ) -> Result<Watch, Error> {
+        let caller = &self.settle_caller(caller, patience).await?;
+        self.may_watch(caller, &request.range)?;
         self.watch(request)
     }
 
-    /// Carries a call out. Watches and joins come by their own ways.
+    /// A set of watchers for `caller`, empty at first.
+    pub(super) fn watch_set(self: &Arc<Self>, caller: Caller) -> Result<WatchSet, Error> {
+        // A member that has just joined does not know yet what came before.
+        self.now()?;
+        let set = self.shell.watches().set(self.shell.state().clone());
+        Ok(WatchSet::new(set, self.clone(), caller))
+    }
+
+    /// Carries a call of this member itself out.
     pub(super) async fn call(&self, call: Call, patience: Duration) -> Answered {
+        self.carry_out(&Caller::Full, call, patience).await
+    }
+
+    /// Carries a call out that [`admit`](Self::admit) has let through. Watches and joins come by
+    /// their own ways.
+    async fn carry_out(&self, caller: &Caller, call: Call, patience: Duration) -> Answered {
         match call {
-            Call::Range(request) => self.range(request, patience).await,
-            Call::ReadTxn(request) => self.read_txn(request, patience).await,
-            Call::Command { command, once } => self.command(command, once, patience).await,
-            Call::Compact { revision, physical } => self.compact(revision, physical, patience).await,
-            Call::LeaseKeepAlive(id) => self.lease(What::Lease { id, renew: true }, false, patience).await,
+            Call::Range(request) => self.range(caller, request, patience).await,
+            Call::ReadTxn(request) => self.read_txn(caller, request, patience).await,
+            Call::Command { command, once } => self.command(caller, command, once, patience).await,
+            Call::Compact { revision, physical } => self.compact(caller, revision, physical, patience).await,
+            Call::LeaseKeepAlive(id) => {
+                self.lease(caller, What::Lease { id, renew: true }, false, patience).await
+            }
             Call::LeaseTimeToLive { id, keys } => {
-                self.lease(What::Lease { id, renew: false }, keys, patience).await
+                self.lease(caller, What::Lease { id, renew: false }, keys, patience).await
             }
             Call::Leases => {
                 self.barrier(patience).await?;
@@ -113,54 +152,51 @@ impl Local {
                     return Err(Refusal::invalid("role", why).into());
                 }
                 let node = NodeId(random());
-                let (chain, roots) = self.issue(node, role, &request, Vec::new())?;
+                let (chain, roots) = self.issue(node, role, name, &request, Vec::new())?;
                 Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {
                 self.shell.ask(What::Transfer { to }, patience).await?;
                 Ok((self.now()?, Reply::Done))
             }
-            Call::Auth(change) => self.auth_change(change, patience).await,
+            Call::Auth(change) => self.auth_change(caller, change, patience).await,
             Call::AuthQuery(query) => self.auth_query(query, patience).await,
             Call::Authenticate { name, password } => self.authenticate(name, password, patience).await,
-            Call::Alarm(request) => self.alarm(request, patience).await,
+            Call::Alarm(request) => self.alarm(caller, request, patience).await,
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
-            Call::MemberUpdate(record) => self.member_update(record, patience).await,
+            Call::MemberUpdate(record) => self.member_update(caller, record, patience).await,
+            Call::RaiseRevision(to) => self.raise_revision(caller, to, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }
     }
 
-    async fn range(&self, request: RangeRequest, patience: Duration) -> Answered {
-        machine::validate_range(&request)?;
-        if !request.serializable {
-            self.barrier(patience).await?;
-        }
-        let large = !request.range.is_single() && (request.limit == 0 || request.limit > 100);
-        let shell = self.shell.clone();
-        let read = move || shell.read(|view| machine::read::range(view, &request));
-        let (revision, response) = run(large, read).await??;
-        Ok((self.header(revision), Reply::Range(response)))
-    }
-
-    async fn read_txn(&self, request: TxnRequest, patience: Duration) -> Answered {
+    async fn read_txn(&self, caller: &Caller, request: TxnRequest, patience: Duration) -> Answered {
         machine::validate::validate_txn(&request)?;
         if !request.is_read_only() {
             return Err(Refusal::invalid("transaction", "it writes, so it must be sent as a command").into());
         }
         let serializable = |op: &TxnOp| matches!(op, TxnOp::Range(range) if range.serializable);
-        if !request.success.iter().chain(&request.failure).all(serializable) {
+        let linearizable = !request.success.iter().chain(&request.failure).all(serializable);
+        if linearizable {
             self.barrier(patience).await?;
         }
-        let shell = self.shell.clone();
-        let read = move || shell.read(|view| machine::read::txn_read_only(view, &request));
+        let (shell, caller) = (self.shell.clone(), caller.clone());
+        let read = move || {
+            shell.read(|view| {
+                serve(view, &caller, &Asked::ReadTxn(&request), linearizable, || {
+                    machine::read::txn_read_only(view, &request)
+                })
+            })
+        };
         let (revision, response) = run(true, read).await??;
         Ok((self.header(revision), Reply::Txn(response)))
     }
 
     async fn command(
         &self,
+        caller: &Caller,
         mut command: Command,
         once: Option<crate::types::OnceId>,
         patience: Duration,
@@ -175,6 +211,7 @@ impl Local {
             | Command::Noop => {}
             _ => return Err(Refusal::invalid("command", "it is not for callers").into()),
         }
+        let command = on_behalf(caller, command);
         let (revision, term, answer) = self.apply(What::Command { command, once }, patience).await?;
         let header = Header { term, ..self.header(revision) };
         Ok((header, Reply::Command(answer)))
@@ -191,8 +228,15 @@ impl Local {
         }
     }
 
-    async fn compact(&self, revision: Revision, physical: bool, patience: Duration) -> Answered {
-        let what = What::Command { command: Command::Compact { revision }, once: None };
+    async fn compact(
+        &self,
+        caller: &Caller,
+        revision: Revision,
+        physical: bool,
+        patience: Duration,
+    ) -> Answered {
+        let command = on_behalf(caller, Command::Compact { revision });
+        let what = What::Command { command, once: None };
         let (at, ..) = self.apply(what, patience).await?;
         if physical {
             let mut collected = self.shell.collected();
@@ -207,14 +251,26 @@ impl Local {
         Ok((self.header(at), Reply::Done))
     }
 
-    async fn lease(&self, what: What, keys: bool, patience: Duration) -> Answered {
+    async fn raise_revision(&self, caller: &Caller, to: Revision, patience: Duration) -> Answered {
+        let command = on_behalf(caller, Command::RaiseRevision { to });
+        let what = What::Command { command, once: None };
+        let (at, ..) = self.apply(what, patience).await?;
+        Ok((self.header(at), Reply::Done))
+    }
+
+    async fn lease(&self, caller: &Caller, what: What, keys: bool, patience: Duration) -> Answered {
+        let What::Lease { id, .. } = what else { unreachable!("it is about a lease") };
         let status = match self.shell.ask(what, patience).await? {
             Told::Lease(status) => status,
             other => unreachable!("a lease is told {other:?}"),
         };
-        let keys = if keys && status.ttl >= 0 {
+        let keys = if keys {
             self.barrier(patience).await?;
-            self.read(|view| machine::read::lease_keys(view, status.id))?
+            self.read(|view| {
+                serve(view, caller, &Asked::LeaseKeys(id), false, || {
+                    machine::read::lease_keys(view, id).map(Ok)
+                })
+            })??
         } else {
             Vec::new()
         };
@@ -284,18 +340,20 @@ impl Local {
         Ok(matching.first().map(|(_, record)| record.role))
     }
 
-    /// Issues a certificate for the key that signed `request`, and the roots to trust.
+    /// Issues a certificate for the key that signed `request`, and the roots to trust. Only a client
+    /// has a name.
     pub(super) fn issue(
         &self,
         node: NodeId,
         role: Role,
+        name: String,
         request: &[u8],
         hosts: Vec<String>,
     ) -> Result<(Vec<Bytes>, Vec<Bytes>), Error> {
         let root = self.read(machine::read::root)?;
         let root = RootKey::from_parts(&root.cert, &root.key)?;
         let key = pki::request_key(request)?;
-        let subject = Subject { cluster: self.cluster, node, role, hosts };
+        let subject = Subject { cluster: self.cluster, node, role, name, hosts };
         let leaf =
             pki::issue(&root, &subject, &key, SystemTime::now(), pki::LEAF_VALIDITY, &mut rand::rng())?;
         Ok((vec![leaf.into()], vec![Bytes::copy_from_slice(root.cert_der())]))
@@ -333,6 +391,6 @@ pub(super) fn random<T: From<u64>>() -> T {
     }
 }
 
-async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
+pub(super) async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
     if aside { tokio::task::spawn_blocking(work).await.expect("reading does not panic") } else { work() }
 }

@@ -2,24 +2,59 @@
 
 use std::time::Duration;
 
-use super::api::Answered;
-use super::local::Local;
-use crate::error::Refusal;
-use crate::types::{AlarmRequest, MemberRecord, Revision};
+use super::api::{Answered, Reply};
+use super::auth::on_behalf;
+use super::local::{Local, run};
+use crate::machine;
+use crate::machine::command::Command;
+use crate::node::ask::What;
+use crate::types::{AlarmRequest, Caller, Header, MemberRecord, Revision};
 
 impl Local {
-    /// Raises, ends or lists alarms.
-    pub(super) async fn alarm(&self, _request: AlarmRequest, _patience: Duration) -> Answered {
-        Err(Refusal::invalid("call", "not built yet").into())
+    /// Raises, ends or lists alarms; answers those there are after it.
+    pub(super) async fn alarm(&self, caller: &Caller, request: AlarmRequest, patience: Duration) -> Answered {
+        let only = match request {
+            AlarmRequest::List(only) => {
+                self.barrier(patience).await?;
+                only
+            }
+            AlarmRequest::Raise(..) | AlarmRequest::End(..) => {
+                let command = on_behalf(caller, Command::Alarm(request));
+                self.apply(What::Command { command, once: None }, patience).await?;
+                None
+            }
+        };
+        let mut alarms = self.read(machine::read::alarms)?;
+        alarms.retain(|(_, kind)| only.is_none_or(|only| only == *kind));
+        Ok((self.now()?, Reply::Alarms(alarms)))
     }
 
     /// This member's checksum over its key space.
-    pub(super) async fn hash_kv(&self, _revision: Revision, _patience: Duration) -> Answered {
-        Err(Refusal::invalid("call", "not built yet").into())
+    pub(super) async fn hash_kv(&self, revision: Revision, _patience: Duration) -> Answered {
+        let shell = self.shell.clone();
+        let read = move || {
+            shell.read(|view| {
+                let current = machine::read::current_revision(view)?;
+                Ok(machine::read::hash_kv(view, revision)?.map(|hash| (current, hash)))
+            })
+        };
+        // It reads everything, which takes as long as it takes.
+        let (current, hash) = run(true, read).await??;
+        Ok((self.header(current), Reply::Hash(hash)))
     }
 
-    /// Changes a member's name or address.
-    pub(super) async fn member_update(&self, _record: MemberRecord, _patience: Duration) -> Answered {
-        Err(Refusal::invalid("call", "not built yet").into())
+    /// Changes a member's name or address; answers the members.
+    pub(super) async fn member_update(
+        &self,
+        caller: &Caller,
+        record: MemberRecord,
+        patience: Duration,
+    ) -> Answered {
+        let command = on_behalf(caller, Command::MemberUpdate(record));
+        let (revision, term, answer) = self.apply(What::Command { command, once: None }, patience).await?;
+        let machine::Answer::Members(members) = answer else {
+            unreachable!("a change of a member answers the members");
+        };
+        Ok((Header { term, ..self.header(revision) }, Reply::Members(members)))
     }
 }

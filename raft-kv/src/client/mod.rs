@@ -15,14 +15,26 @@ mod maintain;
 #[cfg(feature = "node")]
 mod node;
 #[cfg(feature = "node")]
+mod ranges;
+#[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
+mod snapshot;
+#[cfg(feature = "node")]
+mod token;
+#[cfg(feature = "node")]
 mod watch;
+#[cfg(feature = "node")]
+mod watch_set;
 #[cfg(feature = "node")]
 mod world;
 
+#[cfg(feature = "node")]
+pub use crate::machine::read::RangeMeasure;
+#[cfg(feature = "node")]
+pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]
@@ -30,4 +42,10 @@ pub use handle::Handle;
 #[cfg(feature = "node")]
 pub use node::{Node, credentials_of};
 #[cfg(feature = "node")]
+pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
+pub use snapshot::Snapshot;
+#[cfg(feature = "node")]
 pub use watch::Watch;
+#[cfg(feature = "node")]
+pub use watch_set::{Next, WatchSet};

@@ -1,6 +1,6 @@
 //! A member in this process: made by `init` or `join`, started again by `open`.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,10 +11,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
-use super::config::{Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, check_name};
+use super::config::{
+    Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
+};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
+use super::snapshot::Copies;
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
@@ -45,6 +48,7 @@ pub struct Node {
     served: Arc<Semaphore>,
     tasks: Vec<JoinHandle<()>>,
     dir: DataDir,
+    client_listener: Mutex<Option<TcpListener>>,
 }
 
 impl Node {
@@ -54,12 +58,13 @@ impl Node {
     /// [`StartError`]; nothing is left behind that a second try would stumble over.
     pub async fn init(config: Config) -> Result<Self, StartError> {
         let addr = checked(&config)?;
+        let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
         let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
-        let hosts = host_of(&addr).into_iter().collect();
-        let subject = Subject { cluster, node, role: Role::Manager, hosts };
+        let hosts = hosts_of(&addr, &door.url());
+        let subject = Subject { cluster, node, role: Role::Manager, name: String::new(), hosts };
         let leaf = pki::issue(
             &root,
             &subject,
@@ -70,7 +75,8 @@ impl Node {
         )?;
         let credentials =
             Credentials { chain: vec![leaf], key: key.der().to_vec(), roots: vec![root.cert_der().to_vec()] };
-        let record = MemberRecord { id: node, name: config.name.clone(), addr: addr.clone() };
+        let record =
+            MemberRecord { id: node, name: config.name.clone(), addr: addr.clone(), client_url: door.url() };
         make_first(&dir, &config.tuning, cluster, &record, &root)?;
         save_credentials(&dir, &credentials)?;
         let remembered = Remembered {
@@ -79,10 +85,11 @@ impl Node {
             name: config.name,
             listen_addr: config.listen_addr,
             advertise_addr: addr.clone(),
+            client: door.place.clone(),
             members: vec![(node, addr)],
         };
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, config.tuning).await
+        Self::run(dir, remembered, config.tuning, door).await
     }
 
     /// Joins the cluster that `token` belongs to, by way of any of `endpoints` (`host:port`), and
@@ -94,6 +101,7 @@ impl Node {
     pub async fn join(config: Config, token: &str, endpoints: &[String]) -> Result<Self, StartError> {
         let token: JoinToken = token.parse()?;
         let addr = checked(&config)?;
+        let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         // Found out before the cluster counts on this member.
@@ -107,10 +115,17 @@ impl Node {
             request: key.request().into(),
             name: config.name.clone(),
             addr: addr.clone(),
+            client_url: door.url(),
         };
         let joined = ask_to_join(&token, endpoints, request).await?;
-        let remembered = take_in(&dir, &config.tuning, &key, joined, config.name, config.listen_addr, addr)?;
-        Self::run(dir, remembered, config.tuning).await
+        let place = Place {
+            name: config.name,
+            listen_addr: config.listen_addr,
+            advertise_addr: addr,
+            client: door.place.clone(),
+        };
+        let remembered = take_in(&dir, &config.tuning, &key, joined, place)?;
+        Self::run(dir, remembered, config.tuning, door).await
     }
 
     /// Starts a member again from its data directory.
@@ -121,6 +136,7 @@ impl Node {
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
         let dir = DataDir::take(data_dir, false)?;
         let mut remembered = dir.recall()?;
+        let before = remembered.advertise_addr.clone();
         let moved = overrides.listen_addr.is_some_and(|addr| addr != remembered.listen_addr);
         if let Some(listen) = overrides.listen_addr {
             remembered.listen_addr = listen;
@@ -129,11 +145,13 @@ impl Node {
             remembered.advertise_addr =
                 advertised(remembered.listen_addr, overrides.advertise_addr.as_deref())?;
         }
+        let door = Door::again(&remembered, &before, &overrides)?;
+        remembered.client = door.place.clone();
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, tuning).await
+        Self::run(dir, remembered, tuning, door).await
     }
 
-    async fn run(dir: DataDir, node: Remembered, tuning: Tuning) -> Result<Self, StartError> {
+    async fn run(dir: DataDir, node: Remembered, tuning: Tuning, door: Door) -> Result<Self, StartError> {
         let credentials = load_credentials(&dir)?;
         let identity = credentials.check()?;
         credentials
@@ -164,8 +182,12 @@ impl Node {
             me: node.node,
             name: node.name.clone(),
             addr: node.advertise_addr.clone(),
+            client_url: door.url(),
             trust,
             spared: Mutex::default(),
+            password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
+            counts: Mutex::default(),
+            copies: Copies::new(dir.join("copies"))?,
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
@@ -175,7 +197,7 @@ impl Node {
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
         ];
-        Ok(Self { local, endpoint, served, tasks, dir })
+        Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }
 
     /// The handle through which this process uses the cluster.
@@ -196,6 +218,23 @@ impl Node {
     /// Where others reach this member.
     pub fn addr(&self) -> &str {
         &self.local.addr
+    }
+
+    /// Where HTTP clients reach this member, `https://host:port`; empty where there is no such
+    /// door.
+    pub fn client_url(&self) -> &str {
+        &self.local.client_url
+    }
+
+    /// The socket for HTTP clients, bound since before the node started; once, then `None`. What
+    /// is served there is the caller's affair, under [`trust`](Self::trust).
+    pub fn client_listener(&self) -> Option<TcpListener> {
+        self.client_listener.lock().take()
+    }
+
+    /// What this member proves itself with and believes in: as it is and as it becomes.
+    pub fn trust(&self) -> LiveTrust {
+        self.local.trust.clone()
     }
 
     /// This member's name.
@@ -277,6 +316,85 @@ fn in_use(addr: SocketAddr, error: &std::io::Error) -> StartError {
     StartError::Refused(Refusal::invalid("listen address", why))
 }
 
+/// The names in a member's certificate for those who check them: the hosts at which it is reached,
+/// and this machine's own names for itself.
+pub(super) fn hosts_of(addr: &str, client_url: &str) -> Vec<String> {
+    let client = client_url.strip_prefix("https://").unwrap_or(client_url);
+    let own = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    host_of(addr).into_iter().chain(host_of(client)).chain(own).collect()
+}
+
+/// The socket for HTTP clients and what they are told of it.
+struct Door {
+    listener: Option<TcpListener>,
+    place: Option<(SocketAddr, String)>,
+}
+
+impl Door {
+    /// The door of a new member, taken before anything is made. Where a member is in the directory
+    /// already, that is the thing to say.
+    fn of(config: &Config, addr: &str) -> Result<Self, StartError> {
+        Self::bind(config.client_addr, config.advertise_client_addr.as_deref(), addr).or_else(|busy| {
+            if DataDir::holds_member(&config.data_dir) {
+                DataDir::take(&config.data_dir, true)?.expect_vacant()?;
+            }
+            Err(busy)
+        })
+    }
+
+    /// Takes the address, before anything is made that a busy one would leave behind.
+    fn bind(listen: Option<SocketAddr>, advertise: Option<&str>, addr: &str) -> Result<Self, StartError> {
+        let Some(listen) = listen else {
+            if advertise.is_some() {
+                let why = "there is no door for HTTP clients that it could lead to; give its address too";
+                return Err(Refusal::invalid("advertise-etcd-addr", why).into());
+            }
+            return Ok(Self { listener: None, place: None });
+        };
+        let (listener, bound) = TcpListener::bind(listen)
+            .and_then(|listener| listener.local_addr().map(|bound| (listener, bound)))
+            .map_err(|error| door_in_use(listen, &error))?;
+        let place = Some((bound, advertised_client(bound, advertise, addr)?));
+        Ok(Self { listener: Some(listener), place })
+    }
+
+    /// The door of a member that starts again. Where its host was the member's own and that has
+    /// changed, it changes too.
+    fn again(node: &Remembered, addr_before: &str, overrides: &Overrides) -> Result<Self, StartError> {
+        let old = node.client.as_ref();
+        let listen = overrides.client_addr.unwrap_or(old.map(|(listen, _)| *listen));
+        let given = overrides.advertise_client_addr.as_deref();
+        let moved = overrides.client_addr.is_some_and(|listen| listen != old.map(|(listen, _)| *listen));
+        let followed =
+            |told: &str| host_of(told) == host_of(addr_before) && addr_before != node.advertise_addr;
+        let kept = old.map(|(_, told)| told.as_str()).filter(|told| !moved && !followed(told));
+        Self::bind(listen, given.or(kept), &node.advertise_addr)
+    }
+
+    fn url(&self) -> String {
+        client_url(self.place.as_ref())
+    }
+}
+
+fn door_in_use(addr: SocketAddr, error: &std::io::Error) -> StartError {
+    let why = match error.kind() {
+        std::io::ErrorKind::AddrInUse => "it is in use: another process listens there".to_owned(),
+        std::io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
+        _ => error.to_string(),
+    };
+    let advice = "stop that one, or choose another address with --etcd-addr IP:PORT (`--etcd-addr off` \
+                  for no etcd API)";
+    StartError::Refused(Refusal::invalid(format!("etcd address {addr}"), format!("{why}; {advice}")))
+}
+
+/// Where a member is, as its operator says.
+struct Place {
+    name: String,
+    listen_addr: SocketAddr,
+    advertise_addr: String,
+    client: Option<(SocketAddr, String)>,
+}
+
 /// The host part of `host:port`, for the certificate.
 pub(super) fn host_of(addr: &str) -> Option<String> {
     addr.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned())
@@ -351,9 +469,7 @@ fn take_in(
     tuning: &Tuning,
     key: &NodeKey,
     joined: Joined,
-    name: String,
-    listen_addr: SocketAddr,
-    advertise_addr: String,
+    place: Place,
 ) -> Result<Remembered, StartError> {
     let der = |all: &[Bytes]| all.iter().map(|one| one.to_vec()).collect();
     let credentials =
@@ -366,9 +482,10 @@ fn take_in(
     let remembered = Remembered {
         cluster: joined.cluster,
         node: joined.node,
-        name,
-        listen_addr,
-        advertise_addr,
+        name: place.name,
+        listen_addr: place.listen_addr,
+        advertise_addr: place.advertise_addr,
+        client: place.client,
         members: joined.members.iter().map(addr_of).collect(),
     };
     dir.remember(&remembered)?;
@@ -448,6 +565,7 @@ async fn rejoin(
         request: key.request().into(),
         name: node.name.clone(),
         addr: node.advertise_addr.clone(),
+        client_url: client_url(node.client.as_ref()),
     };
     let handle = Handle::connect(&endpoints, credentials).await?.with_patience(JOIN_PATIENCE);
     let joined = match handle.call(call).await? {
@@ -457,10 +575,20 @@ async fn rejoin(
         }
     };
     dir.clear()?;
-    let remembered = take_in(dir, tuning, &key, joined, node.name, node.listen_addr, node.advertise_addr)?;
+    let place = Place {
+        name: node.name,
+        listen_addr: node.listen_addr,
+        advertise_addr: node.advertise_addr,
+        client: node.client,
+    };
+    let remembered = take_in(dir, tuning, &key, joined, place)?;
     tracing::warn!(old = %node.node, new = %remembered.node, "rejoined under a new id; the state comes from the others");
     let credentials = load_credentials(dir)?;
     open_parts(dir, remembered, tuning, credentials).await
+}
+
+fn client_url(place: Option<&(SocketAddr, String)>) -> String {
+    place.map_or(String::new(), |(_, told)| format!("https://{told}"))
 }
 
 /// How long requests of the node itself may take.

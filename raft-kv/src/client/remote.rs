@@ -48,6 +48,7 @@ fn reads_only(call: &Call) -> bool {
             | Call::MemberRemove(_)
             | Call::IssueCertificate { .. }
             | Call::Transfer(_)
+            | Call::RaiseRevision(_)
             | Call::Join(_)
     )
 }

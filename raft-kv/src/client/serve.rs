@@ -9,9 +9,9 @@ use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
-use super::config::{check_addr, check_name};
+use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
-use super::node::{OWN_PATIENCE, host_of};
+use super::node::{OWN_PATIENCE, hosts_of};
 use super::world::removed_text;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -22,7 +22,7 @@ use crate::node::ask::What;
 use crate::node::wire::PeerFrame;
 use crate::pki::Secret;
 use crate::raft::PeerMessage;
-use crate::types::{MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
+use crate::types::{Caller, MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
 
 /// A snapshot that is larger is not taken.
 const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
@@ -111,13 +111,30 @@ async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Own
             drop(served);
             return serve_watch(&local, stream, request).await;
         }
-        Ok(Call::Rejoin { request, name, addr }) => rejoin(&local, &stream, request, name, addr).await,
-        Ok(call) => local.call(call, OWN_PATIENCE).await,
+        // Who rejoins proves by its certificate who it was; anything else is asked for in a name.
+        Ok(Call::Rejoin { request, name, addr, client_url }) => {
+            let place = Place { name, addr, client_url };
+            rejoin(&local, &stream, request, place).await
+        }
+        Ok(call) => match caller(&local, &stream) {
+            Ok(caller) => local.call_as(&caller, call, OWN_PATIENCE).await,
+            Err(error) => Err(error),
+        },
         Err(error) => Err(error),
     };
     answer(&mut stream, &answered).await;
     if let Some(identity) = stream.identity {
         local.spared.lock().remove(&identity.node);
+    }
+}
+
+/// For whom a request is served: a member may do everything, a client what its name may.
+fn caller(local: &Local, stream: &RequestStream) -> Result<Caller, Error> {
+    match stream.identity.map(|identity| identity.role) {
+        Some(Role::Manager) => Ok(Caller::Full),
+        Some(Role::Client) => local.caller(None, stream.name.as_deref()),
+        Some(Role::Worker) => Err(Refusal::NotAllowed { role: Role::Worker.to_string() }.into()),
+        None => Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into()),
     }
 }
 
@@ -130,8 +147,14 @@ async fn answer(stream: &mut RequestStream, answered: &Answered) {
 }
 
 async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: WatchRequest) {
-    let watch = local.watch(request).and_then(|watch| Ok((local.now()?, watch)));
-    let (header, mut watch) = match watch {
+    let (mut changes, range) = (local.shell.auth_changes(), request.range.clone());
+    changes.mark_unchanged();
+    let begun = async {
+        let caller = caller(local, &stream)?;
+        let watch = local.watch_as(&caller, request, OWN_PATIENCE).await?;
+        Ok((local.now()?, watch))
+    };
+    let (header, mut watch) = match begun.await {
         Ok(begun) => begun,
         Err(error) => return answer(&mut stream, &Err(error)).await,
     };
@@ -143,8 +166,16 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
     tokio::pin!(stopped);
     loop {
         let batch = tokio::select! {
-            batch = watch.next() => batch,
+            biased;
+            // Its name may be a user's only now.
+            Ok(()) = changes.changed() => match caller(local, &stream)
+                .and_then(|caller| local.may_watch(&caller, &range))
+            {
+                Ok(()) => continue,
+                Err(error) => Err(error),
+            },
             () = &mut stopped => return,
+            batch = watch.next() => batch,
         };
         let answered: Answered = match batch {
             Ok(Some(batch)) => local.now().map(|header| (header, Reply::Watch(batch))),
@@ -190,16 +221,11 @@ async fn join(local: &Arc<Local>, request: JoinRequest) -> Answered {
             return Err(Refusal::BadToken { why }.into());
         }
     }
-    admit_member(local, &request.request, request.name, request.addr, None).await
+    let place = Place { name: request.name, addr: request.addr, client_url: request.client_url };
+    admit_member(local, &request.request, place, None).await
 }
 
-async fn rejoin(
-    local: &Arc<Local>,
-    stream: &RequestStream,
-    request: Bytes,
-    name: String,
-    addr: String,
-) -> Answered {
+async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, place: Place) -> Answered {
     let identity = stream.identity.filter(|identity| identity.role == Role::Manager);
     let Some(identity) = identity else {
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
@@ -207,19 +233,22 @@ async fn rejoin(
     local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
     // Its old id is removed on the way; the connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
-    admit_member(local, &request, name, addr, Some(identity.node)).await
+    admit_member(local, &request, place, Some(identity.node)).await
+}
+
+/// What a new member says of itself.
+struct Place {
+    name: String,
+    addr: String,
+    client_url: String,
 }
 
 /// Takes a member in under a new id; `old` is the id under which it was known before.
-async fn admit_member(
-    local: &Arc<Local>,
-    request: &[u8],
-    name: String,
-    addr: String,
-    old: Option<NodeId>,
-) -> Answered {
+async fn admit_member(local: &Arc<Local>, request: &[u8], place: Place, old: Option<NodeId>) -> Answered {
+    let Place { name, addr, client_url } = place;
     check_name(&name)?;
     check_addr(&addr)?;
+    check_client_url(&client_url)?;
     crate::pki::request_key(request)?;
     let members = local.shell.read(machine::read::members)?;
     // A join that was cut short leaves a learner of the same name and address that never came.
@@ -231,9 +260,10 @@ async fn admit_member(
         local.call(Call::MemberRemove(old), OWN_PATIENCE).await?;
     }
     let node = NodeId(random());
-    let hosts = host_of(&addr).into_iter().collect();
-    let members = local.add_learner(MemberRecord { id: node, name, addr }, OWN_PATIENCE).await?;
-    let (chain, roots) = local.issue(node, Role::Manager, request, hosts)?;
+    let hosts = hosts_of(&addr, &client_url);
+    let record = MemberRecord { id: node, name, addr, client_url };
+    let members = local.add_learner(record, OWN_PATIENCE).await?;
+    let (chain, roots) = local.issue(node, Role::Manager, String::new(), request, hosts)?;
     tracing::info!(%node, "a member joined");
     let joined = Joined { cluster: local.cluster, node, chain, roots, members };
     Ok((local.now()?, Reply::Joined(joined)))
@@ -276,9 +306,14 @@ pub(super) async fn announce_address(local: Arc<Local>) {
         let members = local.shell.read(machine::read::members).unwrap_or_default();
         let known = members.into_iter().find(|member| member.record.id == local.me);
         match known {
-            Some(member) if member.record.addr == local.addr => return,
+            Some(member)
+                if member.record.addr == local.addr && member.record.client_url == local.client_url =>
+            {
+                return;
+            }
             Some(member) => {
-                let record = MemberRecord { addr: local.addr.clone(), ..member.record };
+                let (addr, client_url) = (local.addr.clone(), local.client_url.clone());
+                let record = MemberRecord { addr, client_url, ..member.record };
                 let what = What::Command { command: Command::MemberUpdate(record), once: None };
                 match local.shell.ask(what, OWN_PATIENCE).await {
                     Err(Error::Refused(refusal)) => {

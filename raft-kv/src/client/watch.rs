@@ -12,7 +12,7 @@ use crate::node::shell::Subscription;
 use crate::types::WatchBatch;
 
 /// Why the node ended, once it has.
-type Ended = watch::Receiver<Option<Error>>;
+pub(super) type Ended = watch::Receiver<Option<Error>>;
 
 enum Source {
     Local(Box<Subscription>, Ended, Option<Duration>),
@@ -57,7 +57,7 @@ impl Watch {
 }
 
 /// Waits until the node has ended; says why.
-async fn over(ended: &mut Ended) -> Error {
+pub(super) async fn over(ended: &mut Ended) -> Error {
     let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
     why.unwrap_or(Error::NotDone(NotDone::ShuttingDown))
 }

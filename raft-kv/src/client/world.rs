@@ -45,6 +45,7 @@ impl Outside {
         let spared = self.local().map(|local| local.spared.lock().clone()).unwrap_or_default();
         let why = Refusal::BadCertificate { why: removed_text() };
         let removed = |id: NodeId| live.refuses(id) && !spared.contains(&id);
+        live.note_change();
         self.endpoint
             .close_where(|info| info.peer.as_ref().is_some_and(|peer| removed(peer.identity().node)), &why);
     }

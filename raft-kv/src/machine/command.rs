@@ -1,12 +1,11 @@
 //! What the state machine is asked through the log, and what it answers.
 
-use bytes::Bytes;
-
 use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
-    Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange, KeyValue, LeaseId, Member, MemberRecord,
-    OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp, TxnRequest, TxnResponse,
+    AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
+    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp,
+    TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -26,7 +25,7 @@ pub enum Command {
     },
     /// Makes a lease; `id` is chosen by the proposer where the caller gave 0.
     LeaseGrant {
-        /// Its id; positive.
+        /// Its id; not 0.
         id: LeaseId,
         /// Seconds.
         ttl: i64,
@@ -54,11 +53,30 @@ pub enum Command {
     },
     /// Does nothing but take its place in the order.
     Noop,
+    /// Changes users, roles or permissions.
+    Auth(AuthChange),
+    /// Raises or ends an alarm.
+    Alarm(AlarmRequest),
+    /// A command of a caller who may not do everything: permissions are asked for where it is
+    /// applied. Never one within another.
+    As {
+        /// Whose.
+        caller: Caller,
+        /// What it asks.
+        command: Box<Command>,
+    },
+    /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
+    RaiseRevision {
+        /// The least revision after it.
+        to: Revision,
+    },
 }
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 9 => TokenSet { id, token }, 10 => Noop,
+    11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
+    20 => RaiseRevision { to },
 });
 
 /// A join token as the cluster keeps it.
@@ -120,36 +138,6 @@ pub struct Outcome {
     pub result: Result<Answer, Refusal>,
 }
 
-/// A key and value as they are stored in `Table::Live`: everything of [`KeyValue`] but the key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
-    /// See [`KeyValue`].
-    pub create_revision: Revision,
-    /// See [`KeyValue`].
-    pub mod_revision: Revision,
-    /// See [`KeyValue`].
-    pub version: i64,
-    /// See [`KeyValue`].
-    pub lease: LeaseId,
-    /// See [`KeyValue`].
-    pub value: Bytes,
-}
-wire_struct!(Stored { create_revision, mod_revision, version, lease, value });
-
-impl Stored {
-    /// With its key again.
-    pub fn with_key(self, key: Bytes) -> KeyValue {
-        KeyValue {
-            key,
-            create_revision: self.create_revision,
-            mod_revision: self.mod_revision,
-            version: self.version,
-            value: self.value,
-            lease: self.lease,
-        }
-    }
-}
-
 impl Command {
     /// About how many bytes it takes in a log entry, without encoding it; never far too few.
     pub fn size(&self) -> usize {
@@ -164,8 +152,48 @@ impl Command {
                 Self::TokenSet { id, token } => {
                     id.len() + token.as_ref().map_or(0, |token| token.secret.len())
                 }
-                Self::Compact { .. } | Self::LeaseGrant { .. } | Self::LeaseRevoke { .. } | Self::Noop => 0,
+                Self::Auth(change) => change_size(change),
+                Self::As { caller, command } => command.size() + caller_size(caller),
+                Self::Compact { .. }
+                | Self::LeaseGrant { .. }
+                | Self::LeaseRevoke { .. }
+                | Self::Alarm(_)
+                | Self::Noop
+                | Self::RaiseRevision { .. } => 0,
             }
+    }
+
+    /// What is asked, and by whom if not by one who may do everything.
+    pub fn asked(&self) -> (Option<&Caller>, &Self) {
+        match self {
+            Self::As { caller, command } => (Some(caller), command),
+            command => (None, command),
+        }
+    }
+}
+
+fn caller_size(caller: &Caller) -> usize {
+    match caller {
+        Caller::User { name, .. } => name.len(),
+        Caller::Bearer { token } => token.len(),
+        Caller::Full | Caller::Anonymous => 0,
+    }
+}
+
+fn change_size(change: &AuthChange) -> usize {
+    match change {
+        AuthChange::Enable { token_key } => token_key.len(),
+        AuthChange::Disable => 0,
+        AuthChange::UserAdd { name, password } | AuthChange::UserPassword { name, password } => {
+            name.len() + password.as_ref().map_or(0, String::len)
+        }
+        AuthChange::UserDelete { name } => name.len(),
+        AuthChange::UserGrant { name, role } | AuthChange::UserRevoke { name, role } => {
+            name.len() + role.len()
+        }
+        AuthChange::RoleAdd { role } | AuthChange::RoleDelete { role } => role.len(),
+        AuthChange::RoleGrant { role, permission } => role.len() + range_size(&permission.range),
+        AuthChange::RoleRevoke { role, range } => role.len() + range_size(range),
     }
 }
 

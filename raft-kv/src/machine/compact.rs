@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use super::command::Answer;
 use super::draft::Draft;
-use super::format::{Logged, damaged, decode, from_ordered, load_meta, meta, ordered, past_key};
+use super::format::{
+    Held, Logged, Superseded, damaged, decode, from_ordered, load, load_meta, meta, ordered, past_key,
+};
 use super::stop::Stop;
 use super::store::{Batch, Read, Table};
 use crate::codec::{Wire, wire_struct};
@@ -73,7 +75,16 @@ pub fn step(view: &dyn Read, compacted: Revision) -> Result<Option<(Batch, bool)
             }
             at += 1;
             if change.superseded != 0 {
-                writes.push((Table::Past, past_key(&change.key, change.superseded), None));
+                let key = past_key(&change.key, change.superseded);
+                let past: Option<Superseded> = load(view, Table::Past, &key)?;
+                // The value goes with its version, where it lies apart.
+                if past.is_some_and(|past| matches!(past.stored.value, Held::Apart(_))) {
+                    writes.push((Table::Values, key.clone(), None));
+                }
+                writes.push((Table::Past, key, None));
+            }
+            if planted!(CollectLiveValue) {
+                writes.push((Table::Values, past_key(&change.key, revision), None));
             }
             if planted!(CompactNewestVersion) {
                 writes.push((Table::Past, past_key(&change.key, revision), None));

@@ -6,8 +6,9 @@
 
 use bytes::Bytes;
 
-use super::command::Stored;
-use super::format::{Logged, Superseded, attached_key, load, ordered, past_key};
+use super::alarm::Raised;
+use super::auth::Known;
+use super::format::{Held, Logged, Stored, Superseded, attached_key, load, ordered, past_key};
 use super::overlay::Overlay;
 use super::store::{Read, Table};
 use crate::codec::Wire;
@@ -49,6 +50,12 @@ pub struct Draft<'a> {
     pub leases: Vec<LeaseChange>,
     /// Whether the members or their records changed.
     pub members_changed: bool,
+    /// What is known of callers.
+    pub known: Known,
+    /// Which alarms are raised, once it was looked at.
+    pub alarms: Option<Raised>,
+    /// The revision of users and roles, if they changed in this batch.
+    pub auth_changed: Option<u64>,
 }
 
 impl<'a> Draft<'a> {
@@ -63,6 +70,9 @@ impl<'a> Draft<'a> {
             changes: Vec::new(),
             leases: Vec::new(),
             members_changed: false,
+            known: Known::default(),
+            alarms: None,
+            auth_changed: None,
         }
     }
 
@@ -71,20 +81,27 @@ impl<'a> Draft<'a> {
         self.revision + 1
     }
 
-    /// The newest version of `key`.
+    /// The newest version of `key`; its value is not read.
     pub fn live(&self, key: &[u8]) -> Result<Option<Stored>, StorageFailed> {
         load(&self.overlay, Table::Live, key)
     }
 
-    /// Writes `key` in the revision being made. `before` is its newest version.
-    pub fn put(&mut self, key: Bytes, value: Bytes, lease: LeaseId, before: Option<Stored>) {
+    /// Writes `key` in the revision being made. `before` is its newest version, which is answered
+    /// with its value.
+    pub fn put(
+        &mut self,
+        key: Bytes,
+        value: Bytes,
+        lease: LeaseId,
+        before: Option<Stored>,
+    ) -> Result<Option<KeyValue>, StorageFailed> {
         let next = self.next();
         let stored = Stored {
             create_revision: before.as_ref().map_or(next, |before| before.create_revision),
             mod_revision: next,
             version: before.as_ref().map_or(1, |before| before.version + 1),
             lease,
-            value,
+            value: Held::place(&value),
         };
         let lease_before = before.as_ref().map_or(0, |before| before.lease);
         if lease_before != 0 && lease_before != lease {
@@ -93,30 +110,36 @@ impl<'a> Draft<'a> {
         if lease != 0 && lease_before != lease {
             self.overlay.write(Table::Attached, attached_key(lease, &key), Some(Bytes::new()));
         }
-        let prev = before.map(|before| self.supersede(&key, before));
+        let prev = before.map(|before| self.supersede(&key, before)).transpose()?;
         self.overlay.put(Table::Live, key.clone(), &stored);
-        self.events.push(Event { kind: EventKind::Put, kv: stored.with_key(key), prev });
+        if matches!(stored.value, Held::Apart(_)) {
+            self.overlay.write(Table::Values, past_key(&key, next), Some(value.clone()));
+        }
+        let kv = KeyValue { value, ..stored.without_value(key) };
+        self.events.push(Event { kind: EventKind::Put, kv, prev: prev.clone() });
+        Ok(prev)
     }
 
     /// Removes `key`, whose newest version is `before`, in the revision being made.
-    pub fn delete(&mut self, key: Bytes, before: Stored) -> KeyValue {
+    pub fn delete(&mut self, key: Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
         if before.lease != 0 {
             self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
         }
-        let prev = self.supersede(&key, before);
+        let prev = self.supersede(&key, before)?;
         self.overlay.remove(Table::Live, key.clone());
         let kv = KeyValue { key, mod_revision: self.next(), ..KeyValue::default() };
         self.events.push(Event { kind: EventKind::Delete, kv, prev: Some(prev.clone()) });
-        prev
+        Ok(prev)
     }
 
-    /// Moves a version to the past.
-    fn supersede(&mut self, key: &Bytes, before: Stored) -> KeyValue {
+    /// Moves a version's record to the past; a value that lies apart stays where it is. It is read
+    /// all the same: watchers are told what was before.
+    fn supersede(&mut self, key: &Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
         let end = self.next();
         assert!(before.mod_revision < end, "a key changes at most once in a revision");
         let past = Superseded { end, stored: before };
         self.overlay.put(Table::Past, past_key(key, past.stored.mod_revision), &past);
-        past.stored.with_key(key.clone())
+        past.stored.load(&self.overlay, key.clone())
     }
 
     /// Makes what changed since the last call one revision, if anything did.
@@ -142,6 +165,8 @@ impl<'a> Draft<'a> {
     pub fn take_back(&mut self) {
         self.overlay.undo();
         self.events.clear();
+        self.known.forget();
+        self.alarms = None;
     }
 
     /// The state as it is now, pending writes included.

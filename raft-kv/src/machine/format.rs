@@ -6,14 +6,17 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::command::Stored;
 use super::store::{Read, Table};
-use crate::codec::{Wire, wire_struct};
+use crate::codec::{Wire, wire_enum, wire_struct};
 use crate::error::StorageFailed;
-use crate::types::{EventKind, LeaseId, NodeId, Revision};
+use crate::types::{EventKind, KeyValue, LeaseId, NodeId, Revision};
 
-/// The version of this layout. A store of a newer one is not opened.
-pub const FORMAT: u32 = 1;
+/// The version of this layout. A store of another one is not opened.
+pub const FORMAT: u32 = 2;
+
+/// Longest value, in bytes, that lies in its version's record; a longer one lies apart from it in
+/// [`Table::Values`]. Part of the layout: members write the same records.
+pub const MAX_INLINE_BYTES: usize = 64;
 
 /// What an error calls the store.
 pub const STORE: &str = "state";
@@ -34,6 +37,91 @@ pub mod meta {
     pub const CLUSTER: &[u8] = b"cluster";
     /// Clients in [`super::Table::Once`] and the clock of their use.
     pub const ONCE: &[u8] = b"once";
+}
+
+/// A version of a key as its record in [`Table::Live`] has it: all of [`KeyValue`] but the key and
+/// a long value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// See [`KeyValue`].
+    pub create_revision: Revision,
+    /// See [`KeyValue`].
+    pub mod_revision: Revision,
+    /// See [`KeyValue`].
+    pub version: i64,
+    /// See [`KeyValue`].
+    pub lease: LeaseId,
+    /// Where the value is.
+    pub value: Held,
+}
+wire_struct!(Stored { create_revision, mod_revision, version, lease, value });
+
+/// Where a version's value is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Held {
+    /// Here.
+    Inline(Bytes),
+    /// In [`Table::Values`], with so many bytes. It is written with its version, removed with it,
+    /// and never moves in between.
+    Apart(u64),
+}
+wire_enum!(Held { 1 => Inline(value), 2 => Apart(bytes) });
+
+impl Held {
+    /// Where a value goes.
+    pub fn place(value: &Bytes) -> Self {
+        if value.len() <= MAX_INLINE_BYTES {
+            Self::Inline(value.clone())
+        } else {
+            Self::Apart(value.len() as u64)
+        }
+    }
+}
+
+impl Stored {
+    /// The value's length, in bytes, without reading it.
+    pub fn value_len(&self) -> usize {
+        match &self.value {
+            Held::Inline(value) => value.len(),
+            Held::Apart(bytes) => usize::try_from(*bytes).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// The value, which is read if it lies apart.
+    pub fn value(&self, view: &dyn Read, key: &[u8]) -> Result<Bytes, StorageFailed> {
+        let bytes = match &self.value {
+            Held::Inline(value) => return Ok(value.clone()),
+            Held::Apart(bytes) => *bytes,
+        };
+        check_value(view.get(Table::Values, &past_key(key, self.mod_revision))?, bytes)
+    }
+
+    /// With its key again, and a blank value: nothing is read.
+    pub fn without_value(&self, key: Bytes) -> KeyValue {
+        KeyValue {
+            key,
+            create_revision: self.create_revision,
+            mod_revision: self.mod_revision,
+            version: self.version,
+            value: Bytes::new(),
+            lease: self.lease,
+        }
+    }
+
+    /// With its key and value again.
+    pub fn load(&self, view: &dyn Read, key: Bytes) -> Result<KeyValue, StorageFailed> {
+        let value = self.value(view, &key)?;
+        Ok(KeyValue { value, ..self.without_value(key) })
+    }
+}
+
+/// A value that was found apart, if it is there and as long as its record says.
+pub fn check_value(found: Option<Bytes>, bytes: u64) -> Result<Bytes, StorageFailed> {
+    match found {
+        Some(value) if value.len() as u64 == bytes => Ok(value),
+        Some(_) => Err(damaged(Table::Values, "a value is not as long as its record says")),
+        None => Err(damaged(Table::Values, "a value that can still be read is missing")),
+    }
 }
 
 /// A version that is not the newest any more.
@@ -66,7 +154,7 @@ pub struct LeaseRecord {
 }
 wire_struct!(LeaseRecord { ttl });
 
-/// A revision (or lease id, neither is ever negative) as key bytes in its own order.
+/// A revision, which is never negative, as key bytes in its own order.
 pub fn ordered(number: i64) -> Bytes {
     debug_assert!(number >= 0);
     Bytes::copy_from_slice(&(number as u64).to_be_bytes())
@@ -92,7 +180,7 @@ pub fn escape(key: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The key in [`Table::Past`] of the version of `key` made at `revision`. Newer versions come
+/// The key in [`Table::Past`] and [`Table::Values`] of the version of `key` made at `revision`. Newer versions come
 /// first, so one seek to (key, R) finds the newest version made at or before R.
 pub fn past_key(key: &[u8], revision: Revision) -> Bytes {
     let mut out = escape(key);
@@ -129,11 +217,24 @@ pub fn unescape(escaped: &[u8]) -> Result<Bytes, StorageFailed> {
     }
 }
 
+/// A lease's id, which may be any number, as key bytes in its own order.
+pub fn lease_key(id: LeaseId) -> Bytes {
+    Bytes::copy_from_slice(&((id as u64) ^ SIGN).to_be_bytes())
+}
+
+/// The id that [`lease_key`] wrote.
+pub fn from_lease_key(key: &[u8]) -> Result<LeaseId, StorageFailed> {
+    let raw: [u8; 8] = key.try_into().map_err(|_| damaged(Table::Lease, "a key is not 8 bytes long"))?;
+    Ok((u64::from_be_bytes(raw) ^ SIGN) as LeaseId)
+}
+
+const SIGN: u64 = 1 << 63;
+
 /// The key in [`Table::Attached`] that binds `key` to a lease; with an empty key the front of
 /// all that lease's keys.
 pub fn attached_key(lease: LeaseId, key: &[u8]) -> Bytes {
     let mut out = Vec::with_capacity(8 + key.len());
-    out.extend((lease as u64).to_be_bytes());
+    out.extend(lease_key(lease));
     out.extend(key);
     out.into()
 }
@@ -189,6 +290,12 @@ mod tests {
 
     proptest! {
         #[test]
+        fn leases_keep_their_order_and_come_back(a: i64, b: i64) {
+            prop_assert_eq!(lease_key(a).cmp(&lease_key(b)), a.cmp(&b));
+            prop_assert_eq!(from_lease_key(&lease_key(a)).unwrap(), a);
+        }
+
+        #[test]
         fn escaped_keys_keep_their_order_and_come_back(a in keys(), b in keys(), r in 1i64..9, s in 1i64..9) {
             prop_assert_eq!(unescape(&escape(&a)).unwrap(), a.clone());
             prop_assert_eq!(past_key(&a, r).cmp(&past_key(&b, s)), a.cmp(&b).then(s.cmp(&r)));
@@ -201,6 +308,7 @@ mod tests {
             let _ = unescape(&bytes);
             let _ = split_past(&bytes.clone().into());
             let _ = from_ordered(Table::Log, &bytes);
+            let _ = from_lease_key(&bytes);
         }
     }
 }

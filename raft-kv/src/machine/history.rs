@@ -4,8 +4,7 @@
 
 use bytes::Bytes;
 
-use super::command::Stored;
-use super::format::{Logged, Superseded, damaged, decode, from_ordered, load, ordered, past_key};
+use super::format::{Logged, Stored, Superseded, damaged, decode, from_ordered, load, ordered, past_key};
 use super::stop::Stop;
 use super::store::{Read, Table};
 use super::versions::version_made;
@@ -60,10 +59,10 @@ fn event(
         None
     } else {
         let past: Option<Superseded> = load(view, Table::Past, &past_key(&key, superseded))?;
-        Some(known(past.map(|past| past.stored))?.with_key(key.clone()))
+        Some(known(past.map(|past| past.stored))?.load(view, key.clone())?)
     };
     let kv = match kind {
-        EventKind::Put => known(version_made(view, &key, revision)?)?.with_key(key),
+        EventKind::Put => known(version_made(view, &key, revision)?)?.load(view, key)?,
         EventKind::Delete => {
             KeyValue { key, mod_revision: revision, value: Bytes::new(), ..KeyValue::default() }
         }

@@ -29,21 +29,16 @@ pub fn put(draft: &mut Draft, request: &PutRequest, budget: &mut Budget) -> Resu
     let mut lease = request.lease;
     if let Some(before) = &before {
         if request.ignore_value {
-            value = before.value.clone();
+            value = before.value(draft.view(), &request.key)?;
         }
         if request.ignore_lease || (planted!(KeepLeaseOnPut) && lease == 0) {
             lease = before.lease;
         }
     }
-    let prev = match &before {
-        Some(before) if request.prev_kv => {
-            let prev = before.clone().with_key(request.key.clone());
-            budget.take(&prev)?;
-            Some(prev)
-        }
-        _ => None,
-    };
-    draft.put(request.key.clone(), value, lease, before);
+    let prev = draft.put(request.key.clone(), value, lease, before)?.filter(|_| request.prev_kv);
+    if let Some(prev) = &prev {
+        budget.take(prev)?;
+    }
     Ok(PutResponse { prev })
 }
 
@@ -56,12 +51,12 @@ pub fn delete(
     let mut found = Vec::new();
     for pair in versions(draft.view(), &request.range, None) {
         let (key, stored) = pair?;
-        budget.take_delete(key.len() + stored.value.len())?;
+        budget.take_delete(key.len().saturating_add(stored.value_len()))?;
         found.push((key, stored));
     }
     let mut response = DeleteResponse { deleted: found.len() as i64, prevs: Vec::new() };
     for (key, stored) in found {
-        let prev = draft.delete(key, stored);
+        let prev = draft.delete(key, stored)?;
         if request.prev_kv {
             budget.take(&prev)?;
             response.prevs.push(prev);

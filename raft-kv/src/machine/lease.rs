@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::command::Answer;
 use super::draft::{Draft, LeaseChange};
-use super::format::{LeaseRecord, attached_key, load, ordered};
+use super::format::{LeaseRecord, attached_key, decode, from_lease_key, lease_key, load};
 use super::stop::Stop;
 use super::store::{Read, Table};
 use crate::error::{Refusal, StorageFailed};
@@ -18,18 +18,14 @@ use crate::types::{LeaseId, Term};
 
 /// Whether the lease exists.
 pub fn exists(view: &dyn Read, id: LeaseId) -> Result<bool, StorageFailed> {
-    Ok(id > 0 && view.get(Table::Lease, &ordered(id))?.is_some())
+    Ok(id != 0 && view.get(Table::Lease, &lease_key(id))?.is_some())
 }
 
 /// The keys that end with the lease, ascending.
 pub fn keys(view: &dyn Read, id: LeaseId) -> Result<Vec<Bytes>, StorageFailed> {
-    if id <= 0 {
-        return Ok(Vec::new());
-    }
     let from = attached_key(id, b"");
-    // No id is above the largest i64, so there always is a next one.
-    let to = Bytes::copy_from_slice(&(id as u64 + 1).to_be_bytes());
-    view.scan(Table::Attached, &from, Some(&to)).map(|pair| Ok(pair?.0.slice(8..))).collect()
+    let to = id.checked_add(1).map(lease_key);
+    view.scan(Table::Attached, &from, to.as_deref()).map(|pair| Ok(pair?.0.slice(8..))).collect()
 }
 
 /// Makes a lease.
@@ -38,7 +34,7 @@ pub fn grant(draft: &mut Draft, id: LeaseId, ttl: i64) -> Result<Answer, Stop> {
         return Err(Refusal::LeaseExists { id }.into());
     }
     let ttl = ttl.max(MIN_LEASE_TTL);
-    draft.overlay.put(Table::Lease, ordered(id), &LeaseRecord { ttl });
+    draft.overlay.put(Table::Lease, lease_key(id), &LeaseRecord { ttl });
     draft.leases.push(LeaseChange::Granted { id, ttl });
     Ok(Answer::Lease { id, ttl })
 }
@@ -71,9 +67,9 @@ fn end(draft: &mut Draft, id: LeaseId) -> Result<(), Stop> {
         let stored = draft.live(&key)?.ok_or_else(|| {
             super::format::damaged(Table::Attached, "a key that ends with a lease does not exist")
         })?;
-        draft.delete(key, stored);
+        draft.delete(key, stored)?;
     }
-    draft.overlay.remove(Table::Lease, ordered(id));
+    draft.overlay.remove(Table::Lease, lease_key(id));
     draft.leases.push(LeaseChange::Ended { id });
     Ok(())
 }
@@ -83,16 +79,13 @@ pub fn all(view: &dyn Read) -> Result<Vec<(LeaseId, i64)>, StorageFailed> {
     view.scan(Table::Lease, b"", None)
         .map(|pair| {
             let (key, value) = pair?;
-            let record: LeaseRecord = super::format::decode(Table::Lease, value)?;
-            Ok((super::format::from_ordered(Table::Lease, &key)?, record.ttl))
+            let record: LeaseRecord = decode(Table::Lease, value)?;
+            Ok((from_lease_key(&key)?, record.ttl))
         })
         .collect()
 }
 
 /// The seconds that a lease was granted for, if it exists.
 pub fn granted(view: &dyn Read, id: LeaseId) -> Result<Option<i64>, StorageFailed> {
-    if id <= 0 {
-        return Ok(None);
-    }
-    Ok(load::<LeaseRecord>(view, Table::Lease, &ordered(id))?.map(|record| record.ttl))
+    Ok(load::<LeaseRecord>(view, Table::Lease, &lease_key(id))?.map(|record| record.ttl))
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::alarm;
 use super::command::Answer;
 use super::draft::Draft;
 use super::format::{decode, load, load_meta, member_key, meta, removed_key};
@@ -55,6 +56,7 @@ pub fn config(draft: &mut Draft, change: &ConfChange, after: ConfState) -> Resul
         if !present.contains(&record.id) {
             draft.overlay.remove(Table::Members, member_key(record.id));
             draft.overlay.put(Table::Members, removed_key(record.id), &());
+            alarm::forget(draft, record.id)?;
         }
     }
     draft.members_changed = true;

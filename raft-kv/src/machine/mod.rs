@@ -4,10 +4,13 @@
 //! Pure: no clock, no chance, no hash order. The same entries give the same bytes on every member.
 //! [`Machine`] is the only writer of its store; [`read`] is for everyone else.
 
+mod alarm;
+pub mod auth;
 pub mod command;
 mod compact;
 #[cfg(any(test, feature = "sim"))]
 pub mod conformance;
+pub mod count;
 mod draft;
 mod format;
 mod genesis;
@@ -21,6 +24,7 @@ mod memory;
 mod once;
 mod overlap;
 mod overlay;
+mod raise;
 mod range;
 pub mod read;
 mod stop;
@@ -30,6 +34,7 @@ mod tests;
 mod trust;
 mod txn;
 pub mod validate;
+mod values;
 mod versions;
 
 pub use command::{Answer, Command, Outcome, Proposal};
@@ -46,7 +51,9 @@ use bytes::Bytes;
 
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
-use crate::types::{Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term};
+use crate::types::{
+    Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term,
+};
 use compact::Collected;
 use draft::Draft;
 use format::{FORMAT, STORE, load, member_key, meta};
@@ -77,6 +84,11 @@ pub struct Applied {
     pub members_changed: bool,
     /// Leases that began or ended, in order.
     pub leases: Vec<LeaseChange>,
+    /// Whether the revision was raised past some that were never made: `changes` has a gap then,
+    /// and what is owed has to be read from the store.
+    pub raised: bool,
+    /// The revision of users and roles, if they changed.
+    pub auth_changed: Option<u64>,
     /// The last applied index.
     pub last: Index,
 }
@@ -178,6 +190,7 @@ impl<S: Store> Machine<S> {
         let (index, term) = (last.index, last.term);
         let (batch, draft, outcomes) = self.store.view(|view| self.draft(view, entries))?;
         self.store.write(batch)?;
+        let raised = draft.revision != self.revision + draft.changes.len() as Revision;
         self.applied = SnapshotMeta { index, term, conf: draft.conf };
         self.revision = draft.revision;
         self.compacted = draft.compacted;
@@ -186,6 +199,8 @@ impl<S: Store> Machine<S> {
             changes: draft.changes,
             members_changed: draft.members_changed,
             leases: draft.leases,
+            raised,
+            auth_changed: draft.auth_changed,
             last: index,
         })
     }
@@ -224,6 +239,7 @@ impl<S: Store> Machine<S> {
             changes: draft.changes,
             leases: draft.leases,
             members_changed: draft.members_changed,
+            auth_changed: draft.auth_changed,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -237,6 +253,7 @@ struct Published {
     changes: Vec<Change>,
     leases: Vec<LeaseChange>,
     members_changed: bool,
+    auth_changed: Option<u64>,
 }
 
 fn apply_entry(
@@ -267,13 +284,22 @@ fn apply_entry(
 
 fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<Outcome, StorageFailed> {
     let Proposal { request, once, command } = proposal;
+    let (caller, command) = command.asked();
+    // Before a kept answer is given: what a caller may not do it may not be told either. Such a
+    // refusal is not kept; it may have come too late to be the answer.
+    if let Some(caller) = caller
+        && let Err(refusal) = settle(auth::admit(draft, caller, command))?
+    {
+        return Ok(Outcome { request, revision: draft.revision, result: Err(refusal) });
+    }
+    let owner = owner(caller);
     if let Some(once) = once
-        && let Some((revision, result)) = once::repeated(draft, once)?
+        && let Some((revision, result)) = once::repeated(draft, once, owner)?
     {
         return Ok(Outcome { request, revision, result });
     }
     draft.overlay.begin();
-    let result = settle(apply_command(draft, &command, term).and_then(|answer| {
+    let result = settle(apply_command(draft, command, term).and_then(|answer| {
         if once.is_some() {
             once::check_answer(&answer)?;
         }
@@ -284,7 +310,7 @@ fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<O
         Err(_) => draft.take_back(),
     }
     if let Some(once) = once {
-        once::keep(draft, once, draft.revision, &result)?;
+        once::keep(draft, once, owner, draft.revision, &result)?;
     }
     Ok(Outcome { request, revision: draft.revision, result })
 }
@@ -292,6 +318,7 @@ fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<O
 /// Carries out a command. Where it stops, the caller takes back what it did.
 fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Answer, Stop> {
     validate(command).map_err(|refusal: Refusal| Stop::Refused(refusal))?;
+    alarm::check(draft, command)?;
     let budget = &mut Budget::new();
     match command {
         Command::Put(request) => {
@@ -307,5 +334,19 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::MemberUpdate(record) => members::update(draft, record),
         Command::TokenSet { id, token } => trust::set_token(draft, id, token.as_ref()),
         Command::Noop => Ok(Answer::Done),
+        Command::RaiseRevision { to } => raise::raise(draft, *to),
+        Command::Auth(change) => auth::change(draft, change),
+        Command::Alarm(request) => alarm::change(draft, request),
+        Command::As { .. } => {
+            Err(Refusal::invalid("command", "it is asked by a caller for another caller").into())
+        }
+    }
+}
+
+/// In whose name answers are kept.
+fn owner(caller: Option<&Caller>) -> &str {
+    match caller {
+        Some(Caller::User { name, .. }) => name,
+        Some(Caller::Full | Caller::Anonymous | Caller::Bearer { .. }) | None => "",
     }
 }

@@ -13,7 +13,7 @@ use super::format::{load, meta, tagged};
 use super::stop::Stop;
 use super::store::Table;
 use crate::codec::{Wire, wire_struct};
-use crate::error::{Refusal, StorageFailed};
+use crate::error::{AuthRefusal, Refusal, StorageFailed};
 use crate::limits::{MAX_ONCE_ANSWER_BYTES, MAX_ONCE_CLIENTS};
 use crate::planted;
 use crate::types::{OnceId, Revision};
@@ -24,12 +24,14 @@ pub type Answered = (Revision, Result<Answer, Refusal>);
 /// The newest answer of a client.
 struct Kept {
     seq: u64,
+    /// The user it was done for; nobody else is told.
+    owner: String,
     /// Where it stands in the order of use.
     used: u64,
     revision: Revision,
     result: Result<Answer, Refusal>,
 }
-wire_struct!(Kept { seq, used, revision, result });
+wire_struct!(Kept { seq, owner, used, revision, result });
 
 /// How many clients are kept, and the clock of their use.
 #[derive(Default)]
@@ -47,10 +49,12 @@ fn used_key(used: u64) -> Bytes {
     tagged(1, used)
 }
 
-/// The answer where this request or a newer one of its client was done already.
-pub fn repeated(draft: &Draft, once: OnceId) -> Result<Option<Answered>, StorageFailed> {
+/// The answer where this request or a newer one of its client was done already, if for the same
+/// user.
+pub fn repeated(draft: &Draft, once: OnceId, owner: &str) -> Result<Option<Answered>, StorageFailed> {
     let kept: Option<Kept> = load(draft.view(), Table::Once, &client_key(once.client))?;
     Ok(match kept {
+        Some(kept) if kept.owner != owner => Some((draft.revision, Err(Refusal::Auth(AuthRefusal::Denied)))),
         Some(kept) if kept.seq == once.seq && !planted!(RepeatOnce) => Some((kept.revision, kept.result)),
         Some(kept) if kept.seq > once.seq => {
             let overtaken = Refusal::OnceOvertaken { seq: once.seq, newest: kept.seq };
@@ -76,6 +80,7 @@ pub fn check_answer(answer: &Answer) -> Result<(), Stop> {
 pub fn keep(
     draft: &mut Draft,
     once: OnceId,
+    owner: &str,
     revision: Revision,
     result: &Result<Answer, Refusal>,
 ) -> Result<(), StorageFailed> {
@@ -87,7 +92,8 @@ pub fn keep(
         None => clock.clients += 1,
     }
     clock.used += 1;
-    let kept = Kept { seq: once.seq, used: clock.used, revision, result: result.clone() };
+    let owner = owner.to_owned();
+    let kept = Kept { seq: once.seq, owner, used: clock.used, revision, result: result.clone() };
     draft.overlay.put(Table::Once, client_key(once.client), &kept);
     draft.overlay.put(Table::Once, used_key(clock.used), &once.client);
     draft.overlay.put(Table::Meta, meta::ONCE, &clock);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::command::TokenRecord;
 use super::compact::Collected;
+use super::count::{self, Remembered};
 use super::format::{load_meta, meta};
 use super::range::{self, Budget, check_revision};
 use super::stop::{Settled, Stop, settle};
@@ -16,26 +17,98 @@ use super::validate::{validate_range, validate_txn};
 use super::{history, lease, members, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
-    Change, ClusterId, ConfChange, LeaseId, Member, NodeId, RangeRequest, RangeResponse, Revision,
-    SnapshotMeta, TxnRequest, TxnResponse,
+    Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, RangeRequest, RangeResponse, Revision,
+    SnapshotMeta, StateHash, TxnRequest, TxnResponse,
 };
+
+pub use super::alarm::{alarms, check_read};
+pub use super::range::RangeMeasure;
 
 pub use super::hash::hash;
 
 /// Reads keys; with the store's current revision, for the header.
 pub fn range(view: &dyn Read, request: &RangeRequest) -> Settled<(Revision, RangeResponse)> {
+    range_counted(view, request, None)
+}
+
+/// As [`range`], where something is remembered of how many keys the range has: with it, a page
+/// reads no further than it goes.
+pub fn range_counted(
+    view: &dyn Read,
+    request: &RangeRequest,
+    remembered: Option<Remembered>,
+) -> Settled<(Revision, RangeResponse)> {
+    settle((|| {
+        validate_range(request)?;
+        let bounds @ (current, compacted) = (current_revision(view)?, compacted(view)?);
+        check_revision(request.revision, current, compacted)?;
+        let at = read_at(request.revision, current);
+        let known = match remembered {
+            Some(known) => count::bring(view, &request.range, known, at.unwrap_or(current), bounds)?,
+            None => None,
+        };
+        let request = RangeRequest { revision: at.unwrap_or(0), ..request.clone() };
+        Ok((current, range::range(view, &request, known, &mut Budget::new())?))
+    })())
+}
+
+/// One part of a range that is read part by part: at most `keys` keys in their order, and little
+/// more than `bytes` but at least one key; whether there are more; the current revision. Of the
+/// request only range, revision and `keys_only` count.
+pub fn page(
+    view: &dyn Read,
+    request: &RangeRequest,
+    keys: usize,
+    bytes: usize,
+) -> Settled<(Revision, Vec<KeyValue>, bool)> {
     settle((|| {
         validate_range(request)?;
         let current = current_revision(view)?;
         check_revision(request.revision, current, compacted(view)?)?;
-        let response = if request.revision == current {
-            // The newest state needs no look at older versions.
-            let newest = RangeRequest { revision: 0, ..request.clone() };
-            range::range(view, &newest, &mut Budget::new())?
-        } else {
-            range::range(view, request, &mut Budget::new())?
-        };
-        Ok((current, response))
+        let (kvs, more) = range::page(view, request, read_at(request.revision, current), keys, bytes)?;
+        Ok((current, kvs, more))
+    })())
+}
+
+/// Sums what `weigh` says of each key that the answer to `request` has: see [`RangeMeasure`]. Reads
+/// no value. With the current revision.
+pub fn measure(
+    view: &dyn Read,
+    request: &RangeRequest,
+    weigh: fn(&KeyValue, u64) -> u64,
+) -> Settled<(Revision, RangeMeasure)> {
+    settle((|| {
+        validate_range(request)?;
+        let current = current_revision(view)?;
+        check_revision(request.revision, current, compacted(view)?)?;
+        let at = read_at(request.revision, current);
+        Ok((current, range::measure(view, request, at, weigh)?))
+    })())
+}
+
+/// The revision that a read of `revision` is of: the current one for 0 or below.
+pub fn pin(view: &dyn Read, revision: Revision) -> Settled<Revision> {
+    settle((|| {
+        let current = current_revision(view)?;
+        check_revision(revision, current, compacted(view)?)?;
+        Ok(if revision > 0 { revision } else { current })
+    })())
+}
+
+/// Which versions a read looks for: the newest state needs no look at older ones.
+fn read_at(revision: Revision, current: Revision) -> Option<Revision> {
+    (revision > 0 && revision != current).then_some(revision)
+}
+
+/// This member's checksum over its key space up to `revision`; up to now for 0 or below. Equal on
+/// all members at the same revision and the same compaction, whatever each has removed since.
+/// Reads everything: its cost is that of the whole store.
+pub fn hash_kv(view: &dyn Read, revision: Revision) -> Settled<StateHash> {
+    settle((|| {
+        let (current, compacted) = (current_revision(view)?, compacted(view)?);
+        check_revision(revision, current, compacted)?;
+        let revision = if revision > 0 { revision } else { current };
+        Ok(StateHash { hash: super::hash::keys(view, revision, compacted)?, revision, compacted })
     })())
 }
 

@@ -11,7 +11,7 @@ use crate::error::StorageFailed;
 /// The tables, each with keys of its own. The numbers and names are on disk: they never change.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Table {
-    /// user key → its newest version.
+    /// user key → its newest version's record.
     Live,
     /// (user key, revision) → a version that was superseded.
     Past,
@@ -29,11 +29,14 @@ pub enum Table {
     Trust,
     /// client id → the answer to its last request.
     Once,
+    /// (user key, mod revision) → a value that is too long for its version's record, whichever of
+    /// `Live` and `Past` that is in.
+    Values,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Live,
         Self::Past,
         Self::Log,
@@ -43,6 +46,7 @@ impl Table {
         Self::Members,
         Self::Trust,
         Self::Once,
+        Self::Values,
     ];
 
     /// Its name on disk.
@@ -57,6 +61,7 @@ impl Table {
             Self::Members => "members",
             Self::Trust => "trust",
             Self::Once => "once",
+            Self::Values => "values",
         }
     }
 }

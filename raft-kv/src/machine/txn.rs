@@ -53,7 +53,7 @@ pub fn read_only(
         check_revision(request.revision, current, compacted)?;
     }
     for request in ranges() {
-        responses.push(TxnOpResponse::Range(range(view, request, &mut budget)?));
+        responses.push(TxnOpResponse::Range(range(view, request, None, &mut budget)?));
     }
     Ok(TxnResponse { succeeded: plan.succeeded, responses })
 }
@@ -84,7 +84,11 @@ fn holds(view: &dyn Read, compare: &Compare) -> Result<bool, Stop> {
     for pair in versions(view, &compare.range, None) {
         let (key, stored) = pair?;
         any = true;
-        if !relation(compare, &stored.with_key(key)) {
+        let kv = match compare.target {
+            CompareTarget::Value(_) => stored.load(view, key)?,
+            _ => stored.without_value(key),
+        };
+        if !relation(compare, &kv) {
             return Ok(false);
         }
     }
@@ -130,7 +134,9 @@ fn run(draft: &mut Draft, planned: &Plan, budget: &mut Budget) -> Result<TxnResp
     let mut responses = Vec::with_capacity(planned.steps.len());
     for step in &planned.steps {
         responses.push(match step {
-            Step::Op(TxnOp::Range(request)) => TxnOpResponse::Range(range(draft.view(), request, budget)?),
+            Step::Op(TxnOp::Range(request)) => {
+                TxnOpResponse::Range(range(draft.view(), request, None, budget)?)
+            }
             Step::Op(TxnOp::Put(request)) => TxnOpResponse::Put(kv::put(draft, request, budget)?),
             Step::Op(TxnOp::Delete(request)) => TxnOpResponse::Delete(kv::delete(draft, request, budget)?),
             Step::Op(TxnOp::Txn(_)) => unreachable!("a nested transaction has a plan of its own"),

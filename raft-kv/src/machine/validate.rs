@@ -8,12 +8,13 @@ use super::command::Command;
 use super::overlap::check_overlaps;
 use crate::error::Refusal;
 use crate::limits::{
-    MAX_ADDR_BYTES, MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_LEASES_PER_EXPIRY, MAX_NAME_BYTES, MAX_REQUEST_BYTES,
-    MAX_SECRET_BYTES, MAX_TXN_DEPTH, MAX_TXN_OPS, MAX_VALUE_BYTES, MIN_LEASE_TTL,
+    MAX_ADDR_BYTES, MAX_AUTH_NAME_BYTES, MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_LEASES_PER_EXPIRY, MAX_NAME_BYTES,
+    MAX_RAISED_REVISION, MAX_REQUEST_BYTES, MAX_SECRET_BYTES, MAX_TXN_DEPTH, MAX_TXN_OPS, MAX_VALUE_BYTES,
+    MIN_LEASE_TTL,
 };
 use crate::types::{
-    CompareTarget, DeleteRequest, KeyRange, LeaseId, MemberRecord, NodeId, PutRequest, RangeRequest, TxnOp,
-    TxnRequest,
+    Caller, CompareTarget, DeleteRequest, KeyRange, LeaseId, MemberRecord, NodeId, PutRequest, RangeRequest,
+    TxnOp, TxnRequest,
 };
 
 /// Bytes that an operation of a transaction counts besides its keys and values.
@@ -41,21 +42,24 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
             text("token id", id, MAX_NAME_BYTES)?;
             token.as_ref().map_or(Ok(()), |token| text("token secret", &token.secret, MAX_SECRET_BYTES))
         }
+        Command::RaiseRevision { to } if !(0..=MAX_RAISED_REVISION).contains(to) => {
+            Err(Refusal::invalid("revision", format!("{to} is not in 0 to {MAX_RAISED_REVISION}")))
+        }
+        Command::Auth(change) => super::auth::validate(change),
+        Command::As { caller, command } => caller_bounds(caller, command).and_then(|()| validate(command)),
         // Unknown leases and revisions are answered from the state.
+        Command::RaiseRevision { .. } => Ok(()),
         Command::Compact { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. }
+        | Command::Alarm(_)
         | Command::Noop => Ok(()),
     }
 }
 
 /// Refuses a range that is out of its bounds.
 pub fn validate_range(request: &RangeRequest) -> Result<(), Refusal> {
-    key_range(&request.range)?;
-    if request.limit < 0 {
-        return Err(Refusal::NegativeLimit { limit: request.limit });
-    }
-    Ok(())
+    key_range(&request.range)
 }
 
 /// Refuses a put that is out of its bounds.
@@ -92,7 +96,11 @@ pub fn member(record: &MemberRecord) -> Result<(), Refusal> {
         return Err(Refusal::invalid("member id", "it is 0, which names nobody"));
     }
     text("member name", &record.name, MAX_NAME_BYTES)?;
-    text("member address", &record.addr, MAX_ADDR_BYTES)
+    text("member address", &record.addr, MAX_ADDR_BYTES)?;
+    match record.client_url.as_str() {
+        "" => Ok(()),
+        url => text("member client URL", url, MAX_ADDR_BYTES + "https://".len()),
+    }
 }
 
 /// One level of a transaction: a nested one has the operations that its parents left over.
@@ -174,10 +182,23 @@ fn value(value: &[u8]) -> Result<(), Refusal> {
 }
 
 fn lease_id(id: LeaseId) -> Result<(), Refusal> {
-    if id <= 0 {
+    if id == 0 {
         return Err(out_of_bounds("id", id, 1, LeaseId::MAX));
     }
     Ok(())
+}
+
+fn caller_bounds(caller: &Caller, command: &Command) -> Result<(), Refusal> {
+    if matches!(command, Command::As { .. }) {
+        return Err(Refusal::invalid("command", "it is asked by a caller for another caller"));
+    }
+    match caller {
+        Caller::User { name, .. } if name.len() > MAX_AUTH_NAME_BYTES => {
+            Err(Refusal::invalid("caller", format!("its name has more than {MAX_AUTH_NAME_BYTES} bytes")))
+        }
+        Caller::Bearer { .. } => Err(Refusal::invalid("caller", "its token was not looked at")),
+        _ => Ok(()),
+    }
 }
 
 fn out_of_bounds(field: &str, value: i64, min: i64, max: i64) -> Refusal {

@@ -1,4 +1,5 @@
-//! Versions of keys at a revision: the newest from `Live`, older ones from `Past`.
+//! Versions of keys at a revision: the newest from `Live`, older ones from `Past`. They are
+//! records: a value that lies apart is not read here.
 //!
 //! A version is current at R iff it was made at or before R and superseded after R. A deleted
 //! key needs no tombstone: its last version says when it ended.
@@ -7,8 +8,7 @@ use std::iter::Peekable;
 
 use bytes::Bytes;
 
-use super::command::Stored;
-use super::format::{Superseded, damaged, decode, escape, load, past_key, split_past, unescape};
+use super::format::{Stored, Superseded, damaged, decode, escape, load, past_key, split_past, unescape};
 use super::store::{Pairs, Read, Table};
 use crate::error::StorageFailed;
 use crate::planted;
@@ -74,6 +74,24 @@ pub fn versions<'a>(view: &'a dyn Read, range: &KeyRange, at: Option<Revision>) 
     );
     let past: Versions = Box::new(PastAt::new(view, &range.key, upper.as_deref(), at));
     Box::new(Merged { left: live.peekable(), right: past.peekable() })
+}
+
+/// How many keys `range` has at `at`; now for `None`. No value is read.
+pub fn count(view: &dyn Read, range: &KeyRange, at: Option<Revision>) -> Result<i64, StorageFailed> {
+    let mut count = 0;
+    if at.is_none() {
+        let upper = range.upper();
+        for pair in view.scan(Table::Live, &range.key, upper.as_deref()) {
+            pair?;
+            count += 1;
+        }
+        return Ok(count);
+    }
+    for pair in versions(view, range, at) {
+        pair?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// Two ascending sources without a key in common.

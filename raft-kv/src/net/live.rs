@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use super::tls::Trust;
 use crate::error::Refusal;
@@ -19,6 +20,7 @@ type Refused = Box<dyn Fn(NodeId) -> bool + Send + Sync>;
 pub struct LiveTrust {
     trust: Arc<ArcSwap<Trust>>,
     refused: Arc<ArcSwap<Refused>>,
+    changes: watch::Sender<u64>,
 }
 
 impl LiveTrust {
@@ -31,6 +33,7 @@ impl LiveTrust {
         Ok(Self {
             trust: Arc::new(ArcSwap::from_pointee(Trust::new(credentials)?)),
             refused: Arc::new(ArcSwap::from_pointee(refused)),
+            changes: watch::Sender::new(0),
         })
     }
 
@@ -45,6 +48,7 @@ impl LiveTrust {
             return Err(Refusal::BadCertificate { why: "it names another node or cluster".into() });
         }
         self.trust.store(Arc::new(new));
+        self.note_change();
         Ok(())
     }
 
@@ -52,6 +56,18 @@ impl LiveTrust {
     /// dialled. It is asked in every handshake: it must be quick.
     pub fn set_refused(&self, refused: impl Fn(NodeId) -> bool + Send + Sync + 'static) {
         self.refused.store(Arc::new(Box::new(refused)));
+        self.note_change();
+    }
+
+    /// Counts up whenever somebody who was let in may not be welcome any more: other credentials,
+    /// other roots, a node removed. Whoever keeps connections open looks through them then.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Says that whom [`refuses`](Self::refuses) turns away may have changed.
+    pub fn note_change(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Whether `node` is turned away.

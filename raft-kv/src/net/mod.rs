@@ -1,5 +1,6 @@
 //! QUIC with TLS 1.3 between members, and from clients and joiners to members: the only user of
-//! sockets. One UDP port serves every purpose; each purpose has a protocol name of its own.
+//! sockets. One UDP port serves every purpose; each purpose has a protocol name of its own. For a
+//! listener on TCP, which a server puts beside it, this has the TLS alone.
 //!
 //! There is no way to listen or dial here without TLS, and no stream of a connection is read
 //! before its certificate is verified, its cluster, role and id are checked and it is known not
@@ -10,6 +11,7 @@ mod credential_files;
 mod dial;
 mod endpoint;
 mod frame;
+mod https;
 mod live;
 mod outbox;
 mod peers;
@@ -21,6 +23,7 @@ pub use bulk::{BulkConn, BulkError, BulkIncoming};
 pub use credential_files::{read_credentials, write_credentials, write_private};
 pub use dial::{Dialer, ResponseStream};
 pub use endpoint::{Accepted, ConnectionInfo, Endpoint};
+pub use https::{HandshakeFault, HttpsPeer};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};

@@ -74,6 +74,7 @@ async fn next_stream(held: &Arc<Held>, max: usize) -> Option<RequestStream> {
     let (send, recv) = held.connection.accept_bi().await.ok()?;
     Some(RequestStream {
         identity: held.identity(),
+        name: held.info.peer.as_ref().and_then(|peer| peer.name().cloned()),
         send,
         recv: FrameReader::new(recv, max),
         begun: false,
@@ -85,6 +86,8 @@ async fn next_stream(held: &Arc<Held>, max: usize) -> Option<RequestStream> {
 pub struct RequestStream {
     /// Who asks; `None` for a joiner.
     pub identity: Option<Identity>,
+    /// A client's name.
+    pub name: Option<Arc<str>>,
     send: SendStream,
     recv: FrameReader,
     begun: bool,

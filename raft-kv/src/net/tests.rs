@@ -1,6 +1,7 @@
 //! Real sockets on loopback: who gets in, who does not, and what the other side is told.
 
 mod bulk;
+mod https;
 mod peers;
 mod trust;
 
@@ -35,7 +36,8 @@ impl Authority {
 
     fn node_at(&self, node: u64, role: Role, now: SystemTime) -> Credentials {
         let key = NodeKey::generate();
-        let subject = Subject { cluster: self.cluster, node: NodeId(node), role, hosts: vec![] };
+        let subject =
+            Subject { cluster: self.cluster, node: NodeId(node), role, name: "tester".into(), hosts: vec![] };
         let leaf = issue(&self.root, &subject, &key.public(), now, LEAF_VALIDITY, &mut rand::rng());
         Credentials {
             chain: vec![leaf.unwrap()],

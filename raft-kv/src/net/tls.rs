@@ -18,7 +18,9 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCer
 
 use super::live::LiveTrust;
 use crate::error::Refusal;
-use crate::pki::{Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, pinned_root};
+use crate::pki::{
+    Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, name_of, pinned_root,
+};
 use crate::types::{ClusterId, NodeId};
 
 fn bad(why: impl Into<String>) -> Refusal {
@@ -35,6 +37,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 #[derive(Clone, Debug)]
 pub struct VerifiedPeer {
     identity: Identity,
+    name: Option<Arc<str>>,
     chain: Arc<[CertificateDer<'static>]>,
 }
 
@@ -42,6 +45,11 @@ impl VerifiedPeer {
     /// Who it is.
     pub fn identity(&self) -> Identity {
         self.identity
+    }
+
+    /// A client's name.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
     }
 
     /// The certificates it presented, leaf first, in DER.
@@ -54,7 +62,8 @@ impl VerifiedPeer {
         let Some(chain) = connection.peer_identity() else { return Ok(None) };
         let chain = chain.downcast::<Vec<CertificateDer<'static>>>().expect("what rustls gives");
         let leaf = chain.first().ok_or_else(|| bad("there is none"))?;
-        Ok(Some(Self { identity: Identity::from_cert(leaf)?, chain: (*chain).into() }))
+        let (identity, name) = (Identity::from_cert(leaf)?, name_of(leaf).map(Arc::from));
+        Ok(Some(Self { identity, name, chain: (*chain).into() }))
     }
 
     /// What a listener makes of a connection whose handshake is complete. On
@@ -91,8 +100,8 @@ pub(super) struct Trust {
     pub(super) credentials: Credentials,
     pub(super) identity: Identity,
     roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
-    key: Arc<CertifiedKey>,
+    pub(super) clients: Arc<dyn ClientCertVerifier>,
+    pub(super) key: Arc<CertifiedKey>,
     /// The same with the roots behind the chain: a joiner has only a root's digest.
     key_for_joiners: Arc<CertifiedKey>,
 }
@@ -349,7 +358,7 @@ pub(super) fn client_config(
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
 }
 
-fn certificate_error(error: &rustls::Error) -> String {
+pub(super) fn certificate_error(error: &rustls::Error) -> String {
     use CertificateError::*;
     let rustls::Error::InvalidCertificate(kind) = error else { return error.to_string() };
     match kind {

@@ -25,6 +25,8 @@ pub struct Report {
     pub revision: Revision,
     /// Whether a snapshot was installed by this work.
     pub installed: bool,
+    /// Whether the revision was raised: see [`machine::Applied::raised`].
+    pub raised: bool,
     /// Outcomes of requests that this member's callers wait for.
     pub outcomes: Vec<Outcome>,
     /// What happened to leases.
@@ -33,6 +35,9 @@ pub struct Report {
     pub all_leases: Option<Vec<(LeaseId, i64)>>,
     /// All members, where they changed.
     pub members: Option<Vec<Member>>,
+    /// The revision of users and roles and whether they count, where they changed or the whole
+    /// state is new.
+    pub auth: Option<(u64, bool)>,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -80,8 +85,14 @@ impl<S: Store> Applier<S> {
             installed,
             all_leases: Some(leases?),
             members: Some(members?),
+            auth: Some(self.auth()?),
             ..Report::default()
         })
+    }
+
+    fn auth(&self) -> Result<(u64, bool), StorageFailed> {
+        let status = self.store.view(machine::auth::status)?;
+        Ok((status.revision, status.enabled))
     }
 
     /// Applies committed entries. Returns the report and what watchers are owed.
@@ -91,6 +102,8 @@ impl<S: Store> Applier<S> {
         let applied = machine.apply(entries)?;
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
+        let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
+        let machine = self.machine.as_ref().expect("it has just applied");
         let (me, boot) = (self.me, self.boot);
         let ours = |outcome: &Outcome| outcome.request.origin == me && outcome.request.boot == boot;
         let report = Report {
@@ -98,7 +111,9 @@ impl<S: Store> Applier<S> {
             revision: machine.revision(),
             outcomes: applied.outcomes.into_iter().filter(ours).collect(),
             leases: applied.leases,
+            raised: applied.raised,
             members,
+            auth,
             bytes,
             ..Report::default()
         };

@@ -72,7 +72,7 @@ pub enum Told {
 
 /// Checks a command's bounds: a local caller's, or one that another member hands on.
 pub fn admit_command(command: &Command) -> Result<(), Refusal> {
-    if matches!(command, Command::LeaseExpire { .. }) {
+    if matches!(command.asked().1, Command::LeaseExpire { .. }) {
         // Only a leader's own loop decides that a lease is over.
         return Err(Refusal::invalid("command", "leases are revoked, not expired, by callers"));
     }

@@ -104,7 +104,12 @@ mod tests {
     const ME: NodeId = NodeId(1);
 
     fn record(id: u64) -> MemberRecord {
-        MemberRecord { id: NodeId(id), name: format!("m{id}"), addr: format!("h{id}:1") }
+        MemberRecord {
+            id: NodeId(id),
+            name: format!("m{id}"),
+            addr: format!("h{id}:1"),
+            ..Default::default()
+        }
     }
 
     fn members(voters: &[u64], learners: &[u64]) -> Vec<Member> {
@@ -190,7 +195,8 @@ mod tests {
     #[test]
     fn names_and_addresses_belong_to_one() {
         let check = |id: u64, name: &str, addr: &str, expect: Option<&str>| {
-            let record = MemberRecord { id: NodeId(id), name: name.into(), addr: addr.into() };
+            let record =
+                MemberRecord { id: NodeId(id), name: name.into(), addr: addr.into(), ..Default::default() };
             let got =
                 self::check(&ConfChange::AddLearner(record), &members(&[1, 2], &[3]), &status(1, &[]), ME);
             let text = got.err().map(|error| error.to_string());

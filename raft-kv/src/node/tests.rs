@@ -137,7 +137,12 @@ impl Group {
 
 impl Member {
     fn new(id: NodeId, meta: &SnapshotMeta) -> Self {
-        let record = |id: NodeId| MemberRecord { id, name: format!("m{id}"), addr: format!("h{id}:1") };
+        let record = |id: NodeId| MemberRecord {
+            id,
+            name: format!("m{id}"),
+            addr: format!("h{id}:1"),
+            ..Default::default()
+        };
         let genesis = Genesis {
             cluster: ClusterId(5),
             member: record(NodeId(1)),

@@ -104,7 +104,7 @@ mod tests {
         let put =
             PutRequest { key: "k".into(), value: "v".into(), lease: 3, prev_kv: true, ..Default::default() };
         let once = Some(OnceId { client: 4, seq: 5 });
-        let record = MemberRecord { id: two, name: "m2".into(), addr: "h:1".into() };
+        let record = MemberRecord { id: two, name: "m2".into(), addr: "h:1".into(), ..Default::default() };
         let context = ReadContext { node: one, boot: 2, counter: 3 };
         let conf = ConfState { voters: vec![one], learners: vec![two], ..ConfState::default() };
         let status = LeaseStatus { id: 1, ttl: 2, granted_ttl: 3, keys: vec!["k".into()] };

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::error::Refusal;
@@ -40,9 +41,6 @@ impl Identity {
             return bad("it is an authority's, not a node's");
         }
         let subject = cert.subject();
-        if subject.iter_attributes().count() != 3 {
-            return bad("its subject does not have exactly CN, OU and O");
-        }
         let one = |mut values: Vec<&str>, field: &str| match values.len() {
             1 => Ok(values.remove(0).to_owned()),
             _ => bad(format!("its subject does not have exactly one {field}")),
@@ -50,21 +48,40 @@ impl Identity {
         let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
             attribute.as_str().unwrap_or("").to_owned()
         };
+        let serials: Vec<String> = subject.iter_by_oid(&OID_X509_SERIALNUMBER).map(text).collect();
         let names: Vec<String> = subject.iter_common_name().map(text).collect();
         let units: Vec<String> = subject.iter_organizational_unit().map(text).collect();
         let organizations: Vec<String> = subject.iter_organization().map(text).collect();
-        let node = one(names.iter().map(String::as_str).collect(), "CN")?;
+        let name = one(names.iter().map(String::as_str).collect(), "CN")?;
         let role = one(units.iter().map(String::as_str).collect(), "OU")?;
         let cluster = one(organizations.iter().map(String::as_str).collect(), "O")?;
         let Some(role) = Role::parse(&role) else {
             return bad("its OU is not a role that this version knows");
         };
-        Ok(Self {
-            cluster: ClusterId(hex_id(&cluster, "O, the cluster's id,")?),
-            node: NodeId(hex_id(&node, "CN, the node's id,")?),
-            role,
-        })
+        // A client has a name besides its id; nobody else has.
+        let (node, fields) = match role {
+            Role::Client if name.is_empty() => return bad("its CN, the client's name, is empty"),
+            Role::Client => {
+                let serial = one(serials.iter().map(String::as_str).collect(), "serialNumber")?;
+                (hex_id(&serial, "serialNumber, the client's id,")?, 4)
+            }
+            Role::Manager | Role::Worker => (hex_id(&name, "CN, the node's id,")?, 3),
+        };
+        if subject.iter_attributes().count() != fields {
+            return bad("its subject has fields that its role does not have");
+        }
+        let cluster = ClusterId(hex_id(&cluster, "O, the cluster's id,")?);
+        Ok(Self { cluster, node: NodeId(node), role })
     }
+}
+
+/// The client's name in a leaf that [`Identity::from_cert`] accepts: the user that it acts as where
+/// permissions count. `None` for every other role and for what is no such leaf.
+pub fn name_of(cert_der: &[u8]) -> Option<String> {
+    let identity = Identity::from_cert(cert_der).ok()?;
+    let (_, cert) = X509Certificate::from_der(cert_der).ok()?;
+    let name = cert.subject().iter_common_name().next()?.as_str().ok()?;
+    (identity.role == Role::Client).then(|| name.to_owned())
 }
 
 fn hex_id(text: &str, field: &str) -> Result<u64, Refusal> {

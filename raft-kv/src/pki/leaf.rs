@@ -7,18 +7,20 @@ use std::time::{Duration, SystemTime};
 
 use rand::RngCore;
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber, SubjectPublicKeyInfo,
+    CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
 
 use super::{BACK_DATE, RootKey, TLS_NAME, moment};
 use crate::error::Refusal;
-use crate::limits::MAX_CSR_BYTES;
+use crate::limits::{MAX_CSR_BYTES, MAX_NAME_BYTES};
 use crate::types::{ClusterId, NodeId, Role};
 
 /// How long a leaf is valid unless its issuer is told otherwise.
 pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// The subject's field serialNumber (X.520).
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 /// P-256, as a request's public key must name it: the whole prefix of its DER form.
 const P256_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
@@ -30,8 +32,11 @@ const P256_PREFIX: [u8; 26] = [
 pub struct Subject {
     /// The cluster; O in the certificate.
     pub cluster: ClusterId,
-    /// The node; CN in the certificate.
+    /// The node; CN in the certificate, and for a client the subject's serialNumber.
     pub node: NodeId,
+    /// A client's name, which is also the user that it acts as; CN in its certificate. Nothing for
+    /// other roles.
+    pub name: String,
     /// What it may do; OU in the certificate.
     pub role: Role,
     /// Host names and addresses that foreign TLS clients check; may be empty. What is neither is
@@ -114,7 +119,7 @@ pub fn request_key(csr_der: &[u8]) -> Result<Vec<u8>, Refusal> {
 /// valid for `validity` from `now` and an hour before. Its serial number is 128 bits of `random`.
 ///
 /// # Errors
-/// [`Refusal::BadCertificate`] if the public key is not a P-256 key.
+/// [`Refusal::BadCertificate`] if the public key is not a P-256 key, or a client has no name.
 pub fn issue(
     root: &RootKey,
     subject: &Subject,
@@ -135,7 +140,16 @@ pub fn issue(
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.distinguished_name = DistinguishedName::new();
     let name = &mut params.distinguished_name;
-    name.push(DnType::CommonName, subject.node.to_string());
+    if subject.role == Role::Client {
+        if subject.name.is_empty() || subject.name.len() > MAX_NAME_BYTES {
+            return Err(bad("a client's certificate needs a name, and not a longer one than is allowed"));
+        }
+        name.push(DnType::CommonName, subject.name.as_str());
+        let id = subject.node.to_string().as_str().try_into().expect("digits are printable");
+        name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), DnValue::PrintableString(id));
+    } else {
+        name.push(DnType::CommonName, subject.node.to_string());
+    }
     name.push(DnType::OrganizationalUnitName, subject.role.as_str());
     name.push(DnType::OrganizationName, subject.cluster.to_string());
     params.not_before = moment(now.checked_sub(BACK_DATE).unwrap_or(now));

@@ -11,7 +11,7 @@ mod root;
 mod token;
 mod verify;
 
-pub use identity::{Credentials, Identity, PemFiles};
+pub use identity::{Credentials, Identity, PemFiles, name_of};
 pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, issue, request_key, validity_of};
 pub use root::{RootDigest, RootKey};
 pub use token::{JoinToken, Secret};

@@ -260,7 +260,7 @@ impl Cluster {
     pub(super) fn record(&mut self, host: HostId) -> MemberRecord {
         let id = NodeId(self.chances.ids.next_u64() | 1);
         let name = self.hosts[host].name.clone();
-        MemberRecord { id, addr: format!("{name}:1"), name }
+        MemberRecord { id, addr: format!("{name}:1"), name, ..Default::default() }
     }
 
     /// The simulated time.
@@ -941,6 +941,7 @@ impl Cluster {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let batch = match process.hub.poll(key.id, WATCH_BATCH_BYTES) {
             Poll::Idle => return,
+            Poll::Again => return self.serve_watch(key),
             Poll::Batch(batch) => Some(batch),
             Poll::Read { from, to } => {
                 self.counts.watch_reads += 1;

@@ -92,7 +92,7 @@ impl Setup {
         blocks.set_cache_index_and_filter_blocks(true);
         blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
         blocks.set_format_version(5);
-        if matches!(table, Table::Live | Table::Once | Table::Lease) {
+        if matches!(table, Table::Live | Table::Past | Table::Once | Table::Lease | Table::Values) {
             blocks.set_bloom_filter(10.0, false);
             blocks.set_whole_key_filtering(true);
             blocks.set_optimize_filters_for_memory(true);

@@ -22,8 +22,14 @@ pub enum Caller {
         /// that is applied after they changed is refused and must be sent again.
         revision: u64,
     },
+    /// A user whose token is of newer users and roles than the member has heard of: it is looked at
+    /// when the member has caught up. Never in the log.
+    Bearer {
+        /// The token.
+        token: String,
+    },
 }
-wire_enum!(Caller { 1 => Full, 2 => Anonymous, 3 => User { name, revision } });
+wire_enum!(Caller { 1 => Full, 2 => Anonymous, 3 => User { name, revision }, 4 => Bearer { token } });
 
 /// What a permission allows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

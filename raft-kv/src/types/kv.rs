@@ -161,7 +161,7 @@ wire_enum!(SortOrder { 0 => None, 1 => Ascend, 2 => Descend });
 pub struct RangeRequest {
     /// Which keys.
     pub range: KeyRange,
-    /// At most so many; 0 for all. Negative is refused.
+    /// At most so many; 0 or below for all.
     pub limit: i64,
     /// As of this revision; 0 or below for the newest.
     pub revision: Revision,

@@ -12,8 +12,10 @@ pub struct MemberRecord {
     pub name: String,
     /// `host:port` where peers, joiners and clients reach it.
     pub addr: String,
+    /// Where HTTP clients (the etcd API) reach it, `https://host:port`; empty where they don't.
+    pub client_url: String,
 }
-wire_struct!(MemberRecord { id, name, addr });
+wire_struct!(MemberRecord { id, name, addr, client_url });
 
 /// A member's place in the raft group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -165,6 +165,7 @@ impl Run {
         let witness = &mut self.witnesses[who];
         let batch = match world.hub.poll(witness.id, max_bytes) {
             Poll::Idle => return Ok(false),
+            Poll::Again => None,
             Poll::Batch(batch) => Some(batch),
             Poll::Read { from, to } => {
                 self.counts[1] += 1;

@@ -44,6 +44,9 @@ pub enum Poll {
     Idle,
     /// Send this, then poll again.
     Batch(WatchBatch),
+    /// Nothing among the [`limits::MAX_POLL_SCAN`] changes looked at; let others have their turn,
+    /// then poll again.
+    Again,
     /// It is not in memory: read the machine's history of these revisions, as far as is
     /// convenient, and [supply](Hub::supply) it.
     Read {
@@ -83,6 +86,9 @@ enum Place {
     Idle,
     /// It was handed everything below `next`; a read for it may be under way.
     Behind { next: Revision, reading: bool },
+    /// It asked for history that was gone by then; to be told at the next poll, whether the ring
+    /// still holds it or not: what is compacted is nowhere readable.
+    Late,
     /// It was told that its history is gone.
     Ended,
 }
@@ -180,7 +186,11 @@ impl Hub {
         let watcher = Watcher {
             start,
             quiet_until: if start > head + 1 { start } else { 0 },
-            place: if start > head { Place::Idle } else { Place::Behind { next: start, reading: false } },
+            place: match start {
+                start if start > head => Place::Idle,
+                start if start < self.compacted => Place::Late,
+                next => Place::Behind { next, reading: false },
+            },
             request,
         };
         let id = self.next;
@@ -227,6 +237,10 @@ impl Hub {
     /// that is larger. [`Poll::Idle`] for a watcher that ended or was removed.
     pub fn poll(&mut self, id: WatcherId, max_bytes: usize) -> Poll {
         let Some(watcher) = self.watchers.get_mut(&id) else { return Poll::Idle };
+        if watcher.place == Place::Late {
+            watcher.place = Place::Ended;
+            return Poll::Batch(WatchBatch::Compacted(self.compacted));
+        }
         let Place::Behind { mut next, .. } = watcher.place else { return Poll::Idle };
         let floor = self.ring.floor();
         if next <= floor && planted!(ForgetEvicted) {
@@ -243,7 +257,11 @@ impl Hub {
         let mut picked = Vec::new();
         let mut bytes = 0;
         watcher.place = Place::Idle;
-        for change in self.ring.from(next) {
+        for (looked_at, change) in self.ring.from(next).enumerate() {
+            if looked_at == limits::MAX_POLL_SCAN {
+                watcher.place = Place::Behind { next: change.revision, reading: false };
+                break;
+            }
             let Some(change) = watcher.pick(change) else { continue };
             bytes += change_bytes(&change);
             if bytes > max_bytes && !picked.is_empty() {
@@ -252,7 +270,21 @@ impl Hub {
             }
             picked.push(change);
         }
-        if picked.is_empty() { Poll::Idle } else { Poll::Batch(WatchBatch::Changes(picked)) }
+        match watcher.place {
+            _ if !picked.is_empty() => Poll::Batch(WatchBatch::Changes(picked)),
+            Place::Idle => Poll::Idle,
+            _ => Poll::Again,
+        }
+    }
+
+    /// Whether a poll has nothing for this watcher before somebody names it again.
+    pub fn is_idle(&self, id: WatcherId) -> bool {
+        self.watchers.get(&id).is_none_or(|watcher| matches!(watcher.place, Place::Idle | Place::Ended))
+    }
+
+    /// No progress may be told to this watcher before this revision exists; 0 for no bound.
+    pub fn quiet_until(&self, id: WatcherId) -> Revision {
+        self.watchers.get(&id).map_or(0, |watcher| watcher.quiet_until)
     }
 
     /// Hands over what a [`Poll::Read`] asked for: every change from its `from` up to `read_to`
@@ -264,30 +296,45 @@ impl Hub {
         history: Result<Vec<Change>, Compacted>,
         read_to: Revision,
     ) -> Option<WatchBatch> {
+        match history {
+            Ok(changes) => self.supply_shared(id, &changes, read_to),
+            Err(Compacted(oldest)) => self.supply_nothing(id, oldest),
+        }
+    }
+
+    /// [`supply`](Self::supply) from a reading that serves several watchers.
+    pub fn supply_shared(
+        &mut self,
+        id: WatcherId,
+        changes: &[Change],
+        read_to: Revision,
+    ) -> Option<WatchBatch> {
         let head = self.head();
         let watcher = self.watchers.get_mut(&id)?;
         let Place::Behind { next, reading: true } = watcher.place else { return None };
-        let changes = match history {
-            Ok(changes) => changes,
-            Err(Compacted(oldest)) => {
-                watcher.place = Place::Ended;
-                self.compacted = self.compacted.max(oldest);
-                return Some(WatchBatch::Compacted(oldest));
-            }
-        };
         assert!(changes.is_sorted_by(|a, b| a.revision < b.revision), "history is read in order");
         assert!(read_to <= head, "only what was published is read");
         if read_to < next {
             // An answer to an older read, given twice.
             return None;
         }
-        let wanted = changes.iter().filter(|change| change.revision >= next && change.revision <= read_to);
+        let skip = changes.partition_point(|change| change.revision < next);
+        let wanted = changes[skip..].iter().take_while(|change| change.revision <= read_to);
         let picked: Vec<Change> = wanted.filter_map(|change| watcher.pick(change)).collect();
         watcher.place = Place::Behind { next: read_to + 1, reading: false };
         if read_to == head {
             watcher.place = Place::Idle;
         }
         (!picked.is_empty()).then_some(WatchBatch::Changes(picked))
+    }
+
+    /// Answers a read: history before `oldest` is gone.
+    pub fn supply_nothing(&mut self, id: WatcherId, oldest: Revision) -> Option<WatchBatch> {
+        let watcher = self.watchers.get_mut(&id)?;
+        let Place::Behind { reading: true, .. } = watcher.place else { return None };
+        watcher.place = Place::Ended;
+        self.compacted = self.compacted.max(oldest);
+        Some(WatchBatch::Compacted(oldest))
     }
 
     /// The revision up to which this watcher was handed everything, where it is not behind: a

@@ -8,6 +8,8 @@
 
 mod hub;
 mod matching;
+mod ready;
 mod ring;
 
 pub use hub::{Compacted, Hub, HubOptions, Poll, WatcherId};
+pub use ready::Ready;

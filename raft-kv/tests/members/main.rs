@@ -2,6 +2,8 @@
 
 #![cfg(feature = "node")]
 
+mod permissions;
+mod ranges;
 mod recovery;
 mod serving;
 mod support;

@@ -21,6 +21,8 @@ pub fn config(dir: &Path, name: &str) -> Config {
         name: name.into(),
         listen_addr: free_addr(),
         advertise_addr: None,
+        client_addr: None,
+        advertise_client_addr: None,
         tuning: tuning(),
     }
 }

@@ -156,6 +156,11 @@ impl Cluster {
         members.filter(|(index, _)| Some(*index) != without).map(|(_, member)| member.url.as_str()).collect()
     }
 
+    /// Where etcd's clients reach the members.
+    pub fn etcd_endpoints(&self) -> Vec<&str> {
+        self.record.members.iter().map(|member| member.etcd_url.as_str()).collect()
+    }
+
     /// A client's call to the given endpoints.
     pub fn call(&self, endpoints: &[&str], words: &[&str]) -> Result<Value, String> {
         call(&mut self.binary.as_client(&self.credentials(), endpoints, words))
@@ -240,12 +245,13 @@ impl Cluster {
         let data_dir = self.dir.join(&name);
         let mut command = self.binary.command(words);
         command.arg("--data-dir").arg(&data_dir);
-        command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
+        command.args(["--name", &name, "--listen-addr", &addr, "--etcd-addr", "127.0.0.1:0", "--json"]);
         self.record.members.push(MemberRecord {
             id: String::new(),
             name: name.clone(),
             addr,
             url: String::new(),
+            etcd_url: String::new(),
             data_dir,
             process: None,
         });
@@ -291,6 +297,7 @@ impl Cluster {
         member.id = word(&line, "id")?;
         member.addr = word(&line, "addr")?;
         member.url = word(&line, "client_url")?;
+        member.etcd_url = word(&line, "etcd_url")?;
         self.record.write(&self.dir)
     }
 

@@ -1,5 +1,5 @@
-//! One call of the `raft-kv` command line: with a deadline, its JSON answer as a value, its refusal as
-//! an error.
+//! One call of the `raft-kv` command line, or of another program that reaches a member: with a
+//! deadline, its JSON answer as a value, its refusal as an error.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -67,6 +67,13 @@ impl Binary {
 
 /// Runs `command` to its end and reads the JSON it prints.
 pub fn call(command: &mut Command) -> Result<Value, String> {
+    let out = text(command)?;
+    let wrong = |error| format!("{}: {error} in its answer {out:?}", shown(command));
+    serde_json::from_str(out.trim()).map_err(wrong)
+}
+
+/// Runs `command` to its end and gives what it prints.
+pub fn text(command: &mut Command) -> Result<String, String> {
     let shown = shown(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -93,8 +100,7 @@ pub fn call(command: &mut Command) -> Result<Value, String> {
     match status {
         None if interrupted() => Err("interrupted".to_owned()),
         None => Err(format!("{shown}: no answer in {} s", CALL_LIMIT.as_secs())),
-        Some(status) if status.success() => serde_json::from_str(out.trim())
-            .map_err(|error| format!("{shown}: {error} in its answer {out:?}")),
+        Some(status) if status.success() => Ok(out),
         Some(status) => Err(format!("{shown}: {status}: {} {}", err.trim(), out.trim())),
     }
 }
@@ -113,7 +119,8 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String>
 fn shown(command: &Command) -> String {
     let words = command.get_args().map(OsStr::to_string_lossy);
     let words: Vec<_> = words.take_while(|word| !word.starts_with("--")).collect();
-    format!("raft-kv {}", words.join(" "))
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    [program.to_string_lossy().into_owned(), words.join(" ")].join(" ").trim().to_owned()
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub struct MemberRecord {
     pub addr: String,
     /// What `--endpoints` takes.
     pub url: String,
+    /// What etcd's clients take.
+    pub etcd_url: String,
     /// Its data.
     pub data_dir: PathBuf,
     /// Its process, if one was started.
@@ -94,6 +96,7 @@ impl MemberRecord {
             name: word("name")?,
             addr: word("peer_addr")?,
             url: word("client_url")?,
+            etcd_url: word("etcd_url")?,
             data_dir: word("data_dir")?.into(),
             process,
         })
@@ -107,6 +110,7 @@ impl MemberRecord {
             "pid": self.process.map(|process| process.pid),
             "start_time": self.process.map(|process| process.start),
             "client_url": self.url,
+            "etcd_url": self.etcd_url,
             "peer_addr": self.addr,
             "data_dir": self.data_dir,
         })
@@ -134,6 +138,7 @@ mod tests {
             name: name.to_owned(),
             addr: "127.0.0.1:1".to_owned(),
             url: "https://127.0.0.1:1".to_owned(),
+            etcd_url: "https://127.0.0.1:2".to_owned(),
             data_dir: PathBuf::from("d").join(name),
             process,
         };

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use super::cluster::{Cluster, word};
+use super::command::text;
 use super::process::Running;
 use super::{LOOK, interrupted, wait_for};
 
@@ -50,6 +52,7 @@ const STEPS: &[Step] = &[
     ("kill -9 the leader; the others elect and serve", Tour::kill_leader),
     ("nothing acknowledged is lost", Tour::nothing_lost),
     ("the killed member returns and catches up", Tour::bring_back),
+    ("a client of etcd's, through the etcd API", Tour::etcd_client),
     ("the watcher saw every change once, in order", Tour::watch_is_whole),
 ];
 
@@ -223,6 +226,34 @@ impl Tour {
         ))
     }
 
+    /// With etcd's own program where this machine has it, else with curl.
+    fn etcd_client(&mut self) -> Result<String, String> {
+        let endpoints = self.cluster.etcd_endpoints().join(",");
+        let (credentials, probe) = (self.cluster.credentials(), self.cluster.members()[0].etcd_url.clone());
+        let ask = |program: &str, words: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(words).env("ETCDCTL_API", "3");
+            command.arg("--cacert").arg(&credentials.cacert).arg("--cert").arg(&credentials.cert);
+            text(command.arg("--key").arg(&credentials.key))
+        };
+        if is_there("etcdctl") {
+            // Not among the keys that the watcher is judged by.
+            let (key, value) = (format!("etcdctl/{}", self.prefix), "through etcdctl");
+            let put = ask("etcdctl", &["put", &key, value, "--endpoints", &endpoints])?;
+            let got = ask("etcdctl", &["get", &key, "--print-value-only", "--endpoints", &endpoints])?;
+            return match got.trim() == value {
+                true => Ok(format!("etcdctl put: {}, etcdctl get: {value:?}", put.trim())),
+                false => Err(format!("etcdctl got {:?}, written was {value:?}", got.trim())),
+            };
+        }
+        if is_there("curl") {
+            let url = format!("{probe}/version");
+            let answer = ask("curl", &["--silent", "--show-error", "--fail", &url])?;
+            return Ok(format!("no etcdctl here; curl {url} says {}", answer.trim()));
+        }
+        Ok("skipped: neither etcdctl nor curl is on this machine".to_owned())
+    }
+
     fn watch_is_whole(&mut self) -> Result<String, String> {
         let endpoint = self.url(self.leader);
         self.put(&[&endpoint], "last", "the end")?;
@@ -256,6 +287,14 @@ impl Tour {
         println!(
             "  raft-kv put greeting hello\n  raft-kv get greeting\n  raft-kv watch --prefix ''\n  raft-kv member ls\n"
         );
+        println!("  export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={}", self.cluster.etcd_endpoints().join(","));
+        println!(
+            "  export ETCDCTL_CACERT={} ETCDCTL_CERT={} ETCDCTL_KEY={}",
+            credentials.cacert.display(),
+            credentials.cert.display(),
+            credentials.key.display()
+        );
+        println!("  etcdctl put greeting hello\n");
         println!("Ctrl-C stops it.");
         let mut told = BTreeSet::new();
         while !interrupted() {
@@ -344,6 +383,12 @@ impl Tour {
     fn name(&self, index: usize) -> String {
         self.cluster.members()[index].name.clone()
     }
+}
+
+/// Whether a program of this name can be started.
+fn is_there(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
 }
 
 /// One event as the watcher printed it.

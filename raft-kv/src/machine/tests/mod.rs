@@ -1,11 +1,15 @@
 //! The machine against a naive model, etcd's quirks one by one, and bugs planted on purpose.
 
+mod alarms;
+
 mod limits;
 mod model;
 #[cfg(feature = "sim")]
 mod planted;
 mod quirks;
 mod random;
+mod ranges;
+mod users;
 
 use bytes::Bytes;
 
@@ -21,7 +25,7 @@ pub fn bytes(text: &str) -> Bytes {
 pub fn genesis() -> Genesis {
     Genesis {
         cluster: ClusterId(99),
-        member: MemberRecord { id: VOTER, name: "one".into(), addr: "one:1".into() },
+        member: MemberRecord { id: VOTER, name: "one".into(), addr: "one:1".into(), ..Default::default() },
         root_cert: bytes("cert"),
         root_key: bytes("key"),
         tokens: vec![("t1".into(), command::TokenRecord { role: Role::Manager, secret: "s".into() })],

@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::super::{Answer, Command};
 use crate::error::Refusal;
-use crate::limits::{MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL};
+use crate::limits::{
+    MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_RAISED_REVISION, MAX_TXN_DEPTH, MAX_TXN_OPS, MIN_LEASE_TTL,
+};
 use crate::types::*;
 
 type State = BTreeMap<Bytes, KeyValue>;
@@ -92,8 +94,8 @@ impl Model {
                 Ok(Answer::Done)
             }
             Command::LeaseGrant { id, ttl } => {
-                if *id < 1 || *ttl > MAX_LEASE_TTL {
-                    let (field, value, min, max) = if *id < 1 {
+                if *id == 0 || *ttl > MAX_LEASE_TTL {
+                    let (field, value, min, max) = if *id == 0 {
                         ("id", *id, 1, i64::MAX)
                     } else {
                         ("ttl", *ttl, MIN_LEASE_TTL, MAX_LEASE_TTL)
@@ -123,7 +125,21 @@ impl Model {
                 }
                 Ok(Answer::Done)
             }
+            Command::Auth(_) | Command::Alarm(_) | Command::As { .. } => {
+                unreachable!("users, roles and alarms have tests of their own")
+            }
             Command::Noop => Ok(Answer::Done),
+            Command::RaiseRevision { to } => {
+                if *to < 0 || *to > MAX_RAISED_REVISION {
+                    let why = format!("{to} is not in 0 to {MAX_RAISED_REVISION}");
+                    return Err(Refusal::invalid("revision", why));
+                }
+                while self.revision() < *to {
+                    self.states.push(self.newest().clone());
+                }
+                self.compacted = self.revision();
+                Ok(Answer::Done)
+            }
             Command::MemberUpdate(_) | Command::TokenSet { .. } => unreachable!("not drawn"),
         }
     }
@@ -333,11 +349,7 @@ fn valid_range(range: &KeyRange) -> Result<(), Refusal> {
 }
 
 fn valid_read(request: &RangeRequest) -> Result<(), Refusal> {
-    valid_range(&request.range)?;
-    if request.limit < 0 {
-        return Err(Refusal::NegativeLimit { limit: request.limit });
-    }
-    Ok(())
+    valid_range(&request.range)
 }
 
 fn valid_put(request: &PutRequest) -> Result<(), Refusal> {

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::random;
+use super::{alarms, random, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -11,9 +11,21 @@ fn each_planted_bug_is_found() {
         Bug::CompactNewestVersion,
         Bug::AcceptStaleExpiry,
         Bug::KeepLeaseOnPut,
+        Bug::RaiseUncompacted,
+        Bug::CollectLiveValue,
     ];
     for bug in bugs {
         let found = with(Some(bug), || random::run(random::CASES, 0));
         assert!(found.is_err(), "{bug:?} was not found");
     }
+}
+
+#[test]
+fn each_bug_planted_in_permissions_and_alarms_is_found() {
+    for bug in [Bug::SkipNestedAuth, Bug::SkipApplyAuth, Bug::SkipLeaseAuth] {
+        let found = with(Some(bug), || std::panic::catch_unwind(|| (0..users::SEEDS).for_each(users::run)));
+        assert!(found.is_err(), "{bug:?} was not found");
+    }
+    let found = with(Some(Bug::IgnoreNoSpace), || std::panic::catch_unwind(alarms::no_space));
+    assert!(found.is_err(), "IgnoreNoSpace was not found");
 }

@@ -280,7 +280,7 @@ fn a_range_whose_end_is_not_behind_its_key_is_empty() {
         assert_eq!(bench.ask(delete(range)), Ok(Answer::Delete(none)));
     }
     let negative = RangeRequest { range: KeyRange::all(), limit: -1, ..Default::default() };
-    assert_eq!(bench.range(&negative), Err(Refusal::NegativeLimit { limit: -1 }));
+    assert_eq!(bench.range(&negative).map(|found| found.kvs.len()), Ok(1), "a negative limit is none");
 }
 
 #[test]
@@ -371,8 +371,12 @@ fn the_client_used_the_longest_ago_is_forgotten() {
 #[test]
 fn members_come_and_go_and_never_return() {
     let mut bench = Bench::new();
-    let record =
-        |id: u64, name: &str| MemberRecord { id: NodeId(id), name: name.into(), addr: format!("{name}:1") };
+    let record = |id: u64, name: &str| MemberRecord {
+        id: NodeId(id),
+        name: name.into(),
+        addr: format!("{name}:1"),
+        ..Default::default()
+    };
     let request = Some(RequestId { origin: VOTER, boot: 1, seq: 1 });
     let conf = |voters: &[u64], learners: &[u64], outgoing: &[u64]| ConfState {
         voters: voters.iter().copied().map(NodeId).collect(),
@@ -544,4 +548,35 @@ fn a_gap_in_the_log_is_a_bug() {
 #[should_panic(expected = "is no list of proposals")]
 fn a_malformed_entry_is_a_bug() {
     Bench::new().payload(Payload::Proposals(bytes("?")));
+}
+
+#[test]
+fn a_raised_revision_has_no_events_and_nothing_is_readable_below_it() {
+    let mut bench = Bench::new();
+    bench.put("a", "1").unwrap();
+    let raised = bench.run(Command::RaiseRevision { to: 1000 });
+    assert_eq!((raised.outcomes[0].revision, raised.raised, raised.changes.len()), (1000, true, 0));
+    assert_eq!((bench.machine.revision(), bench.machine.compacted()), (1000, 1000));
+    assert_eq!(bench.history(1000), Ok(Vec::new()), "the raised revision itself can be watched");
+    let gone = |requested| Refusal::Compacted { requested, compacted: 1000 };
+    assert_eq!(bench.history(999), Err(gone(999)));
+    let old = RangeRequest { range: KeyRange::all(), revision: 999, ..Default::default() };
+    assert_eq!(bench.range(&old), Err(gone(999)));
+    assert_eq!(bench.get("a", 1000).unwrap().mod_revision, 2, "keys keep the revisions they have");
+    // What is there already is not lowered, and its history goes all the same.
+    bench.put("a", "2").unwrap();
+    let again = bench.run(Command::RaiseRevision { to: 5 });
+    assert_eq!((again.outcomes[0].revision, again.raised), (1001, false));
+    assert_eq!(bench.machine.compacted(), 1001);
+    // The same entry may hold changes on both sides of the gap.
+    let both = vec![put("b", "1"), Command::RaiseRevision { to: 2000 }, put("c", "1")];
+    let both = bench.entries(&[both.into_iter().map(|command| (None, command)).collect()]);
+    let revisions: Vec<_> = both.changes.iter().map(|change| change.revision).collect();
+    assert_eq!((both.raised, revisions), (true, vec![1002, 2001]));
+    bench.collect_all();
+    bench.reopen();
+    assert_eq!((bench.machine.revision(), bench.machine.compacted()), (2001, 2000));
+    for to in [-1, i64::MAX] {
+        assert!(bench.ask(Command::RaiseRevision { to }).is_err());
+    }
 }

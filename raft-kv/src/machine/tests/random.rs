@@ -10,6 +10,10 @@ use super::*;
 /// Cases in a run of the tests.
 pub const CASES: u32 = 256;
 
+/// Values that lie apart from their records.
+const LONG: &str = "10000000000000000000000000000000000000000000000000000000000000001";
+const LONGER: &str = "2000000000000000000000000000000000000000000000000000000000000000000000";
+
 /// One thing that happens.
 #[derive(Clone, Debug)]
 pub enum Step {
@@ -85,7 +89,7 @@ fn lease() -> impl Strategy<Value = LeaseId> {
 }
 
 fn put_request() -> impl Strategy<Value = PutRequest> {
-    let value = prop::sample::select(vec!["", "1", "2", "22"]).prop_map(bytes);
+    let value = prop::sample::select(vec!["", "1", "2", "22", LONG, LONGER]).prop_map(bytes);
     let lease = prop_oneof![3 => Just(0), 2 => lease()];
     let flag = || prop::bool::weighted(0.1);
     (rarely_empty_key(), value, lease, prop::bool::ANY, flag(), flag()).prop_map(
@@ -170,6 +174,8 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (prop::collection::vec(lease(), 0..4), 1..4u64)
             .prop_map(|(ids, term)| Command::LeaseExpire { ids, term }),
         1 => Just(Command::Noop),
+        1 => prop_oneof![8 => 0..60i64, 1 => Just(i64::MAX), 1 => Just(-1)]
+            .prop_map(|to| Command::RaiseRevision { to }),
     ]
 }
 

@@ -3,6 +3,7 @@
 //! up, and makes checkpoints.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use super::snapshots::{Checkpoints, Incoming};
 use super::{ToDecide, drain};
 use crate::error::StorageFailed;
 use crate::machine::Store;
-use crate::node::apply::{Applier, Work};
+use crate::node::apply::{Applier, Report, Work};
 use crate::storage::state::State;
 use crate::types::{Committed, Revision, SnapshotMeta};
 
@@ -41,6 +42,8 @@ pub(super) struct Feed {
     pub(super) incoming: Arc<Incoming>,
     pub(super) back: Sender<ToDecide>,
     pub(super) collected: watch::Sender<Revision>,
+    pub(super) auth: watch::Sender<u64>,
+    pub(super) auth_counts: Arc<AtomicBool>,
 }
 
 impl Feed {
@@ -108,7 +111,13 @@ impl Feed {
             return Ok(());
         }
         let (report, changes) = self.applier.entries(entries)?;
-        self.watches.publish(changes);
+        if report.raised {
+            // Watchers find in the store what they are owed, or that it is gone.
+            self.watches.replaced(report.revision);
+        } else {
+            self.watches.publish(changes);
+        }
+        self.announce(&report);
         // A loop that has ended needs no report.
         let _ = self.back.send(ToDecide::Applied(report));
         Ok(())
@@ -119,9 +128,18 @@ impl Feed {
         self.state.replace(&folder)?;
         let report = self.applier.installed(meta)?;
         self.watches.replaced(report.revision);
+        self.announce(&report);
         let _ = self.back.send(ToDecide::Applied(report));
         self.incoming.installed();
         Ok(())
+    }
+
+    /// Tells who serves watches that users or roles are others now.
+    fn announce(&self, report: &Report) {
+        if let Some((revision, enabled)) = report.auth {
+            self.auth_counts.store(enabled, Ordering::Release);
+            self.auth.send_replace(revision);
+        }
     }
 
     /// Flushes on a thread of its own: it may take seconds, and applying goes on.

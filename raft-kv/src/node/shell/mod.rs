@@ -9,10 +9,11 @@ mod feed;
 mod persist;
 mod publish;
 mod snapshots;
+mod watch_set;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use crate::types::{Member, NodeId, Revision, SnapshotMeta};
 
 pub use publish::{Subscription, Watches};
 pub use snapshots::Incoming;
+pub use watch_set::{Next, WatchSet};
 
 /// What the decide thread is sent.
 enum ToDecide {
@@ -85,6 +87,8 @@ pub struct Shell {
     ended: watch::Receiver<Option<Error>>,
     log_stats: Arc<Mutex<Stats>>,
     collected: watch::Receiver<Revision>,
+    auth: watch::Receiver<u64>,
+    auth_counts: Arc<AtomicBool>,
     incoming: Arc<Incoming>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -101,6 +105,9 @@ impl Shell {
             world.members(members);
         }
         let watches = Arc::new(Watches::new(start.revision));
+        let (auth_revision, auth_counts) = start.auth.unwrap_or_default();
+        let (auth_sender, auth) = watch::channel(auth_revision);
+        let auth_counts = Arc::new(AtomicBool::new(auth_counts));
         let replica = Replica::new(&identity, log, start)?;
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
@@ -120,6 +127,8 @@ impl Shell {
             incoming: incoming.clone(),
             back: to_decide.clone(),
             collected: collected_sender,
+            auth: auth_sender,
+            auth_counts: auth_counts.clone(),
         };
         let decide = decide::Decide {
             replica,
@@ -150,6 +159,8 @@ impl Shell {
             ended,
             log_stats,
             collected,
+            auth,
+            auth_counts,
             incoming,
             threads: Mutex::new(threads),
         })
@@ -203,6 +214,17 @@ impl Shell {
     /// Up to which revision old versions were physically removed.
     pub fn collected(&self) -> watch::Receiver<Revision> {
         self.collected.clone()
+    }
+
+    /// The revision of users and roles, each time that they changed.
+    pub fn auth_changes(&self) -> watch::Receiver<u64> {
+        self.auth.clone()
+    }
+
+    /// Whether users and roles count, by all that this member has applied and reported: what spares
+    /// a look at the state while they do not.
+    pub fn auth_counts(&self) -> bool {
+        self.auth_counts.load(Ordering::Acquire)
     }
 
     /// Syncs and bytes of the log so far.

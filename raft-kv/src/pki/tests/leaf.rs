@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rcgen::{BasicConstraints, CustomExtension, PublicKeyData};
 
 use super::*;
-use crate::pki::{Credentials, Identity};
+use crate::pki::{Credentials, Identity, name_of};
 
 fn at(seconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -18,6 +18,7 @@ fn subject(role: Role) -> Subject {
         cluster: ClusterId(0xc1),
         node: NodeId(0xa1),
         role,
+        name: "alice".into(),
         hosts: vec!["10.0.0.1".into(), "[::1]".into(), "kv.example".into(), "no t\0".into(), "".into()],
     }
 }
@@ -35,6 +36,7 @@ fn a_leaf_says_what_the_authority_decided() {
         let der = make(role, &request_key(&key.request()).unwrap(), 1);
         let expect = Identity { cluster: ClusterId(0xc1), node: NodeId(0xa1), role };
         assert_eq!(Identity::from_cert(&der).unwrap(), expect);
+        assert_eq!(name_of(&der), (role == Role::Client).then(|| "alice".to_owned()));
         assert_eq!(validity_of(&der).unwrap(), (at(NOW - 3600), at(NOW + 90 * 86400)));
         let (_, cert) = X509Certificate::from_der(&der).unwrap();
         let usage = cert.extended_key_usage().unwrap().unwrap().value;
@@ -164,6 +166,14 @@ fn an_identity_is_read_strictly() {
     check(&[(CN, "0000000000000000"), (OU, "manager"), (O, cluster)], false);
     check(&[(CN, node), (OU, "manager"), (O, "x")], false);
     check(&[(CN, node), (OU, "manager"), (O, cluster), (C, "CH")], false);
+    let id = || DnType::CustomDnType(SERIAL_NUMBER.to_vec());
+    check(&[(CN, "alice"), (id(), node), (OU, "client"), (O, cluster)], true);
+    check(&[(CN, node), (OU, "client"), (O, cluster)], false);
+    check(&[(CN, ""), (id(), node), (OU, "client"), (O, cluster)], false);
+    check(&[(CN, "alice"), (id(), "a1"), (OU, "client"), (O, cluster)], false);
+    check(&[(CN, "alice"), (id(), node), (OU, "client"), (O, cluster), (C, "CH")], false);
+    check(&[(CN, node), (id(), node), (OU, "manager"), (O, cluster)], false);
+    check(&[(CN, "alice"), (id(), node), (OU, "worker"), (O, cluster)], false);
 }
 
 #[test]

@@ -1,0 +1,393 @@
+//! Sequences against pairs of fresh servers: each step goes to both at once, and what they say is
+//! compared, every field. A sequence begins with empty servers, so revisions run in step and any
+//! difference can be found again from the sequence alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use etcd_api::etcdserverpb::WatchRequest;
+use etcd_api::etcdserverpb::watch_request::RequestUnion;
+
+use crate::ask::{Answer, Ask, Step};
+use crate::compare::difference;
+use crate::explained::{Case, explain};
+use crate::fatal::fatal;
+use crate::generate::{Generator, Known};
+use crate::server::{Etcd, RaftKv, Server};
+use crate::side::{Side, header_of};
+use crate::watches::{Lines, Stream, rest};
+
+/// A sequence that differs more often than this is stopped.
+const MOST_DIFFERENCES: usize = 8;
+
+/// How often watches that differ are opened again.
+const TRIES: usize = 4;
+
+/// The name under which the document speaks of requests that end etcd.
+pub const FATAL: &str = "etcd-ends";
+
+/// The name under which the document speaks of an event that etcd did not send.
+pub const LOST: &str = "etcd-lost-event";
+
+/// What stands on the other side of etcd.
+#[derive(Clone, Debug)]
+pub enum Other {
+    /// Another etcd: proves the harness, and must show nothing.
+    Etcd,
+    /// raft-kv, by its binary.
+    RaftKv(PathBuf),
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The other side.
+    pub other: Other,
+    /// The other side's answer to this request (counted from 0) is falsified, to prove that the
+    /// comparison sees it.
+    pub planted: Option<usize>,
+}
+
+/// One difference.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// The step's place in its sequence.
+    pub at: usize,
+    /// The call's name and the shape of what differs, to tell differences of one kind.
+    pub kind: String,
+    /// The request and both answers.
+    pub text: String,
+}
+
+/// What one sequence gave.
+#[derive(Debug, Default)]
+pub struct Story {
+    /// Every step that was done.
+    pub steps: Vec<Step>,
+    /// Requests among them, watches counted each.
+    pub requests: usize,
+    /// Requests by call, and how many of them were refused by etcd.
+    pub calls: BTreeMap<&'static str, (usize, usize)>,
+    /// etcd's refusals by their text.
+    pub refusals: BTreeMap<String, usize>,
+    /// Differences with a reason, by its name.
+    pub explained: BTreeMap<&'static str, usize>,
+    /// Those without.
+    pub differences: Vec<Difference>,
+}
+
+/// Two servers, both empty.
+#[derive(Debug)]
+pub struct Pair {
+    servers: [Server; 2],
+    sides: [Side; 2],
+    streams: Vec<(Stream, Stream)>,
+    known: Known,
+    auth: bool,
+    dead: bool,
+}
+
+impl Pair {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn start(other: &Other) -> Result<Self, String> {
+        let (left, right) = match other {
+            Other::Etcd => (Etcd::start(None)?, Server::Etcd(Etcd::start(None)?)),
+            Other::RaftKv(binary) => {
+                // Both ask for the same certificates, so both see the same name in them.
+                let cluster = RaftKv::start(binary, 1).await?;
+                let mut etcd = Etcd::start(Some(cluster.member_files()))?;
+                etcd.use_client_files(cluster.place.files.clone());
+                (etcd, Server::RaftKv(Box::new(cluster)))
+            }
+        };
+        let mut servers = [Server::Etcd(left), right];
+        let (left, right) =
+            tokio::join!(Side::connect(servers[0].place(), 0), Side::connect(servers[1].place(), 0));
+        if let Some(fallen) = servers.iter_mut().find_map(Server::fallen) {
+            return Err(fallen);
+        }
+        Ok(Self {
+            servers,
+            sides: [left?, right?],
+            streams: Vec::new(),
+            known: Known::default(),
+            auth: false,
+            dead: false,
+        })
+    }
+
+    /// What etcd has told so far.
+    pub fn known(&self) -> Known {
+        self.known
+    }
+
+    /// Does one step on both sides.
+    pub async fn step(&mut self, step: &Step, falsify: bool, story: &mut Story) {
+        match step {
+            Step::Ask { user, ask } => self.ask(user.as_deref(), ask, falsify, story).await,
+            Step::Open { user, requests } => {
+                let user = user.as_deref();
+                story.requests += requests.len();
+                story.calls.entry("Watch").or_default().0 += requests.len();
+                let mut pair = self.open(user, requests).await;
+                // etcd 3.4 does not tell a watch of its past now and then, on a busy machine mostly. A
+                // difference that has a cause comes again every time.
+                let mut tries = 0;
+                while tries < TRIES && pair.0.lines() != pair.1.lines() {
+                    tries += 1;
+                    pair = self.open(user, requests).await;
+                }
+                if tries > 0 && pair.0.lines() == pair.1.lines() {
+                    *story.explained.entry(LOST).or_default() += 1;
+                }
+                self.streams.push(pair);
+                self.compare_streams(step, story);
+            }
+            Step::Collect => {
+                rest(&self.streams).await;
+                self.compare_streams(step, story);
+                self.streams.clear();
+            }
+        }
+        story.steps.push(step.clone());
+    }
+
+    async fn open(&self, user: Option<&str>, requests: &[WatchRequest]) -> (Stream, Stream) {
+        let pair = [(Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user))];
+        for request in requests {
+            // What is cancelled before it has caught up is told any part of its past.
+            if matches!(request.request_union, Some(RequestUnion::CancelRequest(_))) {
+                rest(&pair).await;
+            }
+            tokio::join!(pair[0].0.send(request.clone()), pair[0].1.send(request.clone()));
+        }
+        rest(&pair).await;
+        let [pair] = pair;
+        pair
+    }
+
+    /// A request that would end etcd: raft-kv has to refuse it.
+    async fn ask_ours(&mut self, user: Option<&str>, ask: &Ask, story: &mut Story) {
+        if matches!(self.servers[1], Server::Etcd(_)) {
+            return;
+        }
+        story.requests += 1;
+        *story.explained.entry(FATAL).or_default() += 1;
+        let ours = self.sides[1].ask(ask, user).await;
+        if !ours.came() || !matches!(ours, Answer::Refused { .. }) {
+            let text = format!("{}\n    ours: {ours:?}", cut(&format!("{ask:?}"), 1500));
+            let kind = format!("{}: not refused", ask.name());
+            story.differences.push(Difference { at: story.steps.len(), kind, text });
+        }
+    }
+
+    async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
+        if fatal(ask).is_some() {
+            return self.ask_ours(user, ask, story).await;
+        }
+        let [left, right] = &mut self.sides;
+        let (etcd, mut ours) = tokio::join!(left.ask(ask, user), right.ask(ask, user));
+        if falsify {
+            ours = falsified(ours);
+        }
+        let calls = story.calls.entry(ask.name()).or_default();
+        calls.0 += 1;
+        calls.1 += usize::from(matches!(etcd, Answer::Refused { .. }));
+        story.requests += 1;
+        if let Answer::Refused { text, .. } = &etcd {
+            *story.refusals.entry(cut(text, 70)).or_default() += 1;
+        }
+        if !etcd.came() || !ours.came() {
+            let asked = cut(&format!("{ask:?}"), 3000);
+            let text = format!("as {user:?}: {asked}\n    etcd: {etcd:?}\n    ours: {ours:?}");
+            let kind = format!("{}: a server ended or hung", ask.name());
+            story.differences.push(Difference { at: story.steps.len(), kind, text });
+            self.dead = true;
+            return;
+        }
+        self.learn(ask, &etcd);
+        self.auth |= matches!((ask, &etcd), (Ask::AuthEnable(_), Answer::AuthEnable(_)));
+        let Some(shown) = difference(&etcd, &ours) else { return };
+        let case = Case {
+            ask: Some(ask),
+            user,
+            auth: self.auth,
+            compacted: self.known.compacted,
+            answers: Some((&etcd, &ours)),
+            lines: None,
+        };
+        match explain(&case) {
+            Some(name) => *story.explained.entry(name).or_default() += 1,
+            None => {
+                let asked = cut(&format!("{ask:?}"), 1500);
+                let text = format!("as {user:?} (compacted {}): {asked}\n{shown}", self.known.compacted);
+                let kind = format!("{}: {}", ask.name(), shape(&etcd, &ours, &shown));
+                story.differences.push(Difference { at: story.steps.len(), kind, text });
+            }
+        }
+    }
+
+    fn learn(&mut self, ask: &Ask, etcd: &Answer) {
+        if let (Ask::Compact(sent), Answer::Compact(_)) = (ask, etcd) {
+            self.known.compacted = sent.revision;
+        }
+        let mut copy = etcd.clone();
+        if let Some(header) = header_of(&mut copy) {
+            self.known.revision = self.known.revision.max(header.revision);
+        }
+    }
+
+    fn compare_streams(&self, step: &Step, story: &mut Story) {
+        for (left, right) in &self.streams {
+            let ((etcd, etcd_end), (ours, our_end)) = (left.lines(), right.lines());
+            let shown = difference(&etcd_end, &our_end).or_else(|| watch_difference(&etcd, &ours));
+            let shown = shown.or_else(|| right.split().filter(|_| left.split().is_none()));
+            let Some(shown) = shown else { continue };
+            let case = Case {
+                ask: None,
+                user: None,
+                auth: self.auth,
+                compacted: self.known.compacted,
+                answers: None,
+                lines: Some((&etcd, &ours)),
+            };
+            match explain(&case) {
+                Some(name) => *story.explained.entry(name).or_default() += 1,
+                None => {
+                    let asked = cut(&format!("{step:?}"), 3000);
+                    let text = format!("(compacted {}) {asked}\n{shown}", self.known.compacted);
+                    let kind = format!("Watch: {}", cut(&letters(&shown), 90));
+                    story.differences.push(Difference { at: story.steps.len(), kind, text });
+                }
+            }
+        }
+    }
+
+    /// Why it makes no sense to go on, if it doesn't.
+    async fn broken(&mut self, story: &Story) -> Option<String> {
+        let [left, right] = &mut self.sides;
+        let (etcd, ours) = tokio::join!(left.lives(), right.lives());
+        if !etcd || !ours || self.dead {
+            let log = self.servers[usize::from(etcd)].log();
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            return Some(format!("etcd lives: {etcd}, the other lives: {ours}\n{}", tail.join("\n")));
+        }
+        (story.differences.len() >= MOST_DIFFERENCES).then(|| "too many differences".to_owned())
+    }
+}
+
+/// The first watch whose lines differ.
+fn watch_difference(etcd: &Lines, ours: &Lines) -> Option<String> {
+    for id in etcd.keys().chain(ours.keys()) {
+        let nothing = Vec::new();
+        let (left, right) = (etcd.get(id).unwrap_or(&nothing), ours.get(id).unwrap_or(&nothing));
+        if left == right {
+            continue;
+        }
+        let at = left.iter().zip(right).take_while(|(a, b)| a == b).count();
+        let show = |lines: &[crate::watches::Line]| {
+            let shown: Vec<String> = lines.iter().skip(at).take(2).map(|line| format!("{line:?}")).collect();
+            format!("({} lines) {}", lines.len(), shown.join(", "))
+        };
+        return Some(format!(
+            "    watch {id}, from line {at}:\n    etcd: {}\n    ours: {}",
+            show(left),
+            show(right)
+        ));
+    }
+    None
+}
+
+/// A wrong answer in place of a right one.
+fn falsified(mut answer: Answer) -> Answer {
+    match &mut answer {
+        Answer::Range(range) => range.count += 1,
+        Answer::Refused { text, .. } => text.push('.'),
+        other => match header_of(other) {
+            Some(header) => header.revision += 1,
+            None => return Answer::Refused { code: 2, text: "falsified".to_owned() },
+        },
+    }
+    answer
+}
+
+fn shape(etcd: &Answer, ours: &Answer, shown: &str) -> String {
+    let refused = |answer: &Answer| match answer {
+        Answer::Refused { code, text } => format!("{code} {}", cut(text, 80)),
+        _ => "done".to_owned(),
+    };
+    match (etcd, ours) {
+        (Answer::Refused { .. }, _) | (_, Answer::Refused { .. }) => {
+            format!("etcd [{}] ours [{}]", refused(etcd), refused(ours))
+        }
+        _ => cut(&letters(shown), 90),
+    }
+}
+
+/// `text` without its numbers and values.
+fn letters(text: &str) -> String {
+    let words = text.split_whitespace().filter(|word| !word.chars().any(|c| c.is_ascii_digit() || c == '"'));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Runs the sequence of `seed` with `requests` steps on a fresh pair.
+///
+/// # Errors
+/// A server does not start.
+pub async fn sequence(plan: &Plan, seed: u64, auth: bool, requests: usize) -> Result<Story, String> {
+    let mut pair = match Pair::start(&plan.other).await {
+        Ok(pair) => pair,
+        // Another process may have taken a port between its choice and its use.
+        Err(_) => Pair::start(&plan.other).await?,
+    };
+    let mut generator = Generator::new(seed, auth);
+    let mut story = Story::default();
+    let mut seen = 0;
+    let mut last = None;
+    while story.steps.len() < requests || last.is_none() {
+        if story.steps.len() >= requests {
+            let steps = last.insert(generator.last());
+            for step in steps.iter() {
+                pair.step(step, false, &mut story).await;
+            }
+            break;
+        }
+        let step = generator.next(pair.known());
+        let falsify = plan.planted == Some(story.steps.len());
+        pair.step(&step, falsify, &mut story).await;
+        if story.differences.len() > seen {
+            seen = story.differences.len();
+            if let Some(why) = pair.broken(&story).await {
+                if let Some(last) = story.differences.last_mut() {
+                    last.text.push_str(&format!("\n    stopped: {why}"));
+                }
+                break;
+            }
+        }
+    }
+    Ok(story)
+}
+
+/// Does `steps` on a fresh pair.
+///
+/// # Errors
+/// A server does not start.
+pub async fn replay(other: &Other, steps: &[Step]) -> Result<Story, String> {
+    let mut pair = Pair::start(other).await?;
+    let mut story = Story::default();
+    for step in steps {
+        pair.step(step, false, &mut story).await;
+    }
+    Ok(story)
+}

@@ -1,0 +1,172 @@
+//! Unary ranges whose answer is too large to be held: measured first, then sent piece by piece
+//! while it is read, so that a list of any size costs a bounded amount of memory.
+//!
+//! A gRPC message says its length before its content, so the range is read twice: once without
+//! the values, to know the length, and once to send it. Both times at the same revision. What the
+//! first reading promised and the second one can't keep (history was compacted meanwhile) ends the
+//! stream with an error, never with a wrong message.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use etcd_api::etcdserverpb as pb;
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use prost::Message;
+use raft_kv::client::{Handle, RangeMeasure, RangeStream};
+use raft_kv::limits::MAX_REQUEST_BYTES;
+use raft_kv::types::{Header, KeyValue, RangeRequest};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+
+use super::{Etcd, convert, status};
+
+/// The one path that is looked at.
+const PATH: &str = "/etcdserverpb.KV/Range";
+/// What the KV service adds to a status that means: too large to be answered in one piece.
+pub const MARK: &str = "raft-kv-large-answer";
+/// Compression flag and length before each gRPC message.
+const PREFIX_BYTES: usize = 5;
+
+/// The KV service with large ranges taken care of.
+#[derive(Clone, Debug)]
+pub struct LargeRanges<S> {
+    inner: S,
+    etcd: Etcd,
+}
+
+impl<S> LargeRanges<S> {
+    /// Stands before the KV service.
+    pub fn new(inner: S, etcd: Etcd) -> Self {
+        Self { inner, etcd }
+    }
+}
+
+impl<S: NamedService> NamedService for LargeRanges<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> tower::Service<Request<Body>> for LargeRanges<S>
+where
+    S: tower::Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        if request.uri().path() != PATH {
+            return Box::pin(inner.call(request));
+        }
+        let etcd = self.etcd.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            // Above this the service itself refuses; what is cut off here it would not have read.
+            let limited = Limited::new(body, MAX_REQUEST_BYTES + 1024 * 1024);
+            let Ok(collected) = limited.collect().await else {
+                return Ok(Status::resource_exhausted("etcdserver: request is too large").into_http());
+            };
+            let bytes = collected.to_bytes();
+            let again = Request::from_parts(parts.clone(), Body::new(Full::new(bytes.clone())));
+            let response = inner.call(again).await?;
+            if !response.headers().contains_key(MARK) {
+                return Ok(response);
+            }
+            let request = Request::from_parts(parts, bytes);
+            Ok(answer(&etcd, request).await.unwrap_or_else(Status::into_http))
+        })
+    }
+}
+
+/// The bytes that `kv` takes in the message, its value being `value` bytes long.
+fn measure(kv: &KeyValue, value: u64) -> u64 {
+    let varint = |number: u64| prost::encoding::encoded_len_varint(number) as u64;
+    let mut len = convert::key_value(kv.clone()).encoded_len() as u64;
+    if value > 0 {
+        len += 1 + varint(value) + value;
+    }
+    1 + varint(len) + len
+}
+
+async fn answer(etcd: &Etcd, request: Request<Bytes>) -> Result<Response<Body>, Status> {
+    let (parts, bytes) = request.into_parts();
+    let message = bytes.get(PREFIX_BYTES..).unwrap_or_default();
+    let message = pb::RangeRequest::decode(message)
+        .map_err(|error| Status::internal(format!("the message can't be read: {error}")))?;
+    let mut asker = tonic::Request::new(());
+    *asker.metadata_mut() = tonic::metadata::MetadataMap::from_headers(parts.headers);
+    *asker.extensions_mut() = parts.extensions;
+    let handle = etcd.handle_of(&asker)?;
+    let request = convert::range_request(message)?;
+    let (header, measured) = handle.range_measure(request.clone(), measure).await.map_err(status::status)?;
+    let whole = head(header, &measured);
+    let len = u32::try_from(whole.len() as u64 + measured.sum).map_err(|_| {
+        Status::resource_exhausted("the answer would have more than 4 GiB; ask for it in pages")
+    })?;
+    let mut first = BytesMut::with_capacity(PREFIX_BYTES + whole.len());
+    first.put_u8(0);
+    first.put_u32(len);
+    first.put_slice(&whole);
+    let rest = open(&handle, request, header).await?;
+    let frames = stream::iter([Ok(Frame::data(first.freeze()))]).chain(pieces(rest, measured.sum));
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    Ok(response)
+}
+
+/// Everything of the answer but the keys.
+fn head(header: Header, measured: &RangeMeasure) -> Vec<u8> {
+    let head = pb::RangeResponse {
+        header: convert::header(header),
+        kvs: Vec::new(),
+        more: measured.more,
+        count: measured.count,
+    };
+    head.encode_to_vec()
+}
+
+/// The range again, at the revision at which it was measured.
+async fn open(handle: &Handle, request: RangeRequest, measured: Header) -> Result<RangeStream, Status> {
+    let revision = if request.revision > 0 { request.revision } else { measured.revision };
+    let pinned = RangeRequest { revision, serializable: true, ..request };
+    handle.range_stream(pinned).await.map_err(status::status)
+}
+
+/// The keys as pieces of the message, `left` bytes in all, and the trailers.
+fn pieces(range: RangeStream, left: u64) -> impl Stream<Item = Result<Frame<Bytes>, Status>> + Send {
+    stream::unfold(Some((range, left)), |state| async move {
+        let (mut range, left) = state?;
+        let chunk = match range.next().await {
+            Ok(chunk) => chunk,
+            Err(error) => return Some((Err(status::status(error)), None)),
+        };
+        let Some(chunk) = chunk else {
+            if left != 0 {
+                return Some((Err(Status::internal("the range changed while it was sent")), None));
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            return Some((Ok(Frame::trailers(trailers)), None));
+        };
+        let kvs = chunk.response.kvs.into_iter().map(convert::key_value).collect();
+        let bytes = Bytes::from(pb::RangeResponse { kvs, ..Default::default() }.encode_to_vec());
+        match left.checked_sub(bytes.len() as u64) {
+            Some(left) => Some((Ok(Frame::data(bytes)), Some((range, left)))),
+            None => Some((Err(Status::internal("the range changed while it was sent")), None)),
+        }
+    })
+}

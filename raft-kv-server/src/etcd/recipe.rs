@@ -1,0 +1,150 @@
+//! What locks and elections share: a key of one's own under a prefix, tied to a lease, and the wait
+//! until every older key of that prefix is gone.
+
+use bytes::Bytes;
+use raft_kv::client::Handle;
+use raft_kv::error::Error;
+use raft_kv::types::{
+    Compare, CompareOp, CompareTarget, DeleteRequest, EventKind, Header, KeyRange, KeyValue, LeaseId,
+    PutRequest, RangeRequest, Revision, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnRequest, WatchBatch,
+    WatchRequest,
+};
+use tonic::Status;
+
+use super::status;
+
+/// Seconds of a lease that is granted to a caller who has none; nobody renews it for them.
+const LEASE_TTL: i64 = 60;
+
+/// etcd runs these recipes through a client of its own and passes on the text of what fails, but
+/// not its code.
+pub(super) fn failed(error: Error) -> Status {
+    Status::unknown(status::status(error).message())
+}
+
+/// The lease to use: the caller's, or a new one.
+pub(super) async fn lease(handle: &Handle, lease: LeaseId) -> Result<LeaseId, Status> {
+    if lease != 0 {
+        return Ok(lease);
+    }
+    Ok(handle.lease_grant(0, LEASE_TTL).await.map_err(failed)?.1)
+}
+
+/// All keys that take part: those under `name/`.
+pub(super) fn prefix(name: &[u8]) -> Bytes {
+    [name, b"/"].concat().into()
+}
+
+/// A key of one's own among those that wait. Dropping it before [`keep`](Self::keep) gives it up:
+/// the caller went away while it waited.
+pub(super) struct Place {
+    handle: Handle,
+    pub(super) key: Bytes,
+    pub(super) created: Revision,
+    pub(super) header: Header,
+    /// The key as it was, where it was there already.
+    pub(super) before: Option<KeyValue>,
+    kept: bool,
+}
+
+/// Where a key's create revision is this one.
+pub(super) fn created_at(key: &Bytes, revision: Revision) -> Compare {
+    let (range, target) = (KeyRange::key(key.clone()), CompareTarget::Create(revision));
+    Compare { range, op: CompareOp::Equal, target }
+}
+
+impl Place {
+    /// Puts the lease's key under the prefix unless it is there.
+    pub(super) async fn take(
+        handle: &Handle,
+        prefix: &Bytes,
+        lease: LeaseId,
+        value: Bytes,
+    ) -> Result<Self, Status> {
+        let key = Bytes::from([prefix.as_ref(), format!("{lease:x}").as_bytes()].concat());
+        let own = RangeRequest { range: KeyRange::key(key.clone()), ..RangeRequest::default() };
+        let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
+        let request = TxnRequest {
+            compares: vec![created_at(&key, 0)],
+            success: vec![TxnOp::Put(put)],
+            failure: vec![TxnOp::Range(own)],
+        };
+        let (header, mut response) = handle.txn(request).await.map_err(failed)?;
+        let before = match response.responses.pop() {
+            Some(TxnOpResponse::Range(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        };
+        let created = before.as_ref().map_or(header.revision, |kv| kv.create_revision);
+        Ok(Self { handle: handle.clone(), key, created, header, before, kept: false })
+    }
+
+    /// Waits until no key of the prefix is older; answers whether one's own is still there then,
+    /// and the header of that answer.
+    pub(super) async fn first(&self, prefix: &Bytes) -> Result<(Header, bool), Status> {
+        while let (header, Some(older)) = self.last_before(prefix).await? {
+            let request = WatchRequest {
+                range: KeyRange::key(older),
+                start_revision: header.revision + 1,
+                no_put: true,
+                ..WatchRequest::default()
+            };
+            let mut watch = self.handle.watch(request).await.map_err(failed)?;
+            loop {
+                match watch.next().await.map_err(failed)? {
+                    Some(WatchBatch::Changes(changes)) => {
+                        let mut events = changes.iter().flat_map(|change| &change.events);
+                        if events.any(|event| event.kind == EventKind::Delete) {
+                            break;
+                        }
+                    }
+                    Some(WatchBatch::Progress(_)) => {}
+                    // What happened since is compacted away: look again.
+                    Some(WatchBatch::Compacted(_)) | None => break,
+                }
+            }
+        }
+        let own = RangeRequest { range: KeyRange::key(self.key.clone()), ..RangeRequest::default() };
+        let (header, found) = self.handle.range(own).await.map_err(failed)?;
+        Ok((header, found.kvs.first().is_some_and(|kv| kv.create_revision == self.created)))
+    }
+
+    /// The newest key of the prefix that is older than one's own.
+    async fn last_before(&self, prefix: &Bytes) -> Result<(Header, Option<Bytes>), Status> {
+        let request = RangeRequest {
+            range: KeyRange::prefix(prefix.clone()),
+            limit: 1,
+            sort_order: SortOrder::Descend,
+            sort_target: SortTarget::Create,
+            max_create_revision: self.created - 1,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        let (header, response) = self.handle.range(request).await.map_err(failed)?;
+        Ok((header, response.kvs.into_iter().next().map(|kv| kv.key)))
+    }
+
+    /// It is not given up when this goes.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // A key that was there before belongs to another call of the same caller.
+        if self.kept || self.before.is_some() {
+            return;
+        }
+        let (handle, key, created) = (self.handle.clone(), self.key.clone(), self.created);
+        tokio::spawn(async move {
+            let delete = DeleteRequest { range: KeyRange::key(key.clone()), prev_kv: false };
+            let request = TxnRequest {
+                compares: vec![created_at(&key, created)],
+                success: vec![TxnOp::Delete(delete)],
+                failure: Vec::new(),
+            };
+            // Where it fails the lease's end does the same.
+            let _ = handle.txn(request).await;
+        });
+    }
+}

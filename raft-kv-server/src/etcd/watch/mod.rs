@@ -1,0 +1,113 @@
+//! The Watch service: many watchers on one stream, over one set of subscriptions. It must never
+//! hold more for a client that does not read than one batch and a few small answers.
+
+mod fragment;
+mod stream;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use etcd_api::etcdserverpb::watch_server::Watch;
+use etcd_api::etcdserverpb::{WatchRequest, WatchResponse};
+use raft_kv::limits;
+use raft_kv::raft::Leadership;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Etcd, Who, status};
+
+/// How often a watcher that asked for it hears how far it is when nothing happens.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+/// Without a leader for this long, streams that need one end: three election timeouts.
+const LEADERLESS: Duration = limits::TICK.saturating_mul(3 * limits::ELECTION_TICKS as u32);
+/// Answers of one stream on their way to its connection; then it waits for the client.
+const QUEUED_ANSWERS: usize = 2;
+
+/// The answers of one stream.
+pub type Answers = ReceiverStream<Result<WatchResponse, Status>>;
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct WatchService {
+    etcd: Etcd,
+    progress_interval: Duration,
+}
+
+impl WatchService {
+    /// The service over `etcd`.
+    pub fn new(etcd: Etcd) -> Self {
+        Self { etcd, progress_interval: PROGRESS_INTERVAL }
+    }
+
+    /// The same, telling idle watchers how far they are this often (and up to a tenth longer).
+    #[must_use]
+    pub fn with_progress_interval(mut self, interval: Duration) -> Self {
+        self.progress_interval = interval.max(Duration::from_millis(100));
+        self
+    }
+
+    /// Serves one stream of requests in the name of `who`, from whatever transport they come;
+    /// `needs_leader` ends it when the cluster has no leader. The end of the requests does not end
+    /// the answers: dropping them does.
+    ///
+    /// # Errors
+    /// `Unavailable` without a leader where one is needed, or when the member has stopped;
+    /// `Unauthenticated` for a token that is not valid.
+    #[allow(clippy::result_large_err)]
+    pub fn follow<S>(&self, who: Who, needs_leader: bool, requests: S) -> Result<Answers, Status>
+    where
+        S: Stream<Item = Result<WatchRequest, Status>> + Send + 'static,
+    {
+        let leadership = self.etcd.leadership().filter(|_| needs_leader);
+        if leadership.as_ref().is_some_and(|leadership| leadership.borrow().leader.is_none()) {
+            return Err(no_leader());
+        }
+        // From before the first check on, so that no change is missed.
+        let auth_changes = Some(self.etcd.own_handle().auth_changes());
+        let set = self.etcd.handle_for(&who)?.watch_set().map_err(status::status)?;
+        let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
+        let etcd = self.etcd.clone();
+        let stream = stream::Stream::new(set, out, Box::new(move || etcd.handle_for(&who)));
+        let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes };
+        tokio::spawn(stream.run(Box::pin(requests), ends, self.progress_interval));
+        Ok(ReceiverStream::new(answers))
+    }
+}
+
+#[tonic::async_trait]
+impl Watch for WatchService {
+    type WatchStream = Answers;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
+        let who = Who::asks(&request);
+        Ok(Response::new(self.follow(who, needs_leader, request.into_inner())?))
+    }
+}
+
+fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+/// Ends when there has been no leader for too long; never without a receiver.
+async fn leaderless(leadership: Option<watch::Receiver<Leadership>>) -> Status {
+    let Some(mut leadership) = leadership else { return std::future::pending().await };
+    loop {
+        let lost = leadership.wait_for(|leadership| leadership.leader.is_none()).await.map(drop);
+        let found = async { leadership.wait_for(|leadership| leadership.leader.is_some()).await.map(drop) };
+        match lost {
+            // The member has stopped: the set says so.
+            Err(_) => return std::future::pending().await,
+            Ok(()) if tokio::time::timeout(LEADERLESS, found).await.is_err() => return no_leader(),
+            Ok(()) => {}
+        }
+    }
+}

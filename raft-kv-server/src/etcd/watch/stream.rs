@@ -1,0 +1,285 @@
+//! One stream: one task that takes its requests, fetches what its watchers are owed, and hands
+//! answers to the connection one at a time. Everything a client is sent comes from here in order,
+//! so nothing can overtake: created stands before any event, progress behind all events it covers.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use etcd_api::etcdserverpb::watch_request::RequestUnion;
+use etcd_api::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
+use raft_kv::client::{Handle, Next, WatchSet};
+use raft_kv::types::{Header, KeyRange, Revision, WatchBatch};
+use rand::Rng;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_stream::{Stream as Requests, StreamExt};
+use tonic::Status;
+
+use super::fragment;
+use super::words::{self, NO_WATCHER};
+use crate::etcd::status;
+
+/// Why a stream ends.
+enum Over {
+    /// The client has gone.
+    Gone,
+    /// It is told why.
+    Failed(Status),
+}
+
+impl From<Status> for Over {
+    fn from(status: Status) -> Self {
+        Self::Failed(status)
+    }
+}
+
+/// What, besides requests and events, a stream listens to.
+pub(super) struct Ends<L> {
+    /// Ends with the status that ends the stream, if ever.
+    pub(super) leaderless: L,
+    /// Changes when users, roles or permissions do.
+    pub(super) auth_changes: Option<watch::Receiver<u64>>,
+}
+
+/// The handle of whoever asks, by the users and roles as they are when it is called.
+pub(super) type CallerNow = Box<dyn Fn() -> Result<Handle, Status> + Send + Sync>;
+
+/// A stream's state.
+pub(super) struct Stream {
+    set: WatchSet,
+    out: mpsc::Sender<Result<WatchResponse, Status>>,
+    caller_now: CallerNow,
+    watchers: BTreeMap<i64, Watcher>,
+    /// Watchers that want to hear when nothing happens; whether nothing has since the last time.
+    notified: BTreeMap<i64, bool>,
+    /// Where the search for a free number starts.
+    next_id: i64,
+    /// The client asked for progress, and some events were still to be sent first.
+    asked: bool,
+}
+
+struct Watcher {
+    range: KeyRange,
+    fragment: bool,
+}
+
+impl Stream {
+    pub(super) fn new(
+        set: WatchSet,
+        out: mpsc::Sender<Result<WatchResponse, Status>>,
+        caller_now: CallerNow,
+    ) -> Self {
+        let (watchers, notified) = (BTreeMap::new(), BTreeMap::new());
+        Self { set, out, caller_now, watchers, notified, next_id: 0, asked: false }
+    }
+
+    /// Serves until the client goes or the stream can't go on.
+    pub(super) async fn run<S, L>(mut self, requests: Pin<Box<S>>, ends: Ends<L>, interval: Duration)
+    where
+        S: Requests<Item = Result<WatchRequest, Status>> + Send,
+        L: Future<Output = Status> + Send,
+    {
+        if let Err(Over::Failed(status)) = self.serve(requests, ends, interval).await {
+            // The client may have gone meanwhile.
+            let _ = self.out.send(Err(status)).await;
+        }
+    }
+
+    async fn serve<S, L>(
+        &mut self,
+        mut requests: Pin<Box<S>>,
+        ends: Ends<L>,
+        interval: Duration,
+    ) -> Result<(), Over>
+    where
+        S: Requests<Item = Result<WatchRequest, Status>> + Send,
+        L: Future<Output = Status> + Send,
+    {
+        let mut auth_changes = ends.auth_changes;
+        let leaderless = ends.leaderless;
+        tokio::pin!(leaderless);
+        // Not all streams of a restarted member are to tell their progress at once.
+        let interval = interval + interval.mul_f64(rand::rng().random_range(0.0..0.1));
+        let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut open = true;
+        loop {
+            tokio::select! {
+                request = requests.next(), if open => match request {
+                    Some(request) => self.request(request?).await?,
+                    // Its watchers go on: what a client has to say may be said at once.
+                    None => open = false,
+                },
+                next = next(&mut self.set, self.asked) => match next.map_err(status::status)? {
+                    Next::Batch(id, batch) => self.batch(id, batch).await?,
+                    Next::Progress(revision) => self.progress(revision).await?,
+                },
+                _ = ticks.tick() => self.notify().await?,
+                () = changed(&mut auth_changes) => self.recheck().await?,
+                status = &mut leaderless => return Err(status.into()),
+                () = self.out.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits until the connection has room: here a client that does not read holds its stream up.
+    async fn send(&self, answer: WatchResponse) -> Result<(), Over> {
+        self.out.send(Ok(answer)).await.map_err(|_| Over::Gone)
+    }
+
+    fn header_at(&self, revision: Revision) -> Header {
+        Header { revision, ..self.set.header() }
+    }
+
+    async fn request(&mut self, request: WatchRequest) -> Result<(), Over> {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => {
+                let answer = self.create(create);
+                self.send(answer).await
+            }
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id, String::new()).await,
+            Some(RequestUnion::ProgressRequest(_)) => match self.set.progress() {
+                Some(revision) => self.progress(revision).await,
+                None => {
+                    self.asked = self.set.nearly_synced();
+                    Ok(())
+                }
+            },
+            // A client of a newer version; what it says is nothing to end a stream for.
+            None => Ok(()),
+        }
+    }
+
+    fn create(&mut self, create: WatchCreateRequest) -> WatchResponse {
+        if create.start_revision < 0 {
+            return words::refused(self.set.header(), words::NEGATIVE.into());
+        }
+        let request = words::request(&create);
+        let range = request.range.clone();
+        if let Err(error) = self.set.may_watch(&range) {
+            return words::refused(self.set.header(), words::reason(error));
+        }
+        let id = match create.watch_id {
+            0 => self.free_id(),
+            id => id,
+        };
+        if self.set.contains(id) {
+            let empty = range.upper().is_some_and(|end| end <= range.key);
+            let why = if empty { words::EMPTY } else { words::DUPLICATE };
+            return words::refused(self.set.header(), why.into());
+        }
+        match self.set.add(id, request) {
+            Ok(header) => {
+                if create.watch_id == 0 {
+                    self.next_id = id.wrapping_add(1);
+                }
+                if create.progress_notify {
+                    self.notified.insert(id, true);
+                }
+                self.watchers.insert(id, Watcher { range, fragment: create.fragment });
+                WatchResponse { created: true, ..words::answer(header, id) }
+            }
+            Err(error) => words::refused(self.set.header(), words::reason(error)),
+        }
+    }
+
+    fn free_id(&self) -> i64 {
+        let mut id = self.next_id;
+        while self.set.contains(id) {
+            id = id.wrapping_add(1);
+        }
+        id
+    }
+
+    /// Ends a watcher; one that is not there is passed over in silence.
+    async fn cancel(&mut self, id: i64, cancel_reason: String) -> Result<(), Over> {
+        if !self.set.remove(id) {
+            return Ok(());
+        }
+        self.forget(id);
+        let answer = words::answer(self.set.header(), id);
+        self.send(WatchResponse { canceled: true, cancel_reason, ..answer }).await
+    }
+
+    fn forget(&mut self, id: i64) -> Option<Watcher> {
+        self.notified.remove(&id);
+        self.watchers.remove(&id)
+    }
+
+    async fn batch(&mut self, id: i64, batch: WatchBatch) -> Result<(), Over> {
+        let answer = words::answer(self.set.header(), id);
+        match batch {
+            WatchBatch::Changes(changes) => {
+                let answer = WatchResponse { events: words::events(changes), ..answer };
+                if let Some(idle) = self.notified.get_mut(&id) {
+                    *idle = false;
+                }
+                if !self.watchers.get(&id).is_some_and(|watcher| watcher.fragment) {
+                    return self.send(answer).await;
+                }
+                for part in fragment::parts(answer, fragment::WHOLE_BELOW) {
+                    self.send(part).await?;
+                }
+                Ok(())
+            }
+            WatchBatch::Compacted(compact_revision) => {
+                self.forget(id);
+                self.send(WatchResponse { canceled: true, compact_revision, ..answer }).await
+            }
+            WatchBatch::Progress(revision) => self.send(words::answer(self.header_at(revision), id)).await,
+        }
+    }
+
+    /// Answers the client's question how far all its watchers are.
+    async fn progress(&mut self, revision: Revision) -> Result<(), Over> {
+        self.asked = false;
+        self.send(words::answer(self.header_at(revision), NO_WATCHER)).await
+    }
+
+    /// Tells watchers to which nothing has happened for an interval how far they are.
+    async fn notify(&mut self) -> Result<(), Over> {
+        let ids: Vec<(i64, bool)> = self.notified.iter().map(|(id, idle)| (*id, *idle)).collect();
+        for (id, idle) in ids {
+            self.notified.insert(id, true);
+            let revision = if idle { self.set.progress_of(id) } else { None };
+            if let Some(revision) = revision {
+                self.send(words::answer(self.header_at(revision), id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Users, roles or permissions changed: ends the watchers that are not allowed any more.
+    async fn recheck(&mut self) -> Result<(), Over> {
+        // Whoever was nobody before may be a user now, and the other way round.
+        self.set.act_as(&(self.caller_now)()?);
+        let refused: Vec<_> = self
+            .watchers
+            .iter()
+            .filter_map(|(id, watcher)| Some((*id, self.set.may_watch(&watcher.range).err()?)))
+            .collect();
+        for (id, error) in refused {
+            self.cancel(id, words::reason(error)).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn next(set: &mut WatchSet, asked: bool) -> Result<Next, raft_kv::error::Error> {
+    if asked {
+        return set.next_or_progress().await;
+    }
+    set.next().await.map(|(id, batch)| Next::Batch(id, batch))
+}
+
+/// Ends at the next change; never where there will be none.
+async fn changed(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(receiver) = changes {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *changes = None;
+    }
+    std::future::pending().await
+}

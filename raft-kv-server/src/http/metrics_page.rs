@@ -1,0 +1,147 @@
+//! `/metrics`: the member, the door and the process, as Prometheus reads them.
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use http::header;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use raft_kv::client::api::Info;
+
+use super::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::etcd::Etcd;
+use crate::metrics::Metrics;
+
+/// Ticks of the kernel's clock in a second, as /proc counts processor time: fixed on Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub(super) async fn page(etcd: Etcd, metrics: Arc<Metrics>) -> Response {
+    let mut registry = Registry::default();
+    if let Ok((_, info)) = etcd.own_handle().info().await {
+        member(&mut registry, &info);
+    }
+    gauge(&mut registry, "etcd_server_has_leader", "Whether a leader is known", has_leader(&etcd));
+    process(&mut registry);
+    let mut text = metrics.render();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("a string takes it");
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+fn has_leader(etcd: &Etcd) -> i64 {
+    let leadership = etcd.own_handle().leadership();
+    i64::from(leadership.is_some_and(|leadership| leadership.borrow().leader.is_some()))
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+    let gauge = Gauge::<i64>::default();
+    gauge.set(value);
+    registry.register(name, help, gauge);
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Version {
+    server_version: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ClusterVersion {
+    cluster_version: &'static str,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ServerId {
+    server_id: String,
+}
+
+/// A number as a gauge has it; no real one is larger.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn member(registry: &mut Registry, info: &Info) {
+    let leads = i64::from(info.leader == Some(info.member));
+    gauge(registry, "etcd_server_is_leader", "Whether this member leads", leads);
+    gauge(registry, "etcd_server_is_learner", "Whether this member only learns", i64::from(info.learner));
+    let committed = signed(info.committed);
+    let help = "Log entries known committed";
+    gauge(registry, "etcd_server_proposals_committed_total", help, committed);
+    let help = "Log entries applied";
+    gauge(registry, "etcd_server_proposals_applied_total", help, signed(info.applied));
+    let bytes = signed(info.state_bytes);
+    let help = "Bytes of the state on disk";
+    gauge(registry, "etcd_mvcc_db_total_size_in_bytes", help, bytes);
+    let help = "The current revision";
+    gauge(registry, "etcd_debugging_mvcc_current_revision", help, info.revision);
+    let help = "The oldest revision that can be read";
+    gauge(registry, "etcd_debugging_mvcc_compact_revision", help, info.compacted);
+    let help = "Watchers";
+    gauge(registry, "etcd_debugging_mvcc_watcher_total", help, signed(info.watchers));
+    let version = Family::<Version, Gauge>::default();
+    version.get_or_create(&Version { server_version: ETCD_VERSION }).set(1);
+    registry.register("etcd_server_version", "The etcd release whose behaviour this is", version);
+    let cluster = Family::<ClusterVersion, Gauge>::default();
+    cluster.get_or_create(&ClusterVersion { cluster_version: ETCD_CLUSTER_VERSION }).set(1);
+    registry.register("etcd_cluster_version", "The version that the cluster keeps to", cluster);
+    let id = Family::<ServerId, Gauge>::default();
+    id.get_or_create(&ServerId { server_id: info.member.to_string() }).set(1);
+    registry.register("etcd_server_id", "This member's id", id);
+    gauge(registry, "raft_kv_raft_term", "Raft's term", signed(info.term));
+    let help = "When this member's certificate ends, in seconds since 1970";
+    gauge(registry, "raft_kv_certificate_expiry_seconds", help, info.certificate_ends);
+    gauge(registry, "raft_kv_watchers", "Watchers", signed(info.watchers));
+    counter(registry, "raft_kv_log_syncs", "Syncs of the raft log to disk since the start", info.syncs.0);
+}
+
+/// What Prometheus' own libraries tell of every process, as far as /proc says it.
+fn process(registry: &mut Registry) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kilobytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<i64>().ok()
+    };
+    if let Some(resident) = kilobytes("VmRSS") {
+        let help = "Resident memory";
+        gauge(registry, "process_resident_memory_bytes", help, resident * 1024);
+    }
+    if let Some(ticks) = processor_ticks(&std::fs::read_to_string("/proc/self/stat").unwrap_or_default()) {
+        let seconds = ticks as f64 / TICKS_PER_SECOND;
+        let counter = Counter::<f64, std::sync::atomic::AtomicU64>::default();
+        counter.inc_by(seconds);
+        registry.register("process_cpu_seconds", "Processor time used", counter);
+    }
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        gauge(registry, "process_open_fds", "Open files", signed(files.count() as u64));
+    }
+}
+
+/// User and system time, from the line that /proc/self/stat is. The program's name in it may hold
+/// anything; what follows its last bracket is plain.
+fn processor_ticks(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let (user, system) = (fields.next()?, fields.next()?);
+    Some(user.parse::<u64>().ok()? + system.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_found_behind_any_name() {
+        let stat = "12 (a) b) c) S 1 2 3 4 5 6 7 8 9 10 70 30 0 0 20";
+        assert_eq!(processor_ticks(stat), Some(100));
+        assert_eq!(processor_ticks(""), None);
+        assert_eq!(processor_ticks("1 (x) S 1"), None);
+    }
+}

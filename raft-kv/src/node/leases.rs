@@ -23,6 +23,11 @@ struct Clocks {
     by_time: BTreeSet<(Duration, LeaseId)>,
     /// Found due, expiry proposed at that time and not applied yet.
     expiring: BTreeMap<LeaseId, Duration>,
+    /// The same, by time: what is proposed again is found without a look at the others.
+    proposed: BTreeSet<(Duration, LeaseId)>,
+    /// Leases that were looked at to find those that are due.
+    #[cfg(test)]
+    looked_at: usize,
 }
 
 /// All leases, and their clocks while this member leads.
@@ -68,7 +73,9 @@ impl Leases {
                 LeaseChange::Ended { id } => {
                     self.granted.remove(&id);
                     if let Some(clocks) = &mut self.clocks {
-                        clocks.expiring.remove(&id);
+                        if let Some(proposed) = clocks.expiring.remove(&id) {
+                            clocks.proposed.remove(&(proposed, id));
+                        }
                         if let Some(due) = clocks.due.remove(&id) {
                             clocks.by_time.remove(&(due, id));
                         }
@@ -121,28 +128,44 @@ impl Leases {
         Asked::Status(LeaseStatus { id, ttl: left, granted_ttl: ttl, keys: Vec::new() })
     }
 
-    /// Leases that are due and not yet being ended; at most a log entry's worth.
+    /// Leases that are due and not yet being ended; at most a log entry's worth. It costs what it
+    /// finds, however many leases there are and however many are being ended.
     pub fn expire(&mut self, now: Duration) -> Vec<LeaseId> {
         let Some(clocks) = &mut self.clocks else {
             return Vec::new();
         };
         let mut ids = Vec::new();
-        for (&id, proposed) in &mut clocks.expiring {
-            if ids.len() < limits::MAX_LEASES_PER_EXPIRY && *proposed + REPEAT_AFTER <= now {
-                *proposed = now;
-                ids.push(id);
-            }
-        }
-        while let Some(&(due, id)) = clocks.by_time.first() {
-            if due > now || ids.len() >= limits::MAX_LEASES_PER_EXPIRY {
-                break;
-            }
-            clocks.by_time.pop_first();
-            clocks.due.remove(&id);
+        while ids.len() < limits::MAX_LEASES_PER_EXPIRY
+            && let Some(id) = clocks.next_due(now)
+        {
             clocks.expiring.insert(id, now);
+            clocks.proposed.insert((now, id));
             ids.push(id);
         }
         ids
+    }
+}
+
+impl Clocks {
+    /// Takes out a lease whose end is to be proposed again, or else for the first time.
+    fn next_due(&mut self, now: Duration) -> Option<LeaseId> {
+        #[cfg(test)]
+        {
+            self.looked_at += 1;
+        }
+        if let Some(&(proposed, id)) = self.proposed.first()
+            && proposed + REPEAT_AFTER <= now
+        {
+            self.proposed.pop_first();
+            return Some(id);
+        }
+        let &(due, id) = self.by_time.first()?;
+        if due > now {
+            return None;
+        }
+        self.by_time.pop_first();
+        self.due.remove(&id);
+        Some(id)
     }
 }
 
@@ -215,6 +238,54 @@ mod tests {
         let mut leases = leading(&all);
         let sizes = [(); 4].map(|()| leases.expire(s(105)).len() as LeaseId);
         assert_eq!(sizes, [most, most, 1, 0]);
+    }
+
+    /// The leases looked at since the clocks were started.
+    fn looked_at(leases: &Leases) -> usize {
+        leases.clocks.as_ref().map_or(0, |clocks| clocks.looked_at)
+    }
+
+    #[test]
+    fn expiry_costs_what_expires_among_100_000_leases() {
+        const LEASES: LeaseId = 100_000;
+        let all: Vec<_> = (1..=LEASES).map(|id| (id, if id <= 1_000 { 5 } else { 60 })).collect();
+        let mut leases = leading(&all);
+        // Nothing is due: one look a call, however often it is called and whatever is renewed.
+        for round in 0..1_000 {
+            assert!(matches!(leases.ask(LEASES - round, true, s(104)), Asked::Status(_)));
+            assert_eq!(leases.expire(s(104)), vec![]);
+        }
+        assert_eq!(looked_at(&leases), 1_000);
+        // A thousand are due: they alone are looked at, and one more at the end of a call.
+        let before = looked_at(&leases);
+        let sizes = [(); 5].map(|()| leases.expire(s(105)).len());
+        assert_eq!(sizes, [256, 256, 256, 232, 0]);
+        assert_eq!(looked_at(&leases) - before, 1_000 + 2);
+        // None of them is applied yet: they cost nothing until they are proposed again.
+        let before = looked_at(&leases);
+        (0..1_000).for_each(|_| assert_eq!(leases.expire(s(106)), vec![]));
+        assert_eq!(looked_at(&leases) - before, 1_000);
+        let again: usize = [(); 4].map(|()| leases.expire(s(110)).len()).iter().sum();
+        assert_eq!(again, 1_000);
+        // Once it is applied, all is over with them.
+        let ended: Vec<_> = (1..=1_000).map(|id| LeaseChange::Ended { id }).collect();
+        leases.applied(&ended, s(111));
+        assert_eq!(leases.expire(s(150)), vec![]);
+        assert_eq!(leases.ask(1, true, s(150)), Asked::Gone);
+    }
+
+    #[test]
+    fn a_new_leader_arms_100_000_leases_and_none_of_them_is_due() {
+        let all: Vec<_> = (1..=100_000).map(|id| (id, 5)).collect();
+        let mut leases = leading(&all);
+        assert_eq!(leases.expire(s(105)).len(), limits::MAX_LEASES_PER_EXPIRY);
+        leases.follow();
+        leases.lead(s(200));
+        assert_eq!(leases.expire(s(205) - Duration::from_nanos(1)), vec![]);
+        assert_eq!(looked_at(&leases), 1);
+        let calls = 100_000usize.div_ceil(limits::MAX_LEASES_PER_EXPIRY);
+        let ended: usize = (0..calls).map(|_| leases.expire(s(205)).len()).sum();
+        assert_eq!((ended, leases.expire(s(205)).len()), (100_000, 0));
     }
 
     #[test]

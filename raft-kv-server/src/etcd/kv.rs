@@ -122,3 +122,7 @@ fn part(chunk: RangeChunk) -> RangeStreamResponse {
     }
     RangeStreamResponse { range_response: Some(response) }
 }
+
+#[cfg(test)]
+#[path = "kv_tests.rs"]
+pub(in crate::etcd) mod tests;

@@ -3,11 +3,13 @@
 use std::net::UdpSocket;
 
 use bytes::Bytes;
+use etcd_api::etcdserverpb as pb;
 use etcd_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd_api::etcdserverpb::request_op::Request as PbOp;
 use futures_util::StreamExt;
 use raft_kv::client::{Config, Node, Tuning};
 use raft_kv::raft::{Leadership, Role};
+use raft_kv::types::KeyRange;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -29,11 +31,13 @@ impl One {
             name: "one".into(),
             listen_addr: ([127, 0, 0, 1], port).into(),
             advertise_addr: None,
+            client_addr: None,
+            advertise_client_addr: None,
             tuning: Tuning::default(),
         };
         let node = Node::init(config).await.unwrap();
         node.leadership().wait_for(|now| now.ready).await.unwrap();
-        let etcd = Etcd::new(node.handle(), node.cluster(), node.id());
+        let etcd = Etcd::new(node.handle(), node.cluster(), node.id()).with_leadership(node.leadership());
         Self { etcd, node, dir }
     }
 
@@ -51,8 +55,9 @@ pub(in crate::etcd) fn told<T: std::fmt::Debug>(answer: Result<Response<T>, Stat
     (status.code(), status.message().to_owned())
 }
 
-pub(in crate::etcd) fn known(known: super::super::status::Known) -> (Code, String) {
-    (known.0, known.1.to_owned())
+/// What etcd says in the same place.
+pub(in crate::etcd) fn says(code: Code, text: &str) -> (Code, String) {
+    (code, format!("etcdserver: {text}"))
 }
 
 fn put(key: &str, value: &str) -> Request<pb::PutRequest> {
@@ -99,13 +104,22 @@ async fn a_key_is_put_read_deleted_and_compacted() {
 
     let future = pb::RangeRequest { revision: 9, ..get("k") };
     let refused = told(kv.range(Request::new(future)).await);
-    assert_eq!(refused, known(super::super::status::FUTURE_REVISION));
+    assert_eq!(refused, says(Code::OutOfRange, "mvcc: required revision is a future revision"));
 
     let compaction = |revision| Request::new(pb::CompactionRequest { revision, physical: true });
     kv.compact(compaction(3)).await.unwrap();
-    assert_eq!(told(kv.compact(compaction(3)).await), known(super::super::status::COMPACTED));
-    assert_eq!(told(kv.compact(compaction(99)).await), known(super::super::status::FUTURE_REVISION));
-    assert_eq!(told(kv.range(Request::new(old)).await), known(super::super::status::COMPACTED));
+    assert_eq!(
+        told(kv.compact(compaction(3)).await),
+        says(Code::OutOfRange, "mvcc: required revision has been compacted")
+    );
+    assert_eq!(
+        told(kv.compact(compaction(99)).await),
+        says(Code::OutOfRange, "mvcc: required revision is a future revision")
+    );
+    assert_eq!(
+        told(kv.range(Request::new(old)).await),
+        says(Code::OutOfRange, "mvcc: required revision has been compacted")
+    );
 
     let delete =
         || Request::new(pb::DeleteRangeRequest { key: "k".into(), range_end: Bytes::new(), prev_kv: true });
@@ -118,24 +132,29 @@ async fn a_key_is_put_read_deleted_and_compacted() {
 
 #[tokio::test]
 async fn what_is_refused_has_etcds_words() {
-    use super::super::status as s;
     let one = One::start().await;
     let kv = KvService::new(one.etcd.clone());
-    assert_eq!(told(kv.put(put("", "1")).await), known(s::EMPTY_KEY));
-    assert_eq!(told(kv.range(Request::new(get(""))).await), known(s::EMPTY_KEY));
+    assert_eq!(told(kv.put(put("", "1")).await), says(Code::InvalidArgument, "key is not provided"));
+    assert_eq!(
+        told(kv.range(Request::new(get(""))).await),
+        says(Code::InvalidArgument, "key is not provided")
+    );
     let mut leased = put("k", "1");
     leased.get_mut().lease = 77;
-    assert_eq!(told(kv.put(leased).await), known(s::LEASE_NOT_FOUND));
+    assert_eq!(told(kv.put(leased).await), says(Code::NotFound, "requested lease not found"));
     let mut kept = put("k", "");
     kept.get_mut().ignore_value = true;
-    assert_eq!(told(kv.put(kept).await), known(s::KEY_NOT_FOUND));
+    assert_eq!(told(kv.put(kept).await), says(Code::InvalidArgument, "key not found"));
     let large = "x".repeat(2 << 20);
-    assert_eq!(told(kv.put(put("k", &large)).await), known(s::REQUEST_TOO_LARGE));
+    assert_eq!(told(kv.put(put("k", &large)).await), says(Code::InvalidArgument, "request is too large"));
     let twice = pb::TxnRequest {
         success: vec![op(PbOp::RequestPut(put("k", "1").into_inner())); 2],
         ..Default::default()
     };
-    assert_eq!(told(kv.txn(Request::new(twice)).await), known(s::DUPLICATE_KEY));
+    assert_eq!(
+        told(kv.txn(Request::new(twice)).await),
+        says(Code::InvalidArgument, "duplicate key given in txn request")
+    );
     let header = kv.range(Request::new(get("k"))).await.unwrap().into_inner().header.unwrap();
     assert_eq!(header.revision, 1, "nothing of it changed the store");
 }
@@ -234,7 +253,6 @@ async fn a_stream_shows_one_revision_whatever_is_written_meanwhile() {
 
 #[tokio::test]
 async fn without_a_leader_who_asks_for_one_is_refused() {
-    use super::super::status as s;
     let one = One::start().await;
     let asking = || {
         let mut request = Request::new(pb::RangeRequest { serializable: true, ..get("k") });
@@ -243,20 +261,25 @@ async fn without_a_leader_who_asks_for_one_is_refused() {
     };
     KvService::new(one.etcd.clone()).range(asking()).await.unwrap();
     let leaderless = KvService::new(one.seen_as(false, Role::Follower));
-    assert_eq!(told(leaderless.range(asking()).await), known(s::NO_LEADER));
+    assert_eq!(told(leaderless.range(asking()).await), says(Code::Unavailable, "no leader"));
     let quiet = Request::new(pb::RangeRequest { serializable: true, ..get("k") });
     leaderless.range(quiet).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_learner_answers_serializable_ranges_alone() {
-    use super::super::status as s;
     let one = One::start().await;
     let learner = KvService::new(one.seen_as(true, Role::Learner));
     let serializable = Request::new(pb::RangeRequest { serializable: true, ..get("k") });
     learner.range(serializable).await.unwrap();
-    assert_eq!(told(learner.range(Request::new(get("k"))).await), known(s::NOT_FOR_LEARNERS));
-    assert_eq!(told(learner.put(put("k", "1")).await), known(s::NOT_FOR_LEARNERS));
+    assert_eq!(
+        told(learner.range(Request::new(get("k"))).await),
+        says(Code::FailedPrecondition, "rpc not supported for learner")
+    );
+    assert_eq!(
+        told(learner.put(put("k", "1")).await),
+        says(Code::FailedPrecondition, "rpc not supported for learner")
+    );
     let txn = learner.txn(Request::new(pb::TxnRequest::default())).await;
-    assert_eq!(told(txn), known(s::NOT_FOR_LEARNERS));
+    assert_eq!(told(txn), says(Code::FailedPrecondition, "rpc not supported for learner"));
 }

@@ -11,6 +11,7 @@ use etcd_api::etcdserverpb::{
     StatusResponse, alarm_request,
 };
 use futures_util::{Stream, stream};
+use raft_kv::client::Snapshot;
 use raft_kv::error::{Error, Refusal};
 use raft_kv::types::{AlarmKind, Header, NodeId, StateHash};
 use tonic::{Request, Response, Status};
@@ -159,7 +160,8 @@ impl Maintenance for MaintenanceService {
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         let handle = self.etcd.handle_of(&request)?;
         let (header, snapshot) = handle.snapshot().await.map_err(status)?;
-        let left = snapshot.len();
+        // The checksum behind it does not count, as in etcd.
+        let left = snapshot.len().saturating_sub(Snapshot::CHECKSUM_BYTES);
         let parts = stream::unfold(Some((snapshot, left)), move |state| async move {
             let (mut snapshot, left) = state?;
             let blob = match snapshot.next(BLOB_BYTES).await {
@@ -211,3 +213,7 @@ fn blob_message(header: Header, blob: Bytes, remaining_bytes: u64) -> SnapshotRe
         version: ETCD_CLUSTER_VERSION.into(),
     }
 }
+
+#[cfg(test)]
+#[path = "maintenance_tests.rs"]
+mod tests;

@@ -19,7 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::local::Local;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::machine;
-use crate::types::{Caller, Header};
+use crate::storage::checkpoint::look_into;
+use crate::storage::state::State;
+use crate::types::{Caller, ClusterId, Header, NodeId};
 
 /// Copies that are sent at once, at most: each keeps files from being removed.
 const AT_ONCE: usize = 2;
@@ -82,6 +84,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Bytes of the checksum at the end, which comes by itself.
+    pub const CHECKSUM_BYTES: u64 = SHA256_OUTPUT_LEN as u64;
+
     /// Bytes in all, checksum included.
     pub fn len(&self) -> u64 {
         self.len
@@ -138,30 +143,12 @@ impl Local {
         let turn = turn.map_err(|_| Error::NotDone(NotDone::Busy))?;
         let number = self.copies.counter.fetch_add(1, Ordering::Relaxed);
         let folder = Folder { path: self.copies.folder.join(number.to_string()), _turn: turn };
-        let state = self.shell.state().clone();
-        let path = folder.path.clone();
-        let made = tokio::task::spawn_blocking(move || state.checkpoint(&path)).await;
-        made.expect("making a checkpoint does not panic")
+        let (state, cluster, member) = (self.shell.state().clone(), self.cluster, self.me);
+        // Folder and turn go along: a caller who leaves now must not free either while files are made.
+        let made = tokio::task::spawn_blocking(move || make(folder, &state, cluster, member)).await;
+        let (folder, about, files) = made
+            .expect("making a checkpoint does not panic")
             .map_err(|failed| Error::Stopped(failed.to_string()))?;
-        let look = |view: &dyn machine::Read| {
-            let applied = machine::read::applied(view)?;
-            Ok((applied.index, applied.term, machine::read::current_revision(view)?))
-        };
-        let (index, term, revision) = crate::storage::checkpoint::look_into(&folder.path, look)
-            .and_then(|looked| looked)
-            .map_err(|failed| Error::Stopped(failed.to_string()))?;
-        let about = format!(
-            "raft-kv copy 1\nversion {}\ncluster {}\nmember {}\nrevision {revision}\nindex {index}\nterm {term}\n",
-            env!("CARGO_PKG_VERSION"),
-            self.cluster,
-            self.me,
-        );
-        let failed = |error: io::Error| {
-            Error::Stopped(
-                StorageFailed::io(folder.path.display().to_string(), "reading", &error).to_string(),
-            )
-        };
-        let files = files(&folder.path).map_err(failed)?;
         let room = |len: u64| TAR_UNIT + len.next_multiple_of(TAR_UNIT);
         let len = room(about.len() as u64) + files.iter().map(|(_, len)| room(*len)).sum::<u64>() + TAR_END;
         let (blocks, received) = mpsc::channel(AHEAD);
@@ -169,6 +156,29 @@ impl Local {
         let len = len + SHA256_OUTPUT_LEN as u64;
         Ok((header, Snapshot { len, blocks: received, rest: BytesMut::new() }))
     }
+}
+
+/// Makes the files of a copy; its folder, the text about it, and the files with their lengths.
+fn make(
+    folder: Folder,
+    state: &State,
+    cluster: ClusterId,
+    member: NodeId,
+) -> Result<(Folder, String, Vec<(String, u64)>), StorageFailed> {
+    state.checkpoint(&folder.path)?;
+    let look = |view: &dyn machine::Read| {
+        let applied = machine::read::applied(view)?;
+        Ok((applied.index, applied.term, machine::read::current_revision(view)?))
+    };
+    let (index, term, revision) = look_into(&folder.path, look).and_then(|looked| looked)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let about = format!(
+        "raft-kv copy 1\nversion {version}\ncluster {cluster}\nmember {member}\nrevision {revision}\n\
+         index {index}\nterm {term}\n"
+    );
+    let failed = |error: io::Error| StorageFailed::io(folder.path.display().to_string(), "reading", &error);
+    let files = files(&folder.path).map_err(failed)?;
+    Ok((folder, about, files))
 }
 
 /// The files of a checkpoint with their lengths, by name.

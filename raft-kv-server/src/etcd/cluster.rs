@@ -74,7 +74,10 @@ impl Cluster for ClusterService {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         let handle = self.etcd.handle_of(&request)?;
-        let (header, members) = handle.members().await.map_err(status)?;
+        // Without a quorum this is how one finds out whom to bring back.
+        let listed =
+            if request.get_ref().linearizable { handle.members().await } else { handle.members_here().await };
+        let (header, members) = listed.map_err(status)?;
         let members = members.into_iter().map(member).collect();
         Ok(Response::new(MemberListResponse { header: convert::header_without_revision(header), members }))
     }
@@ -126,3 +129,7 @@ fn address(urls: &[String]) -> Result<String, Status> {
         _ => Err(bad()),
     }
 }
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 //! The service Lease: keys that end by themselves.
 
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::lease_server::Lease;
 use etcd_api::etcdserverpb::{
@@ -10,7 +11,8 @@ use etcd_api::etcdserverpb::{
 };
 use futures_util::{Stream, StreamExt};
 use raft_kv::client::Handle;
-use raft_kv::error::{Error, Refusal};
+use raft_kv::error::{Error, NotDone, Refusal};
+use raft_kv::limits::REQUEST_DEADLINE;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::status;
@@ -18,6 +20,8 @@ use super::{Etcd, convert};
 
 /// Renewals of one stream that are under way at once; their answers keep the order of the requests.
 const RENEWALS: usize = 64;
+/// How long a renewal waits where the member had too much to do.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Carries Lease's calls out.
 #[derive(Clone, Debug)]
@@ -112,16 +116,29 @@ where
         .buffered(RENEWALS)
 }
 
-/// A lease that does not exist (any more) has no time left; that is no error.
+/// A lease that does not exist (any more) has no time left; that is no error. Where the member has
+/// too much to do the renewal waits, and with it what the stream asks next: to renew again is safe.
 async fn renew(handle: &Handle, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
-    match handle.lease_keep_alive(id).await {
-        Ok((header, lease)) => {
-            Ok(LeaseKeepAliveResponse { header: convert::header(header), id, ttl: lease.ttl.max(0) })
+    let started = Instant::now();
+    loop {
+        // Of before the renewal, so that it says no revision at which the lease had ended.
+        let before = handle.header_here().map_err(status)?;
+        match handle.lease_keep_alive(id).await {
+            Ok((header, lease)) => {
+                let header = convert::header(header);
+                return Ok(LeaseKeepAliveResponse { header, id, ttl: lease.ttl.max(0) });
+            }
+            Err(Error::Refused(Refusal::LeaseNotFound { .. })) => {
+                return Ok(LeaseKeepAliveResponse { header: convert::header(before), id, ttl: 0 });
+            }
+            Err(Error::NotDone(NotDone::Busy)) if started.elapsed() < REQUEST_DEADLINE => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(status(error)),
         }
-        Err(Error::Refused(Refusal::LeaseNotFound { .. })) => {
-            let (header, _) = handle.info().await.map_err(status)?;
-            Ok(LeaseKeepAliveResponse { header: convert::header(header), id, ttl: 0 })
-        }
-        Err(error) => Err(status(error)),
     }
 }
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

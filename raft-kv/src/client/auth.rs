@@ -154,6 +154,13 @@ impl Local {
         Ok(self.read(|view| still_authorized(view, caller, &Asked::Watch(range)))??)
     }
 
+    /// Refuses a caller that is nobody's name while permissions count. It is not waited for others,
+    /// so that it can be asked without a leader.
+    pub(super) async fn may_look(&self, caller: &Caller, patience: Duration) -> Result<(), Error> {
+        let caller = self.settle_caller(caller, patience).await?;
+        Ok(self.read(|view| still_authorized(view, &caller, &Asked::Named))??)
+    }
+
     /// Refuses a caller that has not the role root now. It is not waited for others, so that it can
     /// be asked without a leader.
     pub(super) async fn may_manage(&self, caller: &Caller, patience: Duration) -> Result<(), Error> {

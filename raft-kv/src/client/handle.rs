@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::local::Local;
@@ -22,7 +21,6 @@ use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::machine::read::RangeMeasure;
 use crate::pki::Credentials;
-use crate::raft::Leadership;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
     KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse,
@@ -284,6 +282,33 @@ impl Handle {
         match &self.door {
             Door::Local(local) => local.snapshot_as(&self.caller, self.patience).await,
             Door::Remote(_) => Err(not_here("a copy is made")),
+        }
+    }
+
+    /// The members as this member knows them, without waiting for anybody: it answers without a
+    /// leader, and may be old. Only for a handle in the member's own process.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`], [`NotDone::NoState`](crate::error::NotDone::NoState), [`Error::Stopped`].
+    pub async fn members_here(&self) -> Result<(Header, Vec<Member>), Error> {
+        match &self.door {
+            Door::Local(local) => {
+                local.may_look(&self.caller, self.patience).await?;
+                Ok((local.now()?, local.read(crate::machine::read::members)?))
+            }
+            Door::Remote(_) => Err(not_here("members are looked up")),
+        }
+    }
+
+    /// The header of an answer given now, without waiting for anybody. Only for a handle in the
+    /// member's own process.
+    ///
+    /// # Errors
+    /// [`NotDone::NoState`](crate::error::NotDone::NoState), [`Error::Stopped`].
+    pub fn header_here(&self) -> Result<Header, Error> {
+        match &self.door {
+            Door::Local(local) => local.now(),
+            Door::Remote(_) => Err(not_here("a header is made")),
         }
     }
 

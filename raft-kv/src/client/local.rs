@@ -259,7 +259,9 @@ impl Local {
     }
 
     async fn lease(&self, caller: &Caller, what: What, keys: bool, patience: Duration) -> Answered {
-        let What::Lease { id, .. } = what else { unreachable!("it is about a lease") };
+        let What::Lease { id, renew } = what else { unreachable!("it is about a lease") };
+        // Of before the renewal: nobody may see one succeed at a revision that ended the lease.
+        let before = renew.then(|| self.now()).transpose()?;
         let status = match self.shell.ask(what, patience).await? {
             Told::Lease(status) => status,
             other => unreachable!("a lease is told {other:?}"),
@@ -274,7 +276,8 @@ impl Local {
         } else {
             Vec::new()
         };
-        Ok((self.now()?, Reply::Lease(LeaseStatus { keys, ..status })))
+        let header = before.map_or_else(|| self.now(), Ok)?;
+        Ok((header, Reply::Lease(LeaseStatus { keys, ..status })))
     }
 
     async fn conf(&self, change: ConfChange, patience: Duration) -> Answered {

@@ -1,6 +1,7 @@
 //! The crate's types as etcd's messages, and back. Total: what a message can say and the crate
 //! can't is refused with etcd's code and text, in the order in which etcd looks.
 
+use etcd_api::etcdserverpb::compare::{CompareResult, CompareTarget as Target, TargetUnion};
 use etcd_api::etcdserverpb::{self as pb, ResponseHeader, request_op, response_op};
 use etcd_api::mvccpb;
 use raft_kv::limits::MAX_TXN_OPS;
@@ -139,44 +140,51 @@ fn op(op: pb::RequestOp, left: usize) -> Converted<TxnOp> {
     }
 }
 
+/// A compare whose value is of another kind than its target, or missing, compares with zero.
+///
+/// etcd takes relations and targets that it does not know: an unknown relation always holds, and
+/// an unknown target is equal to everything. Both are said here in terms of the version, which is
+/// never negative, and 0 where there is no key.
 fn compare(compare: pb::Compare) -> Converted<Compare> {
-    use pb::compare::{CompareResult, CompareTarget as Target, TargetUnion};
     if compare.key.is_empty() {
         return Err(Status::invalid_argument(text::EMPTY_KEY));
     }
+    let range = KeyRange { key: compare.key, end: compare.range_end };
+    let relation = CompareResult::try_from(compare.result).ok();
+    let target = Target::try_from(compare.target).ok();
     let given = compare.target_union;
-    // A value of another kind than the target's counts as none, and none as zero.
-    let target = match Target::try_from(compare.target) {
-        Ok(Target::Version) => CompareTarget::Version(match given {
-            Some(TargetUnion::Version(version)) => version,
-            _ => 0,
-        }),
-        Ok(Target::Create) => CompareTarget::Create(match given {
-            Some(TargetUnion::CreateRevision(revision)) => revision,
-            _ => 0,
-        }),
-        Ok(Target::Mod) => CompareTarget::Mod(match given {
-            Some(TargetUnion::ModRevision(revision)) => revision,
-            _ => 0,
-        }),
-        Ok(Target::Value) => CompareTarget::Value(match given {
-            Some(TargetUnion::Value(value)) => value,
-            _ => bytes::Bytes::new(),
-        }),
-        Ok(Target::Lease) => CompareTarget::Lease(match given {
-            Some(TargetUnion::Lease(lease)) => lease,
-            _ => 0,
-        }),
-        Err(_) => return Err(Status::invalid_argument("the compare's target is not one of the five")),
+    let (op, target) = match (relation, target) {
+        (Some(relation), Some(target)) => (operator(relation), compare_target(target, given)),
+        // A value is only ever looked at where there is a key.
+        (None, Some(Target::Value)) => (CompareOp::Greater, CompareTarget::Version(0)),
+        (None, _) | (Some(CompareResult::Equal), None) => (CompareOp::Greater, CompareTarget::Version(-1)),
+        (Some(_), None) => (CompareOp::Less, CompareTarget::Version(0)),
     };
-    let op = match CompareResult::try_from(compare.result) {
-        Ok(CompareResult::Equal) => CompareOp::Equal,
-        Ok(CompareResult::Greater) => CompareOp::Greater,
-        Ok(CompareResult::Less) => CompareOp::Less,
-        Ok(CompareResult::NotEqual) => CompareOp::NotEqual,
-        Err(_) => return Err(Status::invalid_argument("the compare's result is not one of the four")),
-    };
-    Ok(Compare { range: KeyRange { key: compare.key, end: compare.range_end }, op, target })
+    Ok(Compare { range, op, target })
+}
+
+fn operator(relation: CompareResult) -> CompareOp {
+    match relation {
+        CompareResult::Equal => CompareOp::Equal,
+        CompareResult::Greater => CompareOp::Greater,
+        CompareResult::Less => CompareOp::Less,
+        CompareResult::NotEqual => CompareOp::NotEqual,
+    }
+}
+
+fn compare_target(target: Target, given: Option<TargetUnion>) -> CompareTarget {
+    match (target, given) {
+        (Target::Version, Some(TargetUnion::Version(version))) => CompareTarget::Version(version),
+        (Target::Version, _) => CompareTarget::Version(0),
+        (Target::Create, Some(TargetUnion::CreateRevision(revision))) => CompareTarget::Create(revision),
+        (Target::Create, _) => CompareTarget::Create(0),
+        (Target::Mod, Some(TargetUnion::ModRevision(revision))) => CompareTarget::Mod(revision),
+        (Target::Mod, _) => CompareTarget::Mod(0),
+        (Target::Value, Some(TargetUnion::Value(value))) => CompareTarget::Value(value),
+        (Target::Value, _) => CompareTarget::Value(Default::default()),
+        (Target::Lease, Some(TargetUnion::Lease(lease))) => CompareTarget::Lease(lease),
+        (Target::Lease, _) => CompareTarget::Lease(0),
+    }
 }
 
 /// The answer to a range.
@@ -250,3 +258,7 @@ fn within(responses: Vec<TxnOpResponse>, at: &mut Revision, after: Revision) -> 
     };
     responses.into_iter().map(|response| pb::ResponseOp { response: Some(one(response)) }).collect()
 }
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

@@ -169,7 +169,7 @@ impl Etcd {
     pub fn learner_may(&self, serializable: bool) -> Result<(), Status> {
         let learns = |told: &tokio::sync::watch::Receiver<Leadership>| told.borrow().role == Part::Learner;
         if !serializable && self.leadership.as_ref().is_some_and(learns) {
-            return Err(Status::unavailable(status::text::LEARNER));
+            return Err(Status::failed_precondition(status::text::LEARNER));
         }
         Ok(())
     }

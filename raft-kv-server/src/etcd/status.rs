@@ -71,6 +71,9 @@ fn refused(refusal: Refusal) -> Status {
         }
         Refusal::StaleLeader { .. } => return Status::unavailable("etcdserver: leader changed"),
         Refusal::MemberNotFound { .. } => (NotFound, "etcdserver: member not found"),
+        Refusal::MemberTaken { field, .. } if field == "name" => {
+            return Status::failed_precondition("another member has that name; choose another");
+        }
         Refusal::MemberTaken { .. } => (FailedPrecondition, "etcdserver: Peer URLs already exists"),
         Refusal::MemberNeeded { .. } => {
             (FailedPrecondition, "etcdserver: re-configuration failed due to not enough started members")
@@ -150,97 +153,6 @@ fn unknown(why: &Unknown) -> Status {
         Unknown::ConnectionLost => "etcdserver: request timed out, possibly due to connection lost",
         Unknown::ShuttingDown => "etcdserver: server stopped",
     })
-}
-
-/// Certainly not done: it is safe to send it again.
-fn not_done(why: &NotDone) -> Known {
-    match why {
-        NotDone::NoLeader => NO_LEADER,
-        NotDone::NotLeader => LEADER_CHANGED,
-        NotDone::Busy => TOO_MANY_REQUESTS,
-        NotDone::ShuttingDown => STOPPED,
-        NotDone::Deadline => TIMED_OUT,
-        NotDone::ChangeUnderWay | NotDone::NoState => UNHEALTHY,
-        // Its text names addresses.
-        NotDone::Unreachable(_) => TIMED_OUT_CONNECTION_LOST,
-    }
-}
-
-/// It may have been done; see the head of this file.
-fn unknown(why: Unknown) -> Known {
-    match why {
-        Unknown::Deadline => TIMED_OUT,
-        Unknown::LeaderChanged => TIMED_OUT_LEADER_FAILED,
-        Unknown::ConnectionLost => TIMED_OUT_CONNECTION_LOST,
-        Unknown::Overtaken => TIMED_OUT_APPLYING,
-        Unknown::ShuttingDown => STOPPED,
-    }
-}
-
-fn refused(refusal: Refusal) -> Status {
-    let own = |code: Code| Status::new(code, refusal.to_string());
-    let known = match &refusal {
-        Refusal::EmptyKey => EMPTY_KEY,
-        Refusal::KeyTooLarge { .. } | Refusal::ValueTooLarge { .. } | Refusal::RequestTooLarge { .. } => {
-            REQUEST_TOO_LARGE
-        }
-        Refusal::TooManyOps { .. } | Refusal::NestedTooDeep { .. } => TOO_MANY_OPS,
-        Refusal::DuplicateKey { .. } => DUPLICATE_KEY,
-        Refusal::EmptyRange => EMPTY_WATCH,
-        Refusal::NegativeLimit { .. } | Refusal::NegativeRevision { .. } => {
-            return own(Code::InvalidArgument);
-        }
-        Refusal::Compacted { .. } => COMPACTED,
-        Refusal::FutureRevision { .. } => FUTURE_REVISION,
-        Refusal::KeyNotFound => KEY_NOT_FOUND,
-        Refusal::ValueProvided => VALUE_PROVIDED,
-        Refusal::LeaseProvided => LEASE_PROVIDED,
-        Refusal::LeaseNotFound { .. } => LEASE_NOT_FOUND,
-        Refusal::LeaseExists { .. } => LEASE_EXISTS,
-        Refusal::LeaseOutOfBounds { field, .. } if field == "ttl" => LEASE_TTL_TOO_LARGE,
-        Refusal::LeaseOutOfBounds { .. } => return own(Code::InvalidArgument),
-        Refusal::OnceOvertaken { .. } | Refusal::StaleLeader { .. } => return own(Code::FailedPrecondition),
-        Refusal::MemberNotFound { .. } => MEMBER_NOT_FOUND,
-        Refusal::MemberTaken { field, .. } if field == "name" => {
-            return Status::failed_precondition("another member has that name; choose another");
-        }
-        Refusal::MemberTaken { .. } => PEER_URL_EXISTS,
-        Refusal::MemberNeeded { .. } => NOT_ENOUGH_STARTED,
-        // Which of etcd's texts fits depends on what was asked: the services that ask say it.
-        Refusal::MemberUnfit { .. } => return own(Code::FailedPrecondition),
-        Refusal::TooManyMembers { .. } => TOO_MANY_LEARNERS,
-        Refusal::BadToken { .. } => return own(Code::InvalidArgument),
-        Refusal::BadCertificate { .. } => return own(Code::Unauthenticated),
-        Refusal::NotAllowed { .. } => PERMISSION_DENIED,
-        Refusal::Invalid { .. } | Refusal::Malformed { .. } => return own(Code::InvalidArgument),
-        Refusal::Auth(why) => auth(why),
-        Refusal::Alarmed { kind: AlarmKind::NoSpace } => NO_SPACE,
-        Refusal::Alarmed { kind: AlarmKind::Corrupt } => CORRUPT,
-    };
-    known.into()
-}
-
-fn auth(why: &AuthRefusal) -> Known {
-    match why {
-        AuthRefusal::Denied => PERMISSION_DENIED,
-        AuthRefusal::NoUser | AuthRefusal::UserEmpty => USER_EMPTY,
-        AuthRefusal::InvalidToken => INVALID_AUTH_TOKEN,
-        AuthRefusal::OldRevision => AUTH_OLD_REVISION,
-        AuthRefusal::Failed => AUTH_FAILED,
-        AuthRefusal::NotEnabled => AUTH_NOT_ENABLED,
-        AuthRefusal::RootMissing => ROOT_MISSING,
-        AuthRefusal::RootRoleMissing => ROOT_ROLE_MISSING,
-        AuthRefusal::RootNeeded => INVALID_AUTH_MANAGEMENT,
-        AuthRefusal::UserExists => USER_EXISTS,
-        AuthRefusal::UserNotFound => USER_NOT_FOUND,
-        AuthRefusal::RoleExists => ROLE_EXISTS,
-        AuthRefusal::RoleNotFound => ROLE_NOT_FOUND,
-        AuthRefusal::RoleEmpty => ROLE_EMPTY,
-        AuthRefusal::RoleNotGranted => ROLE_NOT_GRANTED,
-        AuthRefusal::PermissionNotGranted => PERMISSION_NOT_GRANTED,
-        AuthRefusal::PermissionMissing => PERMISSION_NOT_GIVEN,
-        AuthRefusal::NoPassword => NO_PASSWORD_USER,
-    }
 }
 
 #[cfg(test)]

@@ -59,7 +59,8 @@ fn table() -> Vec<(Error, Code, &'static str)> {
             "[the lease's id is -1",
         ),
         (Refusal::OnceOvertaken { seq: 1, newest: 2 }, FailedPrecondition, "[request 1 of this client"),
-        (Refusal::StaleLeader { decided: 1, applied: 2 }, FailedPrecondition, "[the deciding leader"),
+        (Refusal::StaleLeader { decided: 1, applied: 2 }, Unavailable, "etcdserver: leader changed"),
+        (Refusal::AnswerTooLarge { max }, ResourceExhausted, "[the answer would have"),
         (Refusal::MemberNotFound { id: NodeId(1) }, NotFound, "etcdserver: member not found"),
         (
             Refusal::MemberTaken { field: "address".into(), value: ADDRESS.into(), owner: NodeId(1) },
@@ -82,7 +83,7 @@ fn table() -> Vec<(Error, Code, &'static str)> {
             FailedPrecondition,
             "etcdserver: too many learner members in cluster",
         ),
-        (Refusal::BadToken { why: why.clone() }, InvalidArgument, "[the join token"),
+        (Refusal::BadToken { why: why.clone() }, Unauthenticated, "[the join token"),
         (Refusal::BadCertificate { why: why.clone() }, Unauthenticated, "[the certificate"),
         (Refusal::NotAllowed { role: "worker".into() }, PermissionDenied, "etcdserver: permission denied"),
         (Refusal::invalid("field", "why"), InvalidArgument, "[field is not valid"),
@@ -123,8 +124,8 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         (AuthRefusal::PermissionMissing, InvalidArgument, "etcdserver: permission not given"),
         (
             AuthRefusal::NoPassword,
-            Unknown,
-            "auth: authentication failed, password was given for no password user",
+            InvalidArgument,
+            "etcdserver: authentication failed, invalid user ID or password",
         ),
     ];
     let not_done = [
@@ -137,20 +138,19 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         (
             NotDone::Unreachable(format!("{ADDRESS} does not answer")),
             Unavailable,
-            "etcdserver: request timed out, possibly due to connection lost",
+            "etcdserver: unhealthy cluster",
         ),
-        (NotDone::NoState, Unavailable, "etcdserver: unhealthy cluster"),
+        (NotDone::NoState, Unavailable, "etcdserver: no leader"),
     ];
     let lost = "etcdserver: request timed out, possibly due to connection lost";
     let failed = "etcdserver: request timed out, possibly due to previous leader failure";
-    let applying = "etcdserver: request timed out, waiting for the applied index took too long";
     use raft_kv::error::Unknown as U;
     let unknown = [
         (U::Deadline, Unavailable, "etcdserver: request timed out"),
         (U::LeaderChanged, Unavailable, failed),
         (U::ConnectionLost, Unavailable, lost),
         (U::ShuttingDown, Unavailable, "etcdserver: server stopped"),
-        (U::Overtaken, Unavailable, applying),
+        (U::Overtaken, Unavailable, "etcdserver: request timed out"),
     ];
     let stopped = (Error::Stopped("/data: no space".into()), Unavailable, "etcdserver: server stopped");
     refusals
@@ -192,7 +192,7 @@ fn no_error_is_missing_in_the_table() {
         .collect();
     // A variant that is missing here has no row above; a new one has no arm in `status`.
     let auth = 31;
-    let refusals = (1..=32).filter(|tag| *tag != auth).map(|tag| vec![1, tag]);
+    let refusals = (1..=33).filter(|tag| *tag != auth).map(|tag| vec![1, tag]);
     let all = refusals
         .chain((1..=19).map(|tag| vec![1, auth, tag]))
         .chain((1..=8).map(|tag| vec![2, tag]))

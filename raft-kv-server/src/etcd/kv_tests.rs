@@ -283,3 +283,26 @@ async fn a_learner_answers_serializable_ranges_alone() {
     let txn = learner.txn(Request::new(pb::TxnRequest::default())).await;
     assert_eq!(told(txn), says(Code::FailedPrecondition, "rpc not supported for learner"));
 }
+
+/// What Debian's etcd (3.4.23) answers to the same: relations and targets that there are not.
+#[tokio::test]
+async fn compares_that_etcd_does_not_know_hold_as_they_do_there() {
+    let one = One::start().await;
+    let kv = KvService::new(one.etcd.clone());
+    kv.put(put("k", "v")).await.unwrap();
+    let check = async |key: &str, result: i32, target: i32, given: Option<TargetUnion>, expect: bool| {
+        let key: Bytes = key.to_owned().into();
+        let compare = pb::Compare { result, target, key, target_union: given, range_end: Bytes::new() };
+        let request = pb::TxnRequest { compare: vec![compare.clone()], ..Default::default() };
+        let answer = kv.txn(Request::new(request)).await.unwrap().into_inner();
+        assert_eq!(answer.succeeded, expect, "{compare:?}");
+    };
+    let value = |value: &'static str| Some(TargetUnion::Value(value.into()));
+    check("k", 7, 0, Some(TargetUnion::Version(99)), true).await;
+    check("none", 7, 3, value("v"), false).await;
+    check("k", 7, 3, value("x"), true).await;
+    check("k", 0, 7, None, true).await;
+    check("k", 1, 7, None, false).await;
+    check("k", 3, 7, None, false).await;
+    check("none", 0, 7, None, true).await;
+}

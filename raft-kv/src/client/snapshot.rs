@@ -146,7 +146,7 @@ impl Local {
         let (state, cluster, member) = (self.shell.state().clone(), self.cluster, self.me);
         // Folder and turn go along: a caller who leaves now must not free either while files are made.
         let made = tokio::task::spawn_blocking(move || make(folder, &state, cluster, member)).await;
-        let (folder, about, files) = made
+        let Made { folder, about, files } = made
             .expect("making a checkpoint does not panic")
             .map_err(|failed| Error::Stopped(failed.to_string()))?;
         let room = |len: u64| TAR_UNIT + len.next_multiple_of(TAR_UNIT);
@@ -158,13 +158,17 @@ impl Local {
     }
 }
 
-/// Makes the files of a copy; its folder, the text about it, and the files with their lengths.
-fn make(
+/// A copy whose files are there.
+struct Made {
     folder: Folder,
-    state: &State,
-    cluster: ClusterId,
-    member: NodeId,
-) -> Result<(Folder, String, Vec<(String, u64)>), StorageFailed> {
+    /// What the file about it says.
+    about: String,
+    /// Its files with their lengths, by name.
+    files: Vec<(String, u64)>,
+}
+
+/// Makes the files of a copy.
+fn make(folder: Folder, state: &State, cluster: ClusterId, member: NodeId) -> Result<Made, StorageFailed> {
     state.checkpoint(&folder.path)?;
     let look = |view: &dyn machine::Read| {
         let applied = machine::read::applied(view)?;
@@ -178,7 +182,7 @@ fn make(
     );
     let failed = |error: io::Error| StorageFailed::io(folder.path.display().to_string(), "reading", &error);
     let files = files(&folder.path).map_err(failed)?;
-    Ok((folder, about, files))
+    Ok(Made { folder, about, files })
 }
 
 /// The files of a checkpoint with their lengths, by name.

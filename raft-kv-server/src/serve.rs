@@ -64,6 +64,16 @@ fn config(data_dir: &Path, place: PlaceArgs) -> Config {
     }
 }
 
+/// Takes as many file descriptors as the system grants: each connection is one, and what shells
+/// begin with (often 1024) is meant for other programs.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "could not raise the limit of open files; connections may be turned away");
+    }
+}
+
 /// Says that the member serves, and waits for its end.
 async fn serve(
     node: Node,
@@ -78,6 +88,7 @@ async fn serve(
         })?),
         None => None,
     };
+    raise_descriptors();
     announce(&node, data_dir, output)?;
     if is_first && !output.json() {
         advise(&node, output).await?;

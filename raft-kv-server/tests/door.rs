@@ -46,8 +46,8 @@ impl Authority {
 
     fn node_at(&self, node: u64, role: Role, now: SystemTime) -> Credentials {
         let key = NodeKey::generate();
-        let subject =
-            Subject { cluster: self.cluster, node: NodeId(node), role, name: String::new(), hosts: vec![] };
+        let name = if role == Role::Client { "alice".to_owned() } else { String::new() };
+        let subject = Subject { cluster: self.cluster, node: NodeId(node), role, name, hosts: vec![] };
         let leaf = issue(&self.root, &subject, &key.public(), now, LEAF_VALIDITY, &mut rand::rng());
         Credentials {
             chain: vec![leaf.unwrap()],

@@ -54,13 +54,20 @@ pub(super) fn created_at(key: &Bytes, revision: Revision) -> Compare {
 }
 
 impl Place {
-    /// Puts the lease's key under the prefix unless it is there.
+    /// Puts the lease's key under the prefix unless it is there. A caller who goes away before the
+    /// answer is there leaves no key either: the place is made by a task of its own, and given up
+    /// where nobody takes it.
     pub(super) async fn take(
         handle: &Handle,
         prefix: &Bytes,
         lease: LeaseId,
         value: Bytes,
     ) -> Result<Self, Status> {
+        let put = Self::put(handle.clone(), prefix.clone(), lease, value);
+        tokio::spawn(put).await.expect("taking a place does not panic")
+    }
+
+    async fn put(handle: Handle, prefix: Bytes, lease: LeaseId, value: Bytes) -> Result<Self, Status> {
         let key = Bytes::from([prefix.as_ref(), format!("{lease:x}").as_bytes()].concat());
         let own = RangeRequest { range: KeyRange::key(key.clone()), ..RangeRequest::default() };
         let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
@@ -75,7 +82,7 @@ impl Place {
             _ => None,
         };
         let created = before.as_ref().map_or(header.revision, |kv| kv.create_revision);
-        Ok(Self { handle: handle.clone(), key, created, header, before, kept: false })
+        Ok(Self { handle, key, created, header, before, kept: false })
     }
 
     /// Waits until no key of the prefix is older; answers whether one's own is still there then,

@@ -140,7 +140,7 @@ async fn a_stream_goes_on_where_values_become_large() {
     for handle in &doors {
         let request = RangeRequest { range: KeyRange::prefix("mixed/"), ..RangeRequest::default() };
         let refused = handle.range(request.clone()).await.err();
-        assert!(matches!(refused, Some(Error::Refused(Refusal::Invalid { .. }))), "{refused:?}");
+        assert!(matches!(refused, Some(Error::Refused(Refusal::AnswerTooLarge { .. }))), "{refused:?}");
         let found = keys(collect(handle, request, false).await);
         let bytes: usize = found.iter().map(|kv| kv.value.len()).sum();
         assert_eq!((found.len(), bytes), (280, 80 * LARGE + 200));

@@ -126,7 +126,8 @@ fn a_large_answer_is_asked_for_in_pages() {
         bench.ask(Command::Put(PutRequest { key, value: value.clone(), ..Default::default() })).unwrap();
     }
     let all = RangeRequest { range: KeyRange::all(), ..Default::default() };
-    let too_large = |result: Result<RangeResponse, Refusal>| matches!(result, Err(Refusal::Invalid { field, .. }) if field == "limit");
+    let too_large =
+        |result: Result<RangeResponse, Refusal>| matches!(result, Err(Refusal::AnswerTooLarge { .. }));
     assert!(too_large(bench.range(&all)));
     let backwards = RangeRequest { sort_order: SortOrder::Descend, ..all.clone() };
     assert!(too_large(bench.range(&backwards)));

@@ -128,6 +128,8 @@ impl Auth for AuthService {
     async fn user_add(&self, mut request: Request<AuthUserAddRequest>) -> Answer<AuthUserAddResponse> {
         let AuthUserAddRequest { name, password, options, hashed_password } =
             std::mem::take(request.get_mut());
+        // Before a password is hashed: nobody else may make this member work for it.
+        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
         let password = match options.is_some_and(|options| options.no_password) {
             true => None,
             false => self.hashed(password, &hashed_password).await?,
@@ -158,6 +160,7 @@ impl Auth for AuthService {
     ) -> Answer<AuthUserChangePasswordResponse> {
         let AuthUserChangePasswordRequest { name, password, hashed_password } =
             std::mem::take(request.get_mut());
+        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
         let password = self.hashed(password, &hashed_password).await?;
         let header = self.change(&request, AuthChange::UserPassword { name, password }).await?;
         Ok(Response::new(AuthUserChangePasswordResponse { header }))

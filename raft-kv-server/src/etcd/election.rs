@@ -158,7 +158,8 @@ async fn observe(
     out: &mpsc::Sender<Result<LeaderResponse, Status>>,
 ) -> Result<(), Status> {
     loop {
-        let (header, leader) = oldest(handle, prefix).await?;
+        let handle = handle.renewed().map_err(failed)?;
+        let (header, leader) = oldest(&handle, prefix).await?;
         // Without a leader the first key that comes is one; it is looked up again then.
         let range = match &leader {
             Some(kv) => KeyRange::key(kv.key.clone()),

@@ -95,7 +95,7 @@ impl Place {
                 no_put: true,
                 ..WatchRequest::default()
             };
-            let mut watch = self.handle.watch(request).await.map_err(failed)?;
+            let mut watch = self.now()?.watch(request).await.map_err(failed)?;
             loop {
                 match watch.next().await.map_err(failed)? {
                     Some(WatchBatch::Changes(changes)) => {
@@ -111,8 +111,14 @@ impl Place {
             }
         }
         let own = RangeRequest { range: KeyRange::key(self.key.clone()), ..RangeRequest::default() };
-        let (header, found) = self.handle.range(own).await.map_err(failed)?;
+        let (header, found) = self.now()?.range(own).await.map_err(failed)?;
         Ok((header, found.kvs.first().is_some_and(|kv| kv.create_revision == self.created)))
+    }
+
+    /// The handle, after a wait in which users and roles may have changed.
+    #[allow(clippy::result_large_err)]
+    fn now(&self) -> Result<Handle, Status> {
+        self.handle.renewed().map_err(failed)
     }
 
     /// The newest key of the prefix that is older than one's own.
@@ -126,7 +132,7 @@ impl Place {
             keys_only: true,
             ..RangeRequest::default()
         };
-        let (header, response) = self.handle.range(request).await.map_err(failed)?;
+        let (header, response) = self.now()?.range(request).await.map_err(failed)?;
         Ok((header, response.kvs.into_iter().next().map(|kv| kv.key)))
     }
 
@@ -151,7 +157,9 @@ impl Drop for Place {
                 failure: Vec::new(),
             };
             // Where it fails the lease's end does the same.
-            let _ = handle.txn(request).await;
+            if let Ok(handle) = handle.renewed() {
+                let _ = handle.txn(request).await;
+            }
         });
     }
 }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{StatusCode, header};
 use raft_kv::error::Error;
-use raft_kv::types::{AlarmKind, AlarmRequest, KeyRange, RangeRequest};
+use raft_kv::types::{AlarmKind, KeyRange, RangeRequest};
 
 use crate::etcd::Etcd;
 
@@ -87,7 +87,7 @@ async fn health(etcd: &Etcd, query: &Query) -> Response {
 
 async fn why_unhealthy(etcd: &Etcd, query: &Query, serializable: bool) -> Option<String> {
     let excluded = |kind: AlarmKind| query.values("exclude").any(|name| name == alarm_name(kind));
-    let raised = alarms(etcd).await.into_iter().find(|kind| !excluded(*kind));
+    let raised = alarms(etcd).into_iter().find(|kind| !excluded(*kind));
     if let Some(kind) = raised {
         return Some(format!("ALARM {}", alarm_name(kind)));
     }
@@ -133,7 +133,7 @@ impl Check {
 
     async fn look(self, etcd: &Etcd) -> Result<(), String> {
         match self {
-            Self::DataCorruption if alarms(etcd).await.contains(&AlarmKind::Corrupt) => {
+            Self::DataCorruption if alarms(etcd).contains(&AlarmKind::Corrupt) => {
                 Err("alarm activated: CORRUPT".into())
             }
             Self::LinearizableRead if !has_leader(etcd) => Err("RAFT NO LEADER".into()),
@@ -161,10 +161,11 @@ async fn read(etcd: &Etcd, serializable: bool) -> Result<(), Error> {
     etcd.own_handle().clone().with_patience(PATIENCE).range(request).await.map(drop)
 }
 
-/// The alarms there are. Where they can't be asked for, the reads tell.
-async fn alarms(etcd: &Etcd) -> Vec<AlarmKind> {
-    let listed = etcd.own_handle().clone().with_patience(PATIENCE).alarm(AlarmRequest::List(None)).await;
-    listed.map(|(_, alarms)| alarms.into_iter().map(|(_, kind)| kind).collect()).unwrap_or_default()
+/// The alarms that this member knows of: nobody is waited for, so that a probe that asks for no
+/// quorum needs none. Where they can't be looked up, the reads tell.
+fn alarms(etcd: &Etcd) -> Vec<AlarmKind> {
+    let listed = etcd.own_handle().alarms_here();
+    listed.map(|alarms| alarms.into_iter().map(|(_, kind)| kind).collect()).unwrap_or_default()
 }
 
 fn alarm_name(kind: AlarmKind) -> &'static str {

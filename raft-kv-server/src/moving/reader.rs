@@ -98,7 +98,13 @@ impl Reader {
             let Some(from) = self.next.take() else { return Ok(None) };
             // Put back first: a page that did not come is asked for again.
             self.next = Some(from.clone());
-            let (items, more) = page(&self.store, self.revision, from, self.limit).await?;
+            let (items, more) = loop {
+                match page(&self.store, self.revision, from.clone(), self.limit).await? {
+                    Some(found) => break found,
+                    // These values are far larger than those of the page before.
+                    None => self.limit = (self.limit / 8).max(1),
+                }
+            };
             self.next = items.last().filter(|_| more).map(|last| [&last.key[..], b"\0"].concat().into());
             let bytes: usize = items.iter().map(|item| item.key.len() + item.value.len() + 32).sum();
             let fitting = (PAGE_BYTES * items.len()).checked_div(bytes).unwrap_or(0);
@@ -115,12 +121,18 @@ impl Reader {
     }
 }
 
+/// Whether the answer had more bytes than are taken here, as tonic says it.
+fn is_too_large(status: &Status) -> bool {
+    status.code() == Code::OutOfRange && status.message().contains("message length too large")
+}
+
+/// At most `limit` keys from `from` on; `None` where fewer have to be asked for.
 async fn page(
     store: &Store,
     revision: Revision,
     from: Bytes,
     limit: i64,
-) -> Result<(Vec<Item>, bool), ReadError> {
+) -> Result<Option<(Vec<Item>, bool)>, ReadError> {
     let end = Bytes::from_static(b"\0");
     match store {
         Store::Foreign(foreign) => {
@@ -131,17 +143,23 @@ async fn page(
                 revision,
                 ..Default::default()
             };
-            let answer = foreign.range(request).await?;
+            let answer = match foreign.range(request).await {
+                Err(status) if limit > 1 && is_too_large(&status) => return Ok(None),
+                answer => answer?,
+            };
             let item =
                 |kv: etcd_api::mvccpb::KeyValue| Item { key: kv.key, value: kv.value, lease: kv.lease };
-            Ok((answer.kvs.into_iter().map(item).collect(), answer.more))
+            Ok(Some((answer.kvs.into_iter().map(item).collect(), answer.more)))
         }
         Store::Own(handle) => {
             let range = KeyRange::span(from, end);
             let request = RangeRequest { range, limit, revision, ..RangeRequest::default() };
-            let answer = super::patiently(|| handle.range(request.clone())).await?.1;
+            let answer = match super::patiently(|| handle.range(request.clone())).await {
+                Err(Error::Refused(Refusal::AnswerTooLarge { .. })) if limit > 1 => return Ok(None),
+                answer => answer?.1,
+            };
             let item = |kv: raft_kv::types::KeyValue| Item { key: kv.key, value: kv.value, lease: kv.lease };
-            Ok((answer.kvs.into_iter().map(item).collect(), answer.more))
+            Ok(Some((answer.kvs.into_iter().map(item).collect(), answer.more)))
         }
     }
 }

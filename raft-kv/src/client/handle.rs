@@ -107,6 +107,21 @@ impl Handle {
         &self.caller
     }
 
+    /// The same door for a caller that was let in before and goes on for long: by the users and
+    /// roles as they are now, of which a handle that is older may make no call any more.
+    ///
+    /// # Errors
+    /// [`NotDone::NoState`](crate::error::NotDone::NoState), [`Error::Stopped`].
+    pub fn renewed(&self) -> Result<Self, Error> {
+        match (&self.door, &self.caller) {
+            (Door::Local(local), Caller::User { name, .. }) => {
+                let revision = local.read(crate::machine::auth::status)?.revision;
+                Ok(self.clone().acting_as(Caller::User { name: name.clone(), revision }))
+            }
+            _ => Ok(self.clone()),
+        }
+    }
+
     /// Who a caller from outside is: by its token if it has one, else by its certificate's name.
     /// Only for a handle in the member's own process.
     ///

@@ -151,9 +151,7 @@ impl RangeStream {
                     let page = RangeRequest { limit, ..self.rest.clone() };
                     match handle.range(page).await {
                         // Its values are far larger than those of the part before.
-                        Err(Error::Refused(Refusal::Invalid { field, .. }))
-                            if field == "limit" && limit > 1 =>
-                        {
+                        Err(Error::Refused(Refusal::AnswerTooLarge { .. })) if limit > 1 => {
                             limit = (limit / 8).max(1);
                         }
                         answered => return answered.map(|(_, found)| (found.kvs, found.more)),

@@ -11,9 +11,13 @@ pub struct Spans(Vec<(Bytes, Option<Bytes>)>);
 
 /// First key and first key behind; no key is empty, so the smallest is one zero byte.
 fn bounds(range: &KeyRange) -> (Bytes, Option<Bytes>) {
-    let upper = range.upper();
-    let lower = if range.key.is_empty() { Bytes::from_static(b"\0") } else { range.key.clone() };
-    (lower, upper)
+    if range.key.is_empty() {
+        // A watch of the empty key is one of the smallest there can be.
+        let smallest = KeyRange::span(&b"\0"[..], range.end.clone());
+        let upper = smallest.upper();
+        return (smallest.key, upper);
+    }
+    (range.key.clone(), range.upper())
 }
 
 fn is_empty(lower: &Bytes, upper: Option<&Bytes>) -> bool {
@@ -98,6 +102,8 @@ mod tests {
         check(&[KeyRange::all()], span("", "\0"), true);
         check(&[], KeyRange::all(), false);
         check(&[], KeyRange::key("k"), false);
+        check(&[], span("", ""), false);
+        check(&[KeyRange::key("\0")], span("", ""), true);
         check(&[span("z", "a")], KeyRange::key("z"), false);
     }
 }

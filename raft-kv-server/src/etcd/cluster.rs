@@ -58,11 +58,11 @@ impl Cluster for ClusterService {
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         let handle = self.etcd.handle_of(&request)?;
         let request = request.into_inner();
-        let addr = address(&request.peer_ur_ls)?;
         let (_, members) = handle.members().await.map_err(status)?;
         let id = NodeId(request.id);
         let known = members.into_iter().find(|member| member.record.id == id);
         let known = known.ok_or_else(|| status(Refusal::MemberNotFound { id }.into()))?;
+        let addr = address(&request.peer_ur_ls)?;
         let record = MemberRecord { addr, ..known.record };
         let (header, members) = handle.member_update(record).await.map_err(status)?;
         let members = members.into_iter().map(member).collect();

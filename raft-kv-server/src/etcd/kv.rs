@@ -32,9 +32,10 @@ impl KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
-        let request = convert::range_request(request.into_inner())?;
+        let (who, request) = split(request);
+        let request = convert::range_request(request)?;
         self.etcd.learner_may(request.serializable)?;
+        let handle = self.etcd.handle_of(&who)?;
         match handle.range(request).await {
             Ok((header, response)) => Ok(Response::new(convert::range_response(header, response))),
             Err(Error::Refused(Refusal::AnswerTooLarge { max })) => {
@@ -52,9 +53,10 @@ impl Kv for KvService {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
-        let request = convert::range_request(request.into_inner())?;
+        let (who, request) = split(request);
+        let request = convert::range_request(request)?;
         self.etcd.learner_may(request.serializable)?;
+        let handle = self.etcd.handle_of(&who)?;
         let range = handle.range_stream(request).await.map_err(|error| match error {
             Error::Refused(Refusal::Invalid { field, why }) => {
                 Status::unimplemented(format!("{field}: {why}"))
@@ -65,9 +67,10 @@ impl Kv for KvService {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
         self.etcd.learner_may(false)?;
-        let request = convert::put_request(request.into_inner())?;
+        let (who, request) = split(request);
+        let request = convert::put_request(request)?;
+        let handle = self.etcd.handle_of(&who)?;
         let (header, response) = handle.put(request).await.map_err(status)?;
         Ok(Response::new(convert::put_response(header, response)))
     }
@@ -76,17 +79,19 @@ impl Kv for KvService {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
         self.etcd.learner_may(false)?;
-        let request = convert::delete_request(request.into_inner())?;
+        let (who, request) = split(request);
+        let request = convert::delete_request(request)?;
+        let handle = self.etcd.handle_of(&who)?;
         let (header, response) = handle.delete(request).await.map_err(status)?;
         Ok(Response::new(convert::delete_response(header, response)))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
         self.etcd.learner_may(false)?;
-        let request = convert::txn_request(request.into_inner())?;
+        let (who, request) = split(request);
+        let request = convert::txn_request(request)?;
+        let handle = self.etcd.handle_of(&who)?;
         let (header, response) = handle.txn(request).await.map_err(status)?;
         Ok(Response::new(convert::txn_response(header, response)))
     }
@@ -101,6 +106,12 @@ impl Kv for KvService {
         let header = handle.compact(revision, physical).await.map_err(status)?;
         Ok(Response::new(CompactionResponse { header: convert::header(header) }))
     }
+}
+
+/// Who asks, and what: the form of a request is looked at before its token, as in etcd.
+fn split<T>(request: Request<T>) -> (Request<()>, T) {
+    let (metadata, extensions, message) = request.into_parts();
+    (Request::from_parts(metadata, extensions, ()), message)
 }
 
 /// The parts of a range as messages; what says something about the whole is in the last alone.

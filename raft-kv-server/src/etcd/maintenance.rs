@@ -90,7 +90,8 @@ impl Maintenance for MaintenanceService {
                 }
                 answer(last, ended)
             }
-            _ => answer(header, Vec::new()),
+            (Ok(Action::Activate), None) => answer(header, Vec::new()),
+            (Err(_), _) => Err(Status::invalid_argument("the alarm's action is not one of the three")),
         }
     }
 

@@ -13,9 +13,24 @@ use crate::types::{DeleteRequest, DeleteResponse, PutRequest, PutResponse};
 
 /// Refuses a put that the state does not allow.
 pub fn check_put(draft: &Draft, request: &PutRequest) -> Result<(), Stop> {
+    check_lease(draft, request)?;
+    check_key(draft, request)
+}
+
+/// The same within a transaction, where etcd looks at the key first.
+pub fn check_put_in_txn(draft: &Draft, request: &PutRequest) -> Result<(), Stop> {
+    check_key(draft, request)?;
+    check_lease(draft, request)
+}
+
+fn check_lease(draft: &Draft, request: &PutRequest) -> Result<(), Stop> {
     if request.lease != 0 && !lease::exists(draft.view(), request.lease)? {
         return Err(Refusal::LeaseNotFound { id: request.lease }.into());
     }
+    Ok(())
+}
+
+fn check_key(draft: &Draft, request: &PutRequest) -> Result<(), Stop> {
     if (request.ignore_value || request.ignore_lease) && draft.live(&request.key)?.is_none() {
         return Err(Refusal::KeyNotFound.into());
     }

@@ -115,16 +115,24 @@ fn relation(compare: &Compare, kv: &KeyValue) -> bool {
     }
 }
 
+/// Every check on the path: those of puts before those of ranges, as etcd looks at them.
 fn check(draft: &Draft, plan: &Plan) -> Result<(), Stop> {
+    on_path(plan, &mut |op| match op {
+        TxnOp::Put(request) => kv::check_put_in_txn(draft, request),
+        TxnOp::Range(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
+    })?;
+    on_path(plan, &mut |op| match op {
+        TxnOp::Range(request) => Ok(check_revision(request.revision, draft.revision, draft.compacted)?),
+        TxnOp::Put(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
+    })
+}
+
+/// Asks `check` of each operation of the path, in order.
+fn on_path(plan: &Plan, check: &mut dyn FnMut(&TxnOp) -> Result<(), Stop>) -> Result<(), Stop> {
     for step in &plan.steps {
         match step {
-            Step::Txn(nested, _) => check(draft, nested)?,
-            Step::Op(TxnOp::Range(request)) => {
-                check_revision(request.revision, draft.revision, draft.compacted)?
-            }
-            Step::Op(TxnOp::Put(request)) => kv::check_put(draft, request)?,
-            Step::Op(TxnOp::Delete(_)) => {}
-            Step::Op(TxnOp::Txn(_)) => unreachable!("a nested transaction has a plan of its own"),
+            Step::Txn(nested, _) => on_path(nested, check)?,
+            Step::Op(op) => check(op)?,
         }
     }
     Ok(())

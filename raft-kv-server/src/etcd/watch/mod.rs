@@ -14,6 +14,7 @@ use etcd_api::etcdserverpb::watch_server::Watch;
 use etcd_api::etcdserverpb::{WatchRequest, WatchResponse};
 use raft_kv::limits;
 use raft_kv::raft::Leadership;
+use raft_kv::types::Caller;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -56,8 +57,8 @@ impl WatchService {
     /// the answers: dropping them does.
     ///
     /// # Errors
-    /// `Unavailable` without a leader where one is needed, or when the member has stopped;
-    /// `Unauthenticated` for a token that is not valid.
+    /// `Unavailable` without a leader where one is needed, or when the member has stopped. A token
+    /// that is not valid is told in the answer to each watcher that is to begin, as etcd does.
     #[allow(clippy::result_large_err)]
     pub fn follow<S>(&self, who: Who, needs_leader: bool, requests: S) -> Result<Answers, Status>
     where
@@ -69,7 +70,9 @@ impl WatchService {
         }
         // From before the first check on, so that no change is missed.
         let auth_changes = Some(self.etcd.own_handle().auth_changes());
-        let set = self.etcd.handle_for(&who)?.watch_set().map_err(status::status)?;
+        let nobody = || self.etcd.own_handle().clone().acting_as(Caller::Anonymous);
+        let handle = self.etcd.handle_for(&who).unwrap_or_else(|_| nobody());
+        let set = handle.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
         let etcd = self.etcd.clone();
         let stream = stream::Stream::new(set, out, Box::new(move || etcd.handle_for(&who)));

@@ -155,6 +155,11 @@ impl Stream {
         if create.start_revision < 0 {
             return words::refused(self.set.header(), words::NEGATIVE.into());
         }
+        // The token is looked at for each watcher: it may have ended, or users may have changed.
+        match (self.caller_now)() {
+            Ok(handle) => self.set.act_as(&handle),
+            Err(status) => return words::refused(self.set.header(), words::reason_of(&status)),
+        }
         let request = words::request(&create);
         let range = request.range.clone();
         if let Err(error) = self.set.may_watch(&range) {
@@ -253,14 +258,17 @@ impl Stream {
     /// Users, roles or permissions changed: ends the watchers that are not allowed any more.
     async fn recheck(&mut self) -> Result<(), Over> {
         // Whoever was nobody before may be a user now, and the other way round.
-        self.set.act_as(&(self.caller_now)()?);
-        let refused: Vec<_> = self
-            .watchers
-            .iter()
-            .filter_map(|(id, watcher)| Some((*id, self.set.may_watch(&watcher.range).err()?)))
-            .collect();
-        for (id, error) in refused {
-            self.cancel(id, words::reason(error)).await?;
+        let refused: Vec<(i64, String)> = match (self.caller_now)() {
+            Ok(handle) => {
+                self.set.act_as(&handle);
+                let refused = |watcher: &Watcher| self.set.may_watch(&watcher.range).err();
+                let all = self.watchers.iter();
+                all.filter_map(|(id, watcher)| Some((*id, words::reason(refused(watcher)?)))).collect()
+            }
+            Err(status) => self.watchers.keys().map(|id| (*id, words::reason_of(&status))).collect(),
+        };
+        for (id, reason) in refused {
+            self.cancel(id, reason).await?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use etcd_api::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use etcd_api::mvccpb;
 use raft_kv::error::{AuthRefusal, Error, Refusal};
 use raft_kv::types::{Change, Event, EventKind, Header, KeyRange, WatchRequest};
+use tonic::Status;
 
 use crate::etcd::{convert, status};
 
@@ -65,14 +66,17 @@ pub(super) fn reason(error: Error) -> String {
         Error::Refused(Refusal::EmptyRange) => EMPTY.into(),
         Error::Refused(Refusal::NegativeRevision { .. }) => NEGATIVE.into(),
         Error::Refused(Refusal::Auth(why)) => {
-            let (code, text) = match why {
-                AuthRefusal::InvalidToken => ("Unauthenticated", "invalid auth token"),
-                AuthRefusal::OldRevision => ("InvalidArgument", "revision of auth store is old"),
-                AuthRefusal::NoUser => ("InvalidArgument", "user name is empty"),
-                _ => ("PermissionDenied", "permission denied"),
+            let why = match why {
+                AuthRefusal::InvalidToken | AuthRefusal::OldRevision | AuthRefusal::NoUser => why,
+                _ => AuthRefusal::Denied,
             };
-            format!("rpc error: code = {code} desc = etcdserver: {text}")
+            reason_of(&status::status(why.into()))
         }
         other => status::status(other).message().to_owned(),
     }
+}
+
+/// A status as the text that Go's gRPC makes of it: clients compare it as a whole.
+pub(super) fn reason_of(status: &Status) -> String {
+    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }

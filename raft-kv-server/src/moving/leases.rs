@@ -22,8 +22,8 @@ use crate::failure::{Failure, Kind};
 
 /// Questions under way at once.
 const AT_ONCE: usize = 32;
-/// What a lease gets that has ended in the source while its keys are still to come, in seconds:
-/// the source's own delete follows, or the keys end here by themselves.
+/// What a lease gets that has ended in the source while its keys are still to come, in seconds,
+/// from the end of the move on: the source's own delete follows, or the keys end here by themselves.
 const ENDED_TTL: i64 = 60;
 /// How often it is looked which leases are due.
 const LOOK: Duration = Duration::from_millis(250);
@@ -82,12 +82,9 @@ impl Leases {
             Ok(_) | Err(Error::Refused(Refusal::LeaseExists { .. })) => {}
             Err(error) => return Err(error.into()),
         }
-        // One that has ended there lives its time here and is not kept.
-        if found.ttl >= 0 {
-            self.kept.lock().insert(id, Kept { ttl, due: Instant::now() });
-        } else {
-            self.kept.lock().remove(&id);
-        }
+        // One that has ended there is kept as well: its keys are part of the copied revision and
+        // must be here when that is compared, however long copying takes.
+        self.kept.lock().insert(id, Kept { ttl, due: Instant::now() });
         Ok(())
     }
 

@@ -190,3 +190,24 @@ async fn alarms_and_members_records_are_changed_through_any_member() {
         node.shutdown().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_let_in_for_long_goes_on_when_users_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = cluster(dir.path(), &["a"]).await;
+    let own = nodes[0].handle();
+    enable(&own).await;
+    let (_, lease, _) = own.lease_grant(0, 60).await.unwrap();
+    let bob = acting(&nodes[0], None, Some("bob"));
+    own.auth_change(AuthChange::RoleAdd { role: "later".into() }).await.unwrap();
+    refused(bob.put(put("b/x", "1")).await, AuthRefusal::OldRevision);
+    bob.lease_keep_alive(lease).await.unwrap();
+    bob.renewed().unwrap().put(put("b/x", "1")).await.unwrap();
+    refused(bob.renewed().unwrap().put(put("a/x", "1")).await, AuthRefusal::Denied);
+    own.auth_change(AuthChange::UserDelete { name: "bob".into() }).await.unwrap();
+    refused(bob.lease_keep_alive(lease).await, AuthRefusal::Denied);
+    refused(bob.renewed().unwrap().put(put("b/x", "1")).await, AuthRefusal::Denied);
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+}

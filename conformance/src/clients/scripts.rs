@@ -12,7 +12,7 @@ use crate::server::Server;
 /// A script that has not ended by itself after this is killed.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(180);
 
-/// aetcd, from Python's registry.
+/// etcd3, from Python's registry.
 ///
 /// # Errors
 /// What the script says, or that its packages can't be had.

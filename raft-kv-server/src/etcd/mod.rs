@@ -89,7 +89,10 @@ pub struct Who {
 impl Who {
     /// Who sent `request`.
     pub fn asks<T>(request: &Request<T>) -> Self {
-        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        let text = |name: &str| {
+            let value = request.metadata().get(name).and_then(|value| value.to_str().ok());
+            value.filter(|text| !text.is_empty())
+        };
         let token = text("token").or_else(|| text("authorization")).map(str::to_owned);
         Self { token, certificate: request.extensions().get::<Certificate>().cloned() }
     }

@@ -64,7 +64,8 @@ impl Place {
         value: Bytes,
     ) -> Result<Self, Status> {
         let put = Self::put(handle.clone(), prefix.clone(), lease, value);
-        tokio::spawn(put).await.expect("taking a place does not panic")
+        // It ends early only with the process.
+        tokio::spawn(put).await.unwrap_or_else(|_| Err(Status::unavailable("etcdserver: server stopped")))
     }
 
     async fn put(handle: Handle, prefix: Bytes, lease: LeaseId, value: Bytes) -> Result<Self, Status> {

@@ -27,7 +27,7 @@ pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 /// Without a leader for this long, streams that need one end: three election timeouts.
 const LEADERLESS: Duration = limits::TICK.saturating_mul(3 * limits::ELECTION_TICKS as u32);
 /// Answers of one stream on their way to its connection; then it waits for the client.
-const QUEUED_ANSWERS: usize = 2;
+const QUEUED_ANSWERS: usize = 1;
 
 /// The answers of one stream.
 pub type Answers = ReceiverStream<Result<WatchResponse, Status>>;

@@ -79,7 +79,7 @@ const STEPS: &[Step] = &[
     step(
         "the same 20,000 requests to etcd and to raft-kv",
         false,
-        Work::Conformance(&["differential", "--requests", "20000"]),
+        Work::Conformance(&["differential", "--requests", "10000"]),
     ),
     step("etcdctl, every sub-command", false, Work::Conformance(&["clients", "etcdctl"])),
     step("etcd-client for Rust", false, Work::Conformance(&["clients", "rust"])),

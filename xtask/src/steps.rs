@@ -77,7 +77,7 @@ const STEPS: &[Step] = &[
     step("simulator, 500 seeds", false, Work::Sim("500")),
     step("real processes under faults, 30 s", false, Work::Jepsen(&["--seconds", "18", "--nodes", "3"])),
     step(
-        "the same 20,000 requests to etcd and to raft-kv",
+        "the same 10,000 requests to etcd and to raft-kv",
         false,
         Work::Conformance(&["differential", "--requests", "10000"]),
     ),

@@ -36,9 +36,11 @@ impl Kv for KvService {
         let request = convert::range_request(request)?;
         self.etcd.learner_may(request.serializable)?;
         let handle = self.etcd.handle_of(&who)?;
+        // What has to be sorted or filtered can't be sent while it is read.
+        let in_order = large::comes_in_order(&request);
         match handle.range(request).await {
             Ok((header, response)) => Ok(Response::new(convert::range_response(header, response))),
-            Err(Error::Refused(Refusal::AnswerTooLarge { max })) => {
+            Err(Error::Refused(Refusal::AnswerTooLarge { max })) if in_order => {
                 let mut refused = status(Refusal::AnswerTooLarge { max }.into());
                 refused.metadata_mut().insert(large::MARK, tonic::metadata::MetadataValue::from_static("1"));
                 Err(refused)

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use prost::Message;
 use raft_kv::client::{Handle, RangeMeasure, RangeStream};
 use raft_kv::limits::MAX_REQUEST_BYTES;
-use raft_kv::types::{Header, KeyValue, RangeRequest};
+use raft_kv::types::{Header, KeyValue, RangeRequest, SortOrder, SortTarget};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -90,6 +90,17 @@ where
             Ok(answer(&etcd, request).await.unwrap_or_else(Status::into_http))
         })
     }
+}
+
+/// Whether a range's answer is in the order in which keys are read, all of them.
+pub fn comes_in_order(request: &RangeRequest) -> bool {
+    let bounds = [
+        request.min_mod_revision,
+        request.max_mod_revision,
+        request.min_create_revision,
+        request.max_create_revision,
+    ];
+    request.sort_order == SortOrder::None && request.sort_target == SortTarget::Key && bounds == [0; 4]
 }
 
 /// The bytes that `kv` takes in the message, its value being `value` bytes long.

@@ -59,8 +59,7 @@ async fn an_answer_of_any_size_is_one_message() {
     let folder = tempfile::tempdir().unwrap();
     let node = member(folder.path()).await;
     let routes = etcd::routes(Etcd::new(node.handle(), node.cluster(), node.id()));
-    let mut client =
-        KvClient::new(routes.prepare().into_axum_router()).max_decoding_message_size(usize::MAX);
+    let mut client = KvClient::new(routes.prepare().into_axum_router()).max_decoding_message_size(usize::MAX);
     let mut check = async |request: RangeRequest, keys: usize, more: bool| {
         let found = client.range(request).await.unwrap().into_inner();
         assert_eq!((found.kvs.len(), found.more, found.count), (keys, more, KEYS as i64));
@@ -79,11 +78,8 @@ async fn an_answer_of_any_size_is_one_message() {
     node.handle().put(overwrite).await.unwrap();
     let header = check(RangeRequest { revision: KEYS as i64 + 1, ..all() }, KEYS, false).await;
     assert_eq!(header.revision, KEYS as i64 + 2);
-    let sorted = RangeRequest {
-        sort_order: SortOrder::Descend as i32,
-        sort_target: SortTarget::Mod as i32,
-        ..all()
-    };
+    let sorted =
+        RangeRequest { sort_order: SortOrder::Descend as i32, sort_target: SortTarget::Mod as i32, ..all() };
     assert_eq!(client.range(sorted).await.unwrap_err().code(), Code::ResourceExhausted);
     node.shutdown().await.unwrap();
 }

@@ -140,7 +140,7 @@ fn a_large_answer_is_asked_for_in_pages() {
     // Inside a transaction such a read refuses all of it, what it wrote before included.
     let before = bench.machine.revision();
     let writes = vec![TxnOp::Put(PutRequest { key: bytes("new"), ..Default::default() }), TxnOp::Range(all)];
-    assert!(matches!(bench.ask(txn(writes)), Err(Refusal::Invalid { .. })));
+    assert!(matches!(bench.ask(txn(writes)), Err(Refusal::AnswerTooLarge { .. })));
     assert_eq!((bench.machine.revision(), bench.get("new", 0)), (before, None));
     // So does a delete that would answer all it removed.
     assert!(bench.ask(delete(KeyRange::all())).is_err());

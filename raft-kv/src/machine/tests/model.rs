@@ -179,7 +179,21 @@ impl Model {
         Ok(())
     }
 
+    /// Within a transaction etcd looks at the key before the lease.
+    fn check_put_in_txn(&self, request: &PutRequest) -> Result<(), Refusal> {
+        match self.check_put(&PutRequest { lease: 0, ..request.clone() }) {
+            Ok(()) => self.check_put(request),
+            refused => refused,
+        }
+    }
+
+    /// All puts of the path, then all ranges.
     fn check_path(&self, before: &State, request: &TxnRequest) -> Result<(), Refusal> {
+        self.check_each(before, request, true)?;
+        self.check_each(before, request, false)
+    }
+
+    fn check_each(&self, before: &State, request: &TxnRequest, puts: bool) -> Result<(), Refusal> {
         let ops = if request.compares.iter().all(|c| holds(before, c)) {
             &request.success
         } else {
@@ -187,10 +201,10 @@ impl Model {
         };
         for op in ops {
             match op {
-                TxnOp::Range(request) => self.check_revision(request.revision)?,
-                TxnOp::Put(request) => self.check_put(request)?,
-                TxnOp::Delete(_) => {}
-                TxnOp::Txn(request) => self.check_path(before, request)?,
+                TxnOp::Range(request) if !puts => self.check_revision(request.revision)?,
+                TxnOp::Put(request) if puts => self.check_put_in_txn(request)?,
+                TxnOp::Range(_) | TxnOp::Put(_) | TxnOp::Delete(_) => {}
+                TxnOp::Txn(request) => self.check_each(before, request, puts)?,
             }
         }
         Ok(())

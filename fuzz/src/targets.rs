@@ -135,8 +135,8 @@ fn genesis() -> Genesis {
             addr: "127.0.0.1:1".to_owned(),
             ..Default::default()
         },
-        root_cert: Bytes::from_static(b"certificate"),
-        root_key: Bytes::from_static(b"key"),
+        authority: Authority::default(),
+        node: NodeRecord::new(NodeId(1), Role::Manager, "one", RootDigest::default()),
         tokens: vec![],
     }
 }

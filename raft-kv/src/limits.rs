@@ -23,6 +23,24 @@ pub const MAX_LEASES_PER_EXPIRY: usize = 256;
 pub const MAX_NAME_BYTES: usize = 128;
 /// Longest address, in bytes.
 pub const MAX_ADDR_BYTES: usize = 256;
+/// Join tokens.
+pub const MAX_JOIN_TOKENS: usize = 1000;
+/// Nodes that the authority knows: members, clients and workers with a certificate.
+pub const MAX_NODES: u64 = 100_000;
+/// Records of trust that one change removes because they have ended.
+pub const MAX_TIDIED_PER_STEP: usize = 64;
+/// Nodes that one change says were verified.
+pub const MAX_VERIFIED_PER_STEP: usize = 256;
+/// Longest text of what went wrong at a node, in bytes.
+pub const MAX_NODE_ERROR_BYTES: usize = 512;
+/// Roots that can be believed at once: the one in force and those that are to replace it.
+pub const MAX_BELIEVED_ROOTS: usize = 4;
+/// Keys of roots that were given up and are remembered.
+pub const MAX_DISTRUSTED: usize = 64;
+/// Certificates between leaves and a root.
+pub const MAX_INTERMEDIATES: usize = 3;
+/// Largest certificate of a root or intermediate, in bytes.
+pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 /// Members of a raft group, learners included.
 pub const MAX_MEMBERS: usize = 15;
 /// Clients whose last answer is kept for repeats.

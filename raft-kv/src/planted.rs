@@ -100,6 +100,14 @@ pub enum Bug {
     CountOverwrites,
     /// A member's checksum counts versions that others have removed already.
     HashCollected,
+    /// A rotation settles although somebody must be waited for.
+    SettleEarly,
+    /// The old root stays believed after a rotation.
+    KeepOldRoot,
+    /// Who is not known is let in, as long as nothing is known against it.
+    AdmitUnknown,
+    /// A removed node's certificate is taken.
+    AdmitRemoved,
 }
 
 #[cfg(feature = "sim")]

@@ -10,11 +10,13 @@ mod auth;
 mod kv;
 mod log;
 mod member;
+mod trust;
 
 pub use auth::*;
 pub use kv::*;
 pub use log::*;
 pub use member::*;
+pub use trust::*;
 
 /// A store revision: 1 when empty, one more for every request that changes anything.
 pub type Revision = i64;

@@ -8,9 +8,10 @@ use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
-    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, Header, Index, LeaseId, LeaseStatus,
-    Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse, Revision, Role, StateHash, Term,
-    TxnRequest, TxnResponse, WatchBatch, WatchRequest,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, Header, Index,
+    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse, ReadmitRequest,
+    Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse, WatchBatch,
+    WatchRequest,
 };
 
 /// A request.
@@ -101,6 +102,12 @@ pub enum Call {
     MemberUpdate(MemberRecord),
     /// Makes the revision at least this, and forgets all history.
     RaiseRevision(Revision),
+    /// Asks the cluster's authority.
+    Trust(TrustCall),
+    /// A client or worker asks for its first certificate, by a token: needs no certificate.
+    Enrol(EnrolRequest),
+    /// A node whose certificate is not believed any more comes back, by a token.
+    Readmit(ReadmitRequest),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -109,7 +116,7 @@ wire_enum!(Call {
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
     15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr, client_url },
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
-    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to),
+    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request),
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -150,12 +157,14 @@ pub enum Reply {
     Hash(StateHash),
     /// To alarms: those there are after it.
     Alarms(Vec<(NodeId, AlarmKind)>),
+    /// Of the cluster's authority.
+    Trust(TrustReply),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
     6 => Leases(leases), 7 => Members(members), 8 => Info(info), 9 => Token(token),
     10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
-    13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms),
+    13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.

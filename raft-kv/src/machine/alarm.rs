@@ -107,7 +107,7 @@ fn needs_space(command: &Command) -> bool {
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. }
         | Command::MemberUpdate(_)
-        | Command::TokenSet { .. }
+        | Command::Trust(_)
         | Command::Noop
         | Command::Auth(_)
         | Command::Alarm(_)
@@ -135,7 +135,7 @@ fn touches_keys(command: &Command) -> bool {
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. } => true,
         Command::MemberUpdate(_)
-        | Command::TokenSet { .. }
+        | Command::Trust(_)
         | Command::Noop
         | Command::Auth(_)
         | Command::Alarm(_)

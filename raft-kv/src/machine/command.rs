@@ -4,8 +4,8 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Role, Term, TxnOp,
-    TxnRequest, TxnResponse,
+    LeaseId, Member, MemberRecord, OnceId, PutRequest, PutResponse, RequestId, Revision, Term, TrustChange,
+    TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -44,13 +44,8 @@ pub enum Command {
     },
     /// Changes a member's name or address.
     MemberUpdate(MemberRecord),
-    /// Stores a join token (its digest; see `pki`), or removes it with `token` `None`.
-    TokenSet {
-        /// The token's id.
-        id: String,
-        /// The token.
-        token: Option<TokenRecord>,
-    },
+    /// Changes what is believed: roots, nodes, join tokens.
+    Trust(TrustChange),
     /// Does nothing but take its place in the order.
     Noop,
     /// Changes users, roles or permissions.
@@ -74,20 +69,10 @@ pub enum Command {
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
-    8 => MemberUpdate(record), 9 => TokenSet { id, token }, 10 => Noop,
+    8 => MemberUpdate(record), 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
-    20 => RaiseRevision { to },
+    14 => Trust(change), 20 => RaiseRevision { to },
 });
-
-/// A join token as the cluster keeps it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TokenRecord {
-    /// What joining with it makes of a node.
-    pub role: Role,
-    /// The secret part of the token.
-    pub secret: String,
-}
-wire_struct!(TokenRecord { role, secret });
 
 /// What the state machine answers to a [`Command`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -149,9 +134,7 @@ impl Command {
                 Self::Txn(request) => txn_size(request),
                 Self::LeaseExpire { ids, .. } => ids.len() * size_of::<LeaseId>(),
                 Self::MemberUpdate(record) => record.name.len() + record.addr.len(),
-                Self::TokenSet { id, token } => {
-                    id.len() + token.as_ref().map_or(0, |token| token.secret.len())
-                }
+                Self::Trust(change) => super::trust::size(change),
                 Self::Auth(change) => change_size(change),
                 Self::As { caller, command } => command.size() + caller_size(caller),
                 Self::Compact { .. }

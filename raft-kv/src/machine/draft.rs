@@ -56,6 +56,8 @@ pub struct Draft<'a> {
     pub alarms: Option<Raised>,
     /// The revision of users and roles, if they changed in this batch.
     pub auth_changed: Option<u64>,
+    /// Whether what is believed changed in this batch.
+    pub trust_changed: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -73,6 +75,7 @@ impl<'a> Draft<'a> {
             known: Known::default(),
             alarms: None,
             auth_changed: None,
+            trust_changed: false,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::error::StorageFailed;
 use crate::types::{EventKind, KeyValue, LeaseId, NodeId, Revision};
 
 /// The version of this layout. A store of another one is not opened.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Longest value, in bytes, that lies in its version's record; a longer one lies apart from it in
 /// [`Table::Values`]. Part of the layout: members write the same records.
@@ -244,9 +244,9 @@ pub fn member_key(id: NodeId) -> Bytes {
     tagged(0, id.0)
 }
 
-/// The key in [`Table::Members`] that says that `id` was removed and may not come back.
-pub fn removed_key(id: NodeId) -> Bytes {
-    tagged(1, id.0)
+/// Just behind every member's key.
+pub fn members_end() -> Bytes {
+    tagged(1, 0)
 }
 
 /// A tag and a number, in the order of the number within the tag.

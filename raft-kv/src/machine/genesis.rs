@@ -2,10 +2,7 @@
 //!
 //! It must stay what the log can't say: everything after it comes from entries.
 
-use bytes::Bytes;
-
-use super::command::TokenRecord;
-use crate::types::{ClusterId, MemberRecord};
+use crate::types::{Authority, ClusterId, MemberRecord, NodeRecord, TokenRecord};
 
 /// What a new cluster starts from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -14,10 +11,10 @@ pub struct Genesis {
     pub cluster: ClusterId,
     /// The first member, which is the only voter; its id is not 0.
     pub member: MemberRecord,
-    /// The root certificate, DER.
-    pub root_cert: Bytes,
-    /// The root's private key, PKCS#8 DER.
-    pub root_key: Bytes,
+    /// The root and how certificates are signed under it.
+    pub authority: Authority,
+    /// The first member's certificate.
+    pub node: NodeRecord,
     /// The first join tokens, each under its id.
     pub tokens: Vec<(String, TokenRecord)>,
 }

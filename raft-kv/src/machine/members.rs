@@ -5,12 +5,12 @@
 
 use std::collections::BTreeSet;
 
-use super::alarm;
 use super::command::Answer;
 use super::draft::Draft;
-use super::format::{decode, load, load_meta, member_key, meta, removed_key};
+use super::format::{decode, load, load_meta, member_key, members_end, meta};
 use super::stop::Stop;
 use super::store::{Read, Table};
+use super::{alarm, trust};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::MAX_MEMBERS;
 use crate::types::{ConfChange, ConfState, Member, MemberRecord, MemberRole, NodeId, SnapshotMeta};
@@ -26,7 +26,7 @@ fn ids(conf: &ConfState) -> BTreeSet<NodeId> {
 
 /// The records as they are stored, by id.
 pub fn records(view: &dyn Read) -> Result<Vec<MemberRecord>, StorageFailed> {
-    let (from, to) = (member_key(NodeId(0)), removed_key(NodeId(0)));
+    let (from, to) = (member_key(NodeId(0)), members_end());
     view.scan(Table::Members, &from, Some(&to)).map(|pair| decode(Table::Members, pair?.1)).collect()
 }
 
@@ -40,9 +40,14 @@ pub fn list(view: &dyn Read, conf: &ConfState) -> Result<Vec<Member>, StorageFai
     Ok(members.into_iter().map(|record| Member { role: role(record.id), record }).collect())
 }
 
-/// Whether the id belonged to a member that was removed.
+/// Whether the group names it.
+pub fn is_member(view: &dyn Read, id: NodeId) -> Result<bool, StorageFailed> {
+    Ok(view.get(Table::Members, &member_key(id))?.is_some())
+}
+
+/// Whether the id belonged to a node that was removed and whose certificate may still be valid.
 pub fn removed(view: &dyn Read, id: NodeId) -> Result<bool, StorageFailed> {
-    Ok(view.get(Table::Members, &removed_key(id))?.is_some())
+    Ok(trust::revocation(view, id)?.is_some())
 }
 
 /// Takes on the configuration `after` that raft has made of `change`.
@@ -55,7 +60,7 @@ pub fn config(draft: &mut Draft, change: &ConfChange, after: ConfState) -> Resul
     for record in records(draft.view())? {
         if !present.contains(&record.id) {
             draft.overlay.remove(Table::Members, member_key(record.id));
-            draft.overlay.put(Table::Members, removed_key(record.id), &());
+            trust::member_left(draft, record.id, &record.name)?;
             alarm::forget(draft, record.id)?;
         }
     }

@@ -44,7 +44,7 @@ pub use genesis::Genesis;
 pub use memory::MemoryStore;
 pub use stop::Settled;
 pub use store::{Batch, Read, Store, Table};
-pub use trust::Root;
+pub use trust::Verdict;
 pub use validate::{validate, validate_range};
 
 use bytes::Bytes;
@@ -52,7 +52,7 @@ use bytes::Bytes;
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
-    Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term,
+    Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term, Trusted,
 };
 use compact::Collected;
 use draft::Draft;
@@ -89,6 +89,8 @@ pub struct Applied {
     pub raised: bool,
     /// The revision of users and roles, if they changed.
     pub auth_changed: Option<u64>,
+    /// Whether what is believed changed: roots, nodes, tokens.
+    pub trust_changed: bool,
     /// The last applied index.
     pub last: Index,
 }
@@ -105,7 +107,9 @@ impl<S: Store> Machine<S> {
         assert!(held.is_none(), "a new cluster starts on an empty store");
         let conf = ConfState { voters: vec![genesis.member.id], ..ConfState::default() };
         let applied = SnapshotMeta { index: 1, term: 1, conf };
-        let root = Root { cert: genesis.root_cert.clone(), key: genesis.root_key.clone() };
+        let roots = vec![genesis.authority.clone()];
+        let trusted = Trusted { epoch: 1, roots, ..Trusted::default() };
+        let node = &genesis.node;
         let meta = |key: &'static [u8], value: Bytes| (Table::Meta, Bytes::from_static(key), Some(value));
         let mut writes = vec![
             meta(meta::FORMAT, FORMAT.to_bytes()),
@@ -115,7 +119,9 @@ impl<S: Store> Machine<S> {
             meta(meta::COLLECTED, Collected::default().to_bytes()),
             meta(meta::CLUSTER, genesis.cluster.to_bytes()),
             (Table::Members, member_key(genesis.member.id), Some(genesis.member.to_bytes())),
-            (Table::Trust, trust::root_key(), Some(root.to_bytes())),
+            (Table::Trust, trust::trusted_key(), Some(trusted.to_bytes())),
+            (Table::Trust, trust::node_key(node.id), Some(node.to_bytes())),
+            (Table::Trust, trust::ends_key(node.ends, node.id), Some(().to_bytes())),
         ];
         for (id, token) in &genesis.tokens {
             writes.push((Table::Trust, trust::token_key(id), Some(token.to_bytes())));
@@ -201,6 +207,7 @@ impl<S: Store> Machine<S> {
             leases: draft.leases,
             raised,
             auth_changed: draft.auth_changed,
+            trust_changed: draft.trust_changed,
             last: index,
         })
     }
@@ -240,6 +247,7 @@ impl<S: Store> Machine<S> {
             leases: draft.leases,
             members_changed: draft.members_changed,
             auth_changed: draft.auth_changed,
+            trust_changed: draft.trust_changed,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -254,6 +262,7 @@ struct Published {
     leases: Vec<LeaseChange>,
     members_changed: bool,
     auth_changed: Option<u64>,
+    trust_changed: bool,
 }
 
 fn apply_entry(
@@ -332,7 +341,7 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::LeaseRevoke { id } => lease::revoke(draft, *id),
         Command::LeaseExpire { ids, term: decided } => lease::expire(draft, ids, *decided, term),
         Command::MemberUpdate(record) => members::update(draft, record),
-        Command::TokenSet { id, token } => trust::set_token(draft, id, token.as_ref()),
+        Command::Trust(change) => trust::change(draft, change),
         Command::Noop => Ok(Answer::Done),
         Command::RaiseRevision { to } => raise::raise(draft, *to),
         Command::Auth(change) => auth::change(draft, change),

@@ -5,20 +5,20 @@
 
 use bytes::Bytes;
 
-use super::command::TokenRecord;
 use super::compact::Collected;
 use super::count::{self, Remembered};
 use super::format::{load_meta, meta};
 use super::range::{self, Budget, check_revision};
 use super::stop::{Settled, Stop, settle};
 use super::store::Read;
-use super::trust::Root;
+use super::trust::Verdict;
 use super::validate::{validate_range, validate_txn};
 use super::{history, lease, members, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
-    Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, RangeRequest, RangeResponse, Revision,
-    SnapshotMeta, StateHash, TxnRequest, TxnResponse,
+    Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, NodeRecord, RangeRequest,
+    RangeResponse, Revision, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest,
+    TxnResponse,
 };
 
 pub use super::alarm::{alarms, check_read};
@@ -170,9 +170,29 @@ pub fn admit_change(view: &dyn Read, change: &ConfChange) -> Settled<()> {
     settle(members::admit(view, change))
 }
 
-/// The cluster's root certificate and key.
-pub fn root(view: &dyn Read) -> Result<Root, StorageFailed> {
-    trust::root(view)
+/// What is believed: the roots, and how far their replacement is.
+pub fn trusted(view: &dyn Read) -> Result<Trusted, StorageFailed> {
+    trust::trusted(view)
+}
+
+/// What the authority knows of a node.
+pub fn node(view: &dyn Read, id: NodeId) -> Result<Option<NodeRecord>, StorageFailed> {
+    trust::node(view, id)
+}
+
+/// Every node that has a certificate, by id.
+pub fn nodes(view: &dyn Read) -> Result<Vec<NodeRecord>, StorageFailed> {
+    trust::nodes(view)
+}
+
+/// Whether a node whose chain is good may be let in, and as what.
+pub fn standing(view: &dyn Read, id: NodeId) -> Result<Standing, StorageFailed> {
+    trust::standing(view, id)
+}
+
+/// What the leader should do about a rotation, by its clock.
+pub fn verdict(view: &dyn Read, now: i64) -> Result<Verdict, StorageFailed> {
+    trust::verdict(view, now)
 }
 
 /// The join token with that id.

@@ -9,8 +9,7 @@ use super::overlap::check_overlaps;
 use crate::error::Refusal;
 use crate::limits::{
     MAX_ADDR_BYTES, MAX_AUTH_NAME_BYTES, MAX_KEY_BYTES, MAX_LEASE_TTL, MAX_LEASES_PER_EXPIRY, MAX_NAME_BYTES,
-    MAX_RAISED_REVISION, MAX_REQUEST_BYTES, MAX_SECRET_BYTES, MAX_TXN_DEPTH, MAX_TXN_OPS, MAX_VALUE_BYTES,
-    MIN_LEASE_TTL,
+    MAX_RAISED_REVISION, MAX_REQUEST_BYTES, MAX_TXN_DEPTH, MAX_TXN_OPS, MAX_VALUE_BYTES, MIN_LEASE_TTL,
 };
 use crate::types::{
     Caller, CompareTarget, DeleteRequest, KeyRange, LeaseId, MemberRecord, NodeId, PutRequest, RangeRequest,
@@ -38,10 +37,7 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
             Err(Refusal::invalid("ids", why))
         }
         Command::MemberUpdate(record) => member(record),
-        Command::TokenSet { id, token } => {
-            text("token id", id, MAX_NAME_BYTES)?;
-            token.as_ref().map_or(Ok(()), |token| text("token secret", &token.secret, MAX_SECRET_BYTES))
-        }
+        Command::Trust(change) => super::trust::validate(change),
         Command::RaiseRevision { to } if !(0..=MAX_RAISED_REVISION).contains(to) => {
             Err(Refusal::invalid("revision", format!("{to} is not in 0 to {MAX_RAISED_REVISION}")))
         }

@@ -16,8 +16,8 @@ use crate::machine::{Genesis, Machine, MemoryStore, Proposal};
 use crate::raft::tests::log::{Done, Image, MemLog, Write};
 use crate::raft::{PeerMessage, ReadContext};
 use crate::types::{
-    ClusterId, Committed, ConfChange, ConfProposal, ConfState, HardState, LeaseId, MemberRecord, NodeId,
-    Payload, PutRequest, RequestId, SnapshotMeta,
+    Authority, ClusterId, Committed, ConfChange, ConfProposal, ConfState, HardState, LeaseId, MemberRecord,
+    NodeId, NodeRecord, Payload, PutRequest, RequestId, Role, RootDigest, SnapshotMeta,
 };
 
 type Answers = Vec<(Ticket, Result<Told, Error>)>;
@@ -146,8 +146,8 @@ impl Member {
         let genesis = Genesis {
             cluster: ClusterId(5),
             member: record(NodeId(1)),
-            root_cert: Bytes::new(),
-            root_key: Bytes::new(),
+            authority: Authority::default(),
+            node: NodeRecord::new(NodeId(1), Role::Manager, "m1", RootDigest::default()),
             tokens: Vec::new(),
         };
         let store = MemoryStore::default();

@@ -11,9 +11,10 @@ mod root;
 mod token;
 mod verify;
 
+pub use crate::types::RootDigest;
 pub use identity::{Credentials, Identity, PemFiles, name_of};
 pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, issue, request_key, validity_of};
-pub use root::{RootDigest, RootKey};
+pub use root::RootKey;
 pub use token::{JoinToken, Secret};
 pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};
 

@@ -11,31 +11,26 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{BACK_DATE, moment};
 use crate::error::Refusal;
-use crate::types::ClusterId;
+use crate::types::{ClusterId, KeyDigest, RootDigest};
 
 const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
-/// SHA-256 of a root certificate in DER: what a join token pins.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RootDigest(pub [u8; 32]);
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
 
 impl RootDigest {
     /// The digest of `cert_der`.
     pub fn of(cert_der: &[u8]) -> Self {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, cert_der);
-        Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+        Self(sha256(cert_der))
     }
 }
 
-impl fmt::Display for RootDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for RootDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+impl KeyDigest {
+    /// The digest of a public key, SPKI in DER.
+    pub fn of(spki_der: &[u8]) -> Self {
+        Self(sha256(spki_der))
     }
 }
 

@@ -25,8 +25,8 @@ use crate::node::wire::PeerFrame;
 use crate::raft::{Leadership, PeerMessage};
 use crate::storage::log::{self, Durable, LogWrite};
 use crate::types::{
-    Change, ClusterId, Committed, Index, MemberRecord, NodeId, Revision, SnapshotMeta, Term, WatchBatch,
-    WatchRequest,
+    Authority, Change, ClusterId, Committed, Index, MemberRecord, NodeId, NodeRecord, Revision, Role,
+    RootDigest, SnapshotMeta, Term, WatchBatch, WatchRequest,
 };
 use crate::watch::{Compacted, Poll, WatcherId};
 
@@ -244,8 +244,8 @@ impl Cluster {
         let genesis = Genesis {
             cluster: self.id,
             member: member.clone(),
-            root_cert: Bytes::from_static(b"root"),
-            root_key: Bytes::from_static(b"key"),
+            authority: Authority { digest: RootDigest([1; 32]), ..Authority::default() },
+            node: NodeRecord::new(member.id, Role::Manager, &member.name, RootDigest([1; 32])),
             tokens: Vec::new(),
         };
         self.hosts[0].create(&genesis, self.options.log);

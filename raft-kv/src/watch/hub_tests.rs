@@ -121,7 +121,7 @@ fn only_the_watchers_concerned_wake_and_once() {
 fn what_does_not_concern_an_idle_watcher_makes_it_read_nothing() {
     let mut world = World::new(300);
     let id = world.watch(KeyRange::key("a"), 0);
-    assert_eq!(world.fill(2..=100, "b"), []);
+    assert!(world.fill(2..=100, "b").is_empty());
     world.compacted = 90;
     world.hub.compacted(90);
     assert_eq!(world.publish(change(101, "a")), [id]);
@@ -148,7 +148,7 @@ fn filters_and_previous_values_are_as_asked() {
         .map(|request| world.hub.add(request).unwrap());
     let both = Change { revision: 2, events: vec![put("a", 2), delete("b", 2)] };
     world.publish(both.clone());
-    assert_eq!(world.publish(change(3, "c")), []);
+    assert!(world.publish(change(3, "c")).is_empty());
     let mut events = |id| {
         let batches = world.drain(id, EVERYTHING, 1);
         batches.iter().flat_map(changes_of).flat_map(|change| change.events.clone()).collect::<Vec<_>>()
@@ -206,9 +206,9 @@ fn compacted_history_is_told_once_and_ends_the_watch() {
     world.hub.compacted(10);
     let below = world.watch(KeyRange::key("a"), 9);
     assert_eq!(world.drain(below, EVERYTHING, 3), [WatchBatch::Compacted(10)]);
-    assert_eq!(world.drain(below, EVERYTHING, 3), []);
+    assert!(world.drain(below, EVERYTHING, 3).is_empty());
     assert_eq!(world.hub.progress(below), None);
-    assert_eq!(world.publish(change(21, "a")), []);
+    assert!(world.publish(change(21, "a")).is_empty());
     let at = world.watch(KeyRange::key("a"), 10);
     assert_eq!(world.revisions(at), (10..=21).collect::<Vec<_>>());
 }
@@ -258,7 +258,7 @@ fn etcd_18089_compaction_that_overtakes_a_watcher_is_told() {
     world.compacted = 30;
     let history = world.read(from, to);
     assert_eq!(world.hub.supply(id, history, to), Some(WatchBatch::Compacted(30)));
-    assert_eq!(world.drain(id, EVERYTHING, 3), []);
+    assert!(world.drain(id, EVERYTHING, 3).is_empty());
     // The hub hears of it while the watcher is half way through.
     let mut world = World::new(300);
     let id = world.watch(KeyRange::key("a"), 0);
@@ -296,7 +296,7 @@ fn etcd_15271_a_snapshot_repeats_and_skips_nothing() {
     world.publish(change(31, "a"));
     assert_eq!(world.revisions(idle), (11..=31).collect::<Vec<_>>());
     assert_eq!(world.revisions(behind), (2..=31).collect::<Vec<_>>());
-    assert_eq!(world.revisions(other), []);
+    assert!(world.revisions(other).is_empty());
     assert_eq!(world.hub.progress(other), Some(31));
     // A jump over the start of a future watcher: from its start on.
     for revision in 32..=45 {
@@ -312,7 +312,7 @@ fn etcd_15271_a_snapshot_repeats_and_skips_nothing() {
 fn etcd_20221_a_future_watcher_gets_nothing_older() {
     let mut world = World::new(300);
     let id = world.watch(KeyRange::key("a"), 10);
-    assert_eq!(world.fill(2..=8, "a"), []);
+    assert!(world.fill(2..=8, "a").is_empty());
     assert_eq!(world.hub.progress(id), None);
     assert_eq!(world.hub.advance(9), []);
     assert_eq!(world.hub.progress(id), None);

@@ -160,7 +160,7 @@ impl May<'_> {
             Command::LeaseGrant { .. } | Command::Noop => true,
             Command::LeaseExpire { .. }
             | Command::MemberUpdate(_)
-            | Command::TokenSet { .. }
+            | Command::Trust(_)
             | Command::Auth(_)
             | Command::Alarm(_)
             | Command::RaiseRevision { .. }

@@ -93,9 +93,9 @@ fn leases_tokens_and_members() {
     accepted(bench, ids(MAX_LEASES_PER_EXPIRY));
     let invalid = |why: &Refusal| matches!(why, Refusal::Invalid { .. });
     refused(bench, ids(MAX_LEASES_PER_EXPIRY + 1), invalid);
-    let token = |id: String, secret: String| Command::TokenSet {
-        id,
-        token: Some(command::TokenRecord { role: Role::Client, secret }),
+    let token = |id: String, secret: String| {
+        let token = TokenRecord { secret: Sealed(secret.into()), ..token(Role::Client) };
+        Command::Trust(TrustChange::TokenCreate { id, token, now: 5 })
     };
     accepted(bench, token("i".repeat(MAX_NAME_BYTES), "s".repeat(MAX_SECRET_BYTES)));
     refused(bench, token("i".repeat(MAX_NAME_BYTES + 1), "s".into()), invalid);

@@ -26,10 +26,28 @@ pub fn genesis() -> Genesis {
     Genesis {
         cluster: ClusterId(99),
         member: MemberRecord { id: VOTER, name: "one".into(), addr: "one:1".into(), ..Default::default() },
-        root_cert: bytes("cert"),
-        root_key: bytes("key"),
-        tokens: vec![("t1".into(), command::TokenRecord { role: Role::Manager, secret: "s".into() })],
+        authority: authority(1),
+        node: NodeRecord { ends: 1000, ..NodeRecord::new(VOTER, Role::Manager, "one", RootDigest([1; 32])) },
+        tokens: vec![("t1".into(), token(Role::Manager))],
     }
+}
+
+/// A root that is told from others by a number.
+pub fn authority(number: u8) -> Authority {
+    Authority {
+        digest: RootDigest([number; 32]),
+        signer: KeyDigest([number; 32]),
+        root: bytes("cert"),
+        key: Some(Sealed(bytes("key"))),
+        cross: Some(bytes("cross")),
+        ..Authority::default()
+    }
+}
+
+/// A token for `role`, for ever.
+pub fn token(role: Role) -> TokenRecord {
+    let (label, secret) = (String::new(), Sealed(bytes("s")));
+    TokenRecord { role, secret, label, created: 1, expires: i64::MAX, uses: None }
 }
 
 /// A machine in memory that is told commands one by one.

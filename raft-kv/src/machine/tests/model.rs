@@ -140,7 +140,7 @@ impl Model {
                 self.compacted = self.revision();
                 Ok(Answer::Done)
             }
-            Command::MemberUpdate(_) | Command::TokenSet { .. } => unreachable!("not drawn"),
+            Command::MemberUpdate(_) | Command::Trust(_) => unreachable!("not drawn"),
         }
     }
 

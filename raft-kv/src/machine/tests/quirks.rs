@@ -426,16 +426,17 @@ fn tokens_and_the_root() {
         tokens.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
     };
     assert_eq!(ids(&bench), ["t1"]);
-    let token = Some(command::TokenRecord { role: Role::Worker, secret: "x".into() });
-    bench.ask(Command::TokenSet { id: "t0".into(), token: token.clone() }).unwrap();
+    let token = token(Role::Worker);
+    let create = TrustChange::TokenCreate { id: "t0".into(), token: token.clone(), now: 5 };
+    bench.ask(Command::Trust(create)).unwrap();
     assert_eq!(ids(&bench), ["t0", "t1"]);
-    assert_eq!(bench.view(|view| read::token(view, "t0")).unwrap(), token);
-    bench.ask(Command::TokenSet { id: "t1".into(), token: None }).unwrap();
+    assert_eq!(bench.view(|view| read::token(view, "t0")).unwrap(), Some(token));
+    bench.ask(Command::Trust(TrustChange::TokenRevoke { id: "t1".into() })).unwrap();
     assert_eq!(ids(&bench), ["t0"]);
-    assert!(bench.ask(Command::TokenSet { id: "t1".into(), token: None }).is_err());
-    let root = bench.view(read::root).unwrap();
-    assert_eq!((root.cert.clone(), root.key.clone()), (bytes("cert"), bytes("key")));
-    assert!(!format!("{root:?}").contains("key"), "the key is never shown");
+    assert!(bench.ask(Command::Trust(TrustChange::TokenRevoke { id: "t1".into() })).is_err());
+    let trusted = bench.view(read::trusted).unwrap();
+    assert_eq!(trusted.roots, [authority(1)]);
+    assert!(!format!("{trusted:?}").contains("key\""), "the key is never shown");
 }
 
 #[test]

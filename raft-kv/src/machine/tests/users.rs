@@ -238,7 +238,7 @@ fn a_caller_within_a_caller_and_what_is_not_for_callers_are_refused() {
     let expire = Command::LeaseExpire { ids: vec![1], term: 1 };
     check(bench.ask_as("user", expire), AuthRefusal::Denied);
     for command in [
-        Command::TokenSet { id: "t1".into(), token: None },
+        Command::Trust(TrustChange::TokenRevoke { id: "t1".into() }),
         Command::Auth(user_add("x")),
         Command::Auth(AuthChange::Disable),
         Command::Alarm(AlarmRequest::Raise(VOTER, AlarmKind::Corrupt)),

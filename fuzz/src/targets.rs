@@ -13,9 +13,9 @@ use raft_kv::machine::{Command, Genesis, Machine, MemoryStore, Proposal, Store, 
 use raft_kv::node::wire::PeerFrame;
 use raft_kv::pki::JoinToken;
 use raft_kv::types::{
-    ClusterId, Committed, Compare, CompareOp, CompareTarget, ConfState, DeleteRequest, Entry, EntryKind,
-    HardState, Header, KeyRange, MemberRecord, NodeId, OnceId, Payload, PutRequest, RangeRequest, RequestId,
-    Role, SnapshotMeta, TxnOp, TxnRequest,
+    Authority, ClusterId, Committed, Compare, CompareOp, CompareTarget, ConfState, DeleteRequest, Entry,
+    EntryKind, HardState, Header, KeyRange, MemberRecord, NodeId, NodeRecord, OnceId, Payload, PutRequest,
+    RangeRequest, RequestId, Role, RootDigest, SnapshotMeta, TxnOp, TxnRequest,
 };
 
 /// One target: its name, which is also its corpus's, and what it does with bytes.

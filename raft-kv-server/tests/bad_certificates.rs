@@ -37,7 +37,7 @@ fn no_certificate_but_a_valid_one_of_the_cluster_opens_anything() {
     let day = Duration::from_secs(24 * 3600);
     let leaf = issue(&root, &subject, &key.public(), then, day, &mut rand::rng()).unwrap();
     let roots = vec![root.cert_der().to_vec()];
-    let credentials = Credentials { chain: vec![leaf], key: key.der().to_vec(), roots };
+    let credentials = Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Default::default() };
     write_credentials(&expired, &credentials).unwrap();
     ask(&expired, &ours.addr).refused(1, &["certificate", "expired"]);
 

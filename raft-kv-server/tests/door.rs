@@ -17,7 +17,7 @@ use raft_kv::client::{Config, Node, Tuning};
 use raft_kv::limits;
 use raft_kv::net::LiveTrust;
 use raft_kv::pki::{Credentials, LEAF_VALIDITY, NodeKey, RootKey, Subject, TLS_NAME, issue};
-use raft_kv::types::{ClusterId, NodeId, Role};
+use raft_kv::types::{ClusterId, NodeId, Role, Standing};
 use raft_kv_server::door::Door;
 use raft_kv_server::etcd::Etcd;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -53,6 +53,7 @@ impl Authority {
             chain: vec![leaf.unwrap()],
             key: key.der().to_vec(),
             roots: vec![self.root.cert_der().to_vec()],
+            ..Default::default()
         }
     }
 }
@@ -253,7 +254,9 @@ fn who_has_no_business_here_is_refused_in_the_handshake() {
         };
         let mut stranger = Authority::new().node(7, Role::Client);
         stranger.roots = vec![ours.root.cert_der().to_vec()];
-        bench.trust.set_refused(|node| node == NodeId(66));
+        bench.trust.set_standing(|who| {
+            if who.node == NodeId(66) { Standing::Removed } else { Standing::Known(who.role) }
+        });
         let cases = [
             ("no_certificate", None),
             ("role", Some(ours.node(7, Role::Worker))),
@@ -400,7 +403,9 @@ fn an_open_connection_ends_when_its_certificate_is_not_believed_any_more() {
             stream
         };
         let (removed, stays) = (knock_as(8).await, knock_as(9).await);
-        bench.trust.set_refused(|node| node == NodeId(8));
+        bench.trust.set_standing(|who| {
+            if who.node == NodeId(8) { Standing::Removed } else { Standing::Known(who.role) }
+        });
         ended(removed).await;
         assert_eq!(ask_http1_after(stays, "/version").await, "200");
         // Another root: who was let in by the old one has to go.

@@ -28,7 +28,8 @@ pub async fn run(args: &CertArgs, output: &mut Output) -> Result<(), Failure> {
     let key = NodeKey::generate();
     let (chain, roots) = handle.issue_certificate(name, role, key.request().into()).await?;
     let der = |list: &[Bytes]| list.iter().map(|one| one.to_vec()).collect();
-    let credentials = Credentials { chain: der(&chain), key: key.der().to_vec(), roots: der(&roots) };
+    let credentials =
+        Credentials { chain: der(&chain), key: key.der().to_vec(), roots: der(&roots), ..Default::default() };
     credentials.check()?;
     write_credentials(&folder, &credentials)?;
     let files = ["cacert", "cert", "key"].map(|name| (name, folder.join(format!("{name}.pem"))));

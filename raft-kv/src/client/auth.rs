@@ -18,7 +18,7 @@ use crate::machine::auth::{Asked, AuthStatus, authorize, status, still_authorize
 use crate::machine::command::Command;
 use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
-use crate::types::{AlarmRequest, AuthChange, AuthQuery, Caller, KeyRange};
+use crate::types::{AlarmRequest, AuthChange, AuthQuery, Caller, KeyRange, TrustCall};
 
 /// What a check of a password costs; each step doubles it.
 const BCRYPT_COST: u32 = 10;
@@ -63,13 +63,14 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         // It answers without a leader too.
         Call::Info => (Asked::Named, Door),
         Call::Leases | Call::Members | Call::Alarm(AlarmRequest::List(_)) => (Asked::Named, Fresh),
-        Call::RaiseRevision(_)
-        | Call::MemberPromote(_)
-        | Call::MemberRemove(_)
-        | Call::JoinToken(_)
-        | Call::IssueCertificate { .. }
-        | Call::Transfer(_) => (Asked::Root, Fresh),
+        Call::RaiseRevision(_) | Call::MemberPromote(_) | Call::MemberRemove(_) | Call::Transfer(_) => {
+            (Asked::Root, Fresh)
+        }
+        Call::Trust(TrustCall::Renew { .. } | TrustCall::Follow) => (Asked::Open, Door),
+        Call::Trust(_) | Call::JoinToken(_) | Call::IssueCertificate { .. } => (Asked::Trust, Fresh),
         Call::Auth(_)
+        | Call::Enrol(_)
+        | Call::Readmit(_)
         | Call::Alarm(AlarmRequest::Raise(..) | AlarmRequest::End(..))
         | Call::HashKv(_)
         | Call::MemberUpdate(_)

@@ -5,6 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
@@ -48,11 +49,17 @@ pub struct Tuning {
     pub log_segment_bytes: u64,
     /// Bytes of RocksDB's block cache.
     pub block_cache_bytes: usize,
+    /// How long certificates that this member makes are valid; at least a second.
+    pub leaf_validity: Duration,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { log_segment_bytes: limits::LOG_SEGMENT_BYTES, block_cache_bytes: 64 * 1024 * 1024 }
+        Self {
+            log_segment_bytes: limits::LOG_SEGMENT_BYTES,
+            block_cache_bytes: 64 * 1024 * 1024,
+            leaf_validity: crate::pki::LEAF_VALIDITY,
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 //! confirmed index and are then served from the node's own state.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use rand::RngCore;
 use tokio::sync::Semaphore;
@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
 use super::snapshot::Copies;
+use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
 use super::watch::Watch;
 use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
@@ -23,10 +24,10 @@ use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
-use crate::pki::{self, JoinToken, RootDigest, RootKey, Secret, Subject};
+use crate::pki::{self, JoinToken, Keyring, Secret};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role, TxnOp,
-    TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role,
+    TokenRecord, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -50,6 +51,12 @@ pub(super) struct Local {
     pub(super) counts: Mutex<Counts>,
     /// Whole copies of the state that are being sent.
     pub(super) copies: Copies,
+    /// What the cluster's secrets are sealed with.
+    pub(super) keyring: Keyring,
+    /// Where this member's certificate lies.
+    pub(super) cert_dir: PathBuf,
+    /// How long certificates made here are valid.
+    pub(super) leaf_validity: Duration,
 }
 
 /// The id of a token in the state: one for each role.
@@ -151,8 +158,9 @@ impl Local {
                     let why = format!("{role} certificates are not issued by name; give the role client");
                     return Err(Refusal::invalid("role", why).into());
                 }
-                let node = NodeId(random());
-                let (chain, roots) = self.issue(node, role, name, &request, Vec::new())?;
+                let (node, token) = (NodeId(random()), String::new());
+                let wanted = Wanted { node, role, name, hosts: Vec::new(), token, renewal: false };
+                let Issued { chain, roots, .. } = self.issue(&wanted, &pki::request_key(&request)?).await?;
                 Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {
@@ -166,7 +174,8 @@ impl Local {
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(caller, record, patience).await,
             Call::RaiseRevision(to) => self.raise_revision(caller, to, patience).await,
-            Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } => {
+            Call::Trust(call) => self.trust_call(call, patience).await,
+            Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }
@@ -293,7 +302,7 @@ impl Local {
     async fn info(&self) -> Answered {
         let (status, _) = self.shell.status().await?;
         let (revision, compacted, members, root) = self.read(|view| {
-            let root = machine::read::root(view)?;
+            let root = machine::read::trusted(view)?.in_force().digest;
             let read = machine::read::current_revision(view)?;
             Ok((read, machine::read::compacted(view)?, machine::read::members(view)?, root))
         })?;
@@ -315,7 +324,7 @@ impl Local {
             compacted: compacted.max(0),
             state_bytes: self.shell.state().stats().disk,
             version: env!("CARGO_PKG_VERSION").into(),
-            root_digest: RootDigest::of(&root.cert).to_string(),
+            root_digest: root.to_string(),
             certificate_ends: ends
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs() as i64),
@@ -327,39 +336,31 @@ impl Local {
 
     /// The join token of a role.
     pub(super) fn token(&self, role: Role) -> Result<JoinToken, Error> {
-        let (root, record) =
-            self.read(|view| Ok((machine::read::root(view)?, machine::read::token(view, &token_id(role))?)))?;
+        let (root, record) = self
+            .read(|view| Ok((machine::read::trusted(view)?, machine::read::token(view, &token_id(role))?)))?;
         let missing = || Refusal::invalid("role", format!("there is no join token for the role {role}"));
         let record = record.ok_or_else(missing)?;
-        let secret = Secret::from_text(&record.secret).ok_or_else(missing)?;
-        Ok(JoinToken { root: RootDigest::of(&root.cert), secret })
+        Ok(JoinToken { root: root.in_force().digest, secret: self.secret_of(&record)? })
     }
 
-    /// The role that a token's secret gives, if it is one.
-    pub(super) fn role_of_secret(&self, secret: &Secret) -> Result<Option<Role>, Error> {
+    /// The id and the role of the token with that secret, if it is one.
+    pub(super) fn token_of_secret(&self, secret: &Secret) -> Result<Option<(String, Role)>, Error> {
         let tokens = self.read(machine::read::tokens)?;
         // Every token is looked at: how long it takes tells nothing.
-        let matching: Vec<_> = tokens.iter().filter(|(_, record)| secret.matches(&record.secret)).collect();
-        Ok(matching.first().map(|(_, record)| record.role))
+        let mut matching = None;
+        for (id, record) in tokens {
+            if self.secret_of(&record)? == *secret {
+                matching = Some((id, record.role));
+            }
+        }
+        Ok(matching)
     }
 
-    /// Issues a certificate for the key that signed `request`, and the roots to trust. Only a client
-    /// has a name.
-    pub(super) fn issue(
-        &self,
-        node: NodeId,
-        role: Role,
-        name: String,
-        request: &[u8],
-        hosts: Vec<String>,
-    ) -> Result<(Vec<Bytes>, Vec<Bytes>), Error> {
-        let root = self.read(machine::read::root)?;
-        let root = RootKey::from_parts(&root.cert, &root.key)?;
-        let key = pki::request_key(request)?;
-        let subject = Subject { cluster: self.cluster, node, role, name, hosts };
-        let leaf =
-            pki::issue(&root, &subject, &key, SystemTime::now(), pki::LEAF_VALIDITY, &mut rand::rng())?;
-        Ok((vec![leaf.into()], vec![Bytes::copy_from_slice(root.cert_der())]))
+    /// The secret of a token.
+    pub(super) fn secret_of(&self, record: &TokenRecord) -> Result<Secret, Error> {
+        let text = self.keyring.open(TOKEN_SECRET, &record.secret)?;
+        let text = String::from_utf8(text).ok().and_then(|text| Secret::from_text(&text));
+        Ok(text.ok_or_else(|| Refusal::BadToken { why: "it is stored damaged; rotate it".into() })?)
     }
 
     /// Follows keys.

@@ -24,6 +24,7 @@ mod serve;
 mod snapshot;
 #[cfg(feature = "node")]
 mod token;
+mod trust;
 #[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]

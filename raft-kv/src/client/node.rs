@@ -18,21 +18,24 @@ use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
+use super::trust::Wanted;
+use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::limits;
-use crate::machine::command::TokenRecord;
 use crate::machine::{self, Genesis, Machine, Store};
 use crate::net::{Dialer, Endpoint, LiveTrust, PeerNet, read_credentials, write_credentials};
 use crate::node::replica::Identity;
 use crate::node::shell::{Parts, Shell};
-use crate::pki::{self, Credentials, JoinToken, NodeKey, RootKey, Secret, Subject};
+use crate::pki::{self, Credentials, JoinToken, Keyring, NodeKey, RootKey, Secret, Subject};
 use crate::raft::Leadership;
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Opened};
 use crate::storage::state::{State, StateOptions};
-use crate::types::{ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta};
+use crate::types::{
+    ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
+};
 
 /// How long a joiner waits for the cluster to take it in.
 const JOIN_PATIENCE: Duration = Duration::from_secs(20);
@@ -70,14 +73,15 @@ impl Node {
             &subject,
             &key.public(),
             SystemTime::now(),
-            pki::LEAF_VALIDITY,
+            config.tuning.leaf_validity,
             &mut rand::rng(),
         )?;
+        let roots = vec![root.cert_der().to_vec()];
         let credentials =
-            Credentials { chain: vec![leaf], key: key.der().to_vec(), roots: vec![root.cert_der().to_vec()] };
+            Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Credentials::default() };
         let record =
             MemberRecord { id: node, name: config.name.clone(), addr: addr.clone(), client_url: door.url() };
-        make_first(&dir, &config.tuning, cluster, &record, &root)?;
+        make_first(&dir, &config.tuning, cluster, &record, &root, &credentials)?;
         save_credentials(&dir, &credentials)?;
         let remembered = Remembered {
             cluster,
@@ -169,8 +173,8 @@ impl Node {
         let trust = LiveTrust::new(load_credentials(&dir)?)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
-        let refusing = state.clone();
-        trust.set_refused(move |id| refusing.view(|view| machine::read::removed(view, id)).unwrap_or(false));
+        let asked = state.clone();
+        trust.set_standing(move |who| standing(&asked, who));
         let (events, incoming) = mpsc::channel(1024);
         let peers = PeerNet::new(endpoint.clone(), events);
         peers.set_peers(node.members.clone());
@@ -188,6 +192,9 @@ impl Node {
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
             counts: Mutex::default(),
             copies: Copies::new(dir.join("copies"))?,
+            keyring: Keyring::default(),
+            cert_dir: dir.join("cert"),
+            leaf_validity: tuning.leaf_validity,
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
@@ -196,6 +203,7 @@ impl Node {
             tokio::spawn(serve::accept(local.clone(), endpoint.clone(), peers, served.clone())),
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
+            tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }
@@ -303,6 +311,23 @@ impl std::fmt::Debug for Node {
             .field("id", &self.local.me)
             .field("name", &self.local.name)
             .finish_non_exhaustive()
+    }
+}
+
+/// Who is let in once its chain is verified. A member that has no state yet goes by that alone.
+fn standing(state: &State, who: &pki::Identity) -> Standing {
+    let known = state.view(|view| {
+        if machine::read::holds_state(view)? {
+            machine::read::standing(view, who.node).map(Some)
+        } else {
+            Ok(None)
+        }
+    });
+    match known {
+        Ok(Some(standing)) => standing,
+        Ok(None) => Standing::Known(who.role),
+        // What can't be read lets nobody in; the node is about to stop.
+        Err(_) => Standing::Unknown,
     }
 }
 
@@ -421,16 +446,32 @@ fn make_first(
     cluster: ClusterId,
     record: &MemberRecord,
     root: &RootKey,
+    credentials: &Credentials,
 ) -> Result<(), StartError> {
+    let keyring = Keyring::default();
     let token = |role| {
-        let record = TokenRecord { role, secret: Secret::generate(&mut rand::rng()).to_text() };
+        let secret = Secret::generate(&mut rand::rng()).to_text();
+        let secret = keyring.seal(TOKEN_SECRET, secret.as_bytes());
+        let label = "made with the cluster".into();
+        let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
         (token_id(role), record)
     };
+    let authority = authority_of(root, &keyring)?;
+    let wanted = Wanted {
+        node: record.id,
+        role: Role::Manager,
+        name: record.name.clone(),
+        hosts: Vec::new(),
+        token: String::new(),
+        renewal: false,
+    };
+    let public_key = NodeKey::from_der(&credentials.key)?.public();
+    let node = record_of(&credentials.chain[0], &public_key, &wanted, authority.digest)?;
     let genesis = Genesis {
         cluster,
         member: record.clone(),
-        root_cert: Bytes::copy_from_slice(root.cert_der()),
-        root_key: Bytes::copy_from_slice(root.key_der()),
+        authority,
+        node,
         tokens: vec![token(Role::Manager), token(Role::Worker)],
     };
     let state = State::open(&dir.join("state"), state_options(tuning))?;
@@ -472,8 +513,12 @@ fn take_in(
     place: Place,
 ) -> Result<Remembered, StartError> {
     let der = |all: &[Bytes]| all.iter().map(|one| one.to_vec()).collect();
-    let credentials =
-        Credentials { chain: der(&joined.chain), key: key.der().to_vec(), roots: der(&joined.roots) };
+    let credentials = Credentials {
+        chain: der(&joined.chain),
+        key: key.der().to_vec(),
+        roots: der(&joined.roots),
+        ..Default::default()
+    };
     credentials.check()?;
     save_credentials(dir, &credentials)?;
     let identity = log::Identity { cluster: joined.cluster, node: joined.node };

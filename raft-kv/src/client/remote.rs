@@ -12,7 +12,7 @@ use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, Unknown};
 use crate::net::Dialer;
 use crate::pki::{Credentials, Purpose};
-use crate::types::WatchRequest;
+use crate::types::{TrustCall, WatchRequest};
 use std::sync::Arc;
 
 /// Pause before the endpoints are tried again.
@@ -47,6 +47,12 @@ fn reads_only(call: &Call) -> bool {
             | Call::MemberPromote(_)
             | Call::MemberRemove(_)
             | Call::IssueCertificate { .. }
+            | Call::Trust(
+                TrustCall::Rotate { .. }
+                    | TrustCall::TokenCreate { .. }
+                    | TrustCall::TokenRotate(_)
+                    | TrustCall::NodeRemove(_)
+            )
             | Call::Transfer(_)
             | Call::RaiseRevision(_)
             | Call::Join(_)

@@ -12,6 +12,8 @@ use super::api::{Answered, Call, JoinRequest, Joined, Reply};
 use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
 use super::node::{OWN_PATIENCE, hosts_of};
+use super::trust::Wanted;
+use super::trust::authority::{Issued, now};
 use super::world::removed_text;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -22,7 +24,9 @@ use crate::node::ask::What;
 use crate::node::wire::PeerFrame;
 use crate::pki::Secret;
 use crate::raft::PeerMessage;
-use crate::types::{Caller, MemberRecord, MemberRole, NodeId, Role, WatchBatch, WatchRequest};
+use crate::types::{
+    Caller, ConfChange, MemberRecord, MemberRole, NodeId, Role, TrustChange, WatchBatch, WatchRequest,
+};
 
 /// A snapshot that is larger is not taken.
 const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
@@ -214,15 +218,15 @@ async fn join(local: &Arc<Local>, request: JoinRequest) -> Answered {
             .into(),
     };
     let secret = Secret::from_text(&request.secret).ok_or_else(unknown)?;
-    match local.role_of_secret(&secret)?.ok_or_else(unknown)? {
-        Role::Manager => {}
-        role => {
+    let token = match local.token_of_secret(&secret)?.ok_or_else(unknown)? {
+        (token, Role::Manager) => token,
+        (_, role) => {
             let why = format!("it is for the role {role}, and a member needs one for the role manager");
             return Err(Refusal::BadToken { why }.into());
         }
-    }
+    };
     let place = Place { name: request.name, addr: request.addr, client_url: request.client_url };
-    admit_member(local, &request.request, place, None).await
+    admit_member(local, &request.request, place, token, None).await
 }
 
 async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, place: Place) -> Answered {
@@ -233,7 +237,7 @@ async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, plac
     local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
     // Its old id is removed on the way; the connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
-    admit_member(local, &request, place, Some(identity.node)).await
+    admit_member(local, &request, place, String::new(), Some(identity.node)).await
 }
 
 /// What a new member says of itself.
@@ -244,12 +248,18 @@ struct Place {
 }
 
 /// Takes a member in under a new id; `old` is the id under which it was known before.
-async fn admit_member(local: &Arc<Local>, request: &[u8], place: Place, old: Option<NodeId>) -> Answered {
+async fn admit_member(
+    local: &Arc<Local>,
+    request: &[u8],
+    place: Place,
+    token: String,
+    old: Option<NodeId>,
+) -> Answered {
     let Place { name, addr, client_url } = place;
     check_name(&name)?;
     check_addr(&addr)?;
     check_client_url(&client_url)?;
-    crate::pki::request_key(request)?;
+    let key = crate::pki::request_key(request)?;
     let members = local.shell.read(machine::read::members)?;
     // A join that was cut short leaves a learner of the same name and address that never came.
     let abandoned = members.iter().find(|member| {
@@ -261,9 +271,19 @@ async fn admit_member(local: &Arc<Local>, request: &[u8], place: Place, old: Opt
     }
     let node = NodeId(random());
     let hosts = hosts_of(&addr, &client_url);
+    let wanted = Wanted { node, role: Role::Manager, name: name.clone(), hosts, token, renewal: false };
     let record = MemberRecord { id: node, name, addr, client_url };
-    let members = local.add_learner(record, OWN_PATIENCE).await?;
-    let (chain, roots) = local.issue(node, Role::Manager, String::new(), request, hosts)?;
+    let change = ConfChange::AddLearner(record.clone());
+    local.read(|view| machine::read::admit_change(view, &change))??;
+    // Known before it is a member: whoever is one may be dialled and must be let in.
+    let Issued { chain, roots, .. } = local.issue(&wanted, &key).await?;
+    let added = local.add_learner(record, OWN_PATIENCE).await;
+    if added.is_err() {
+        // Nobody has its certificate. Where it is a member after all this is refused.
+        let forget = TrustChange::NodeRemove { id: node, now: now() };
+        let _ = local.propose_trust(forget).await;
+    }
+    let members = added?;
     tracing::info!(%node, "a member joined");
     let joined = Joined { cluster: local.cluster, node, chain, roots, members };
     Ok((local.now()?, Reply::Joined(joined)))

@@ -41,13 +41,10 @@ impl Outside {
 
     /// Ends the connections of members that were removed.
     pub(super) fn close_refused(&self) {
-        let live = self.endpoint.live().clone();
-        let spared = self.local().map(|local| local.spared.lock().clone()).unwrap_or_default();
-        let why = Refusal::BadCertificate { why: removed_text() };
-        let removed = |id: NodeId| live.refuses(id) && !spared.contains(&id);
-        live.note_change();
-        self.endpoint
-            .close_where(|info| info.peer.as_ref().is_some_and(|peer| removed(peer.identity().node)), &why);
+        self.endpoint.live().note_change();
+        if let Some(local) = self.local() {
+            local.recheck(&self.endpoint);
+        }
     }
 
     fn local(&self) -> Option<Arc<Local>> {

@@ -193,6 +193,27 @@ impl Endpoint {
         self.held().iter().map(|held| held.info.clone()).collect()
     }
 
+    /// Ends each connection whose other end is not believed any more, or not let in, but those for
+    /// which `spare` is true. Returns how many.
+    pub fn recheck(&self, spare: impl Fn(&ConnectionInfo) -> bool) -> usize {
+        let mut ended = 0;
+        for held in self.held() {
+            let Some(peer) = held.info.peer.as_ref().filter(|_| !spare(&held.info)) else { continue };
+            if let Err(refusal) = peer.still_believed(&self.inner.live, held.info.dialled) {
+                held.refuse(&refusal);
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// Notes again on which roots the open connections rest.
+    pub fn note_seen(&self) {
+        self.held().iter().filter_map(|held| held.info.peer.as_ref()).for_each(|peer| {
+            peer.note_seen(&self.inner.live);
+        });
+    }
+
     /// Ends each connection for which `which` is true, telling the other end `why`. Returns how
     /// many.
     pub fn close_where(&self, which: impl Fn(&ConnectionInfo) -> bool, why: &Refusal) -> usize {
@@ -333,12 +354,15 @@ impl Listener {
                 return refuse(&connection, &refusal);
             }
         };
-        let node = peer.as_ref().map(|peer| peer.identity().node);
         let held = hold(&self.registry, connection, peer, purpose, false);
-        // Once more, now that it can be found and closed: it may have been refused meanwhile.
-        if node.is_some_and(|node| self.live.refuses(node)) {
-            let why = "this node was removed from the cluster; let it join anew".into();
-            return held.refuse(&Refusal::BadCertificate { why });
+        // Now that it can be found and closed: it may have been refused meanwhile.
+        if let Some(peer) = &held.info.peer {
+            let admitted = self.live.wait_admitted(&peer.identity()).await;
+            if let Err(refusal) = admitted.and_then(|()| peer.still_believed(&self.live, false)) {
+                tracing::debug!(remote = %held.info.remote, %refusal, "a connection was refused");
+                return held.refuse(&refusal);
+            }
+            peer.note_seen(&self.live);
         }
         open_limits(&held.connection, purpose);
         let say = async {

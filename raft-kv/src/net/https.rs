@@ -50,7 +50,7 @@ impl HttpsPeer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HandshakeFault {
     /// One word for counters: `no_certificate`, `expired`, `unknown_root`, `other_cluster`,
-    /// `role`, `removed`, `certificate`, `version`, `not_tls`, `broken_off`.
+    /// `role`, `removed`, `unknown`, `certificate`, `version`, `not_tls`, `broken_off`.
     pub reason: &'static str,
     /// The same for people.
     pub why: String,
@@ -128,6 +128,17 @@ impl LiveTrust {
         Ok(HttpsPeer { identity, chain, ends })
     }
 
+    /// Waits until what is known of `peer` lets it in; nothing of it is to be served before.
+    ///
+    /// # Errors
+    /// [`HandshakeFault`] if nothing becomes known of it.
+    pub async fn https_admitted(&self, peer: &HttpsPeer) -> Result<(), HandshakeFault> {
+        let unknown = |refusal: Refusal| HandshakeFault::of("unknown", refusal.to_string());
+        self.wait_admitted(&peer.identity).await.map_err(unknown)?;
+        self.note_seen(&peer.identity, &peer.chain);
+        Ok(())
+    }
+
     /// Whether `peer` would be let in at `now`: asked again of open connections when
     /// [`changed`](Self::changed) says so, and as time goes by.
     ///
@@ -148,7 +159,7 @@ fn check(
     others: &[CertificateDer<'_>],
     now: UnixTime,
 ) -> Result<(), HandshakeFault> {
-    trust.clients.verify_client_cert(leaf, others, now).map_err(|error| {
+    trust.believed.verify_client(leaf, others, now).map_err(|error| {
         let why = format!("the client: {}", certificate_error(&error));
         HandshakeFault::of(reason_of(&error), why)
     })?;
@@ -161,11 +172,9 @@ fn check(
         let reason = if identity.cluster == trust.identity.cluster { "role" } else { "other_cluster" };
         HandshakeFault::of(reason, format!("{} {}: {refusal}", identity.role, identity.node))
     })?;
-    if live.refuses(identity.node) {
-        let why = format!("{} {} was removed from the cluster", identity.role, identity.node);
-        return Err(HandshakeFault::of("removed", why));
-    }
-    Ok(())
+    live.admitted(&identity).map(drop).map_err(|refusal| {
+        HandshakeFault::of("removed", format!("{} {}: {refusal}", identity.role, identity.node))
+    })
 }
 
 fn reason_of(error: &rustls::Error) -> &'static str {

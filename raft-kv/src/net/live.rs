@@ -3,36 +3,51 @@
 //! Every handshake reads the newest; nothing keeps an older one. Open connections are not touched
 //! by a change: [`Endpoint::close_where`](super::Endpoint::close_where) ends those it concerns.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::tls::Trust;
 use crate::error::Refusal;
-use crate::pki::{Credentials, Identity};
-use crate::types::NodeId;
+use crate::pki::{Credentials, Identity, RootDigest};
+use crate::types::{NodeId, Role, Standing};
 
-type Refused = Box<dyn Fn(NodeId) -> bool + Send + Sync>;
+type Asked = Box<dyn Fn(&Identity) -> Standing + Send + Sync>;
+
+/// How long a node that nothing is known of is given: what it was let in by may be on its way here.
+pub(super) const NEWS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked for meanwhile.
+const NEWS_PAUSE: Duration = Duration::from_millis(20);
+/// Nodes whose verified root is remembered until somebody asks for it.
+const MAX_SEEN: usize = 4096;
 
 /// A node's credentials, the roots it believes, and whom it refuses. Clones share one content.
 #[derive(Clone)]
 pub struct LiveTrust {
     trust: Arc<ArcSwap<Trust>>,
-    refused: Arc<ArcSwap<Refused>>,
+    standing: Arc<ArcSwap<Asked>>,
+    /// The root that each node's certificate rested on when it was verified last, while there is more
+    /// than one.
+    seen: Arc<Mutex<BTreeMap<NodeId, RootDigest>>>,
     changes: watch::Sender<u64>,
 }
 
 impl LiveTrust {
-    /// Starts with `credentials` and refuses nobody.
+    /// Starts with `credentials` and refuses nobody whose chain is good.
     ///
     /// # Errors
     /// [`Refusal::BadCertificate`] if they can't be used.
     pub fn new(credentials: Credentials) -> Result<Self, Refusal> {
-        let refused: Refused = Box::new(|_| false);
+        let standing: Asked = Box::new(|identity| Standing::Known(identity.role));
         Ok(Self {
             trust: Arc::new(ArcSwap::from_pointee(Trust::new(credentials)?)),
-            refused: Arc::new(ArcSwap::from_pointee(refused)),
+            standing: Arc::new(ArcSwap::from_pointee(standing)),
+            seen: Arc::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -52,10 +67,10 @@ impl LiveTrust {
         Ok(())
     }
 
-    /// From now on a node for which `refused` is true is turned away after its handshake, and not
-    /// dialled. It is asked in every handshake: it must be quick.
-    pub fn set_refused(&self, refused: impl Fn(NodeId) -> bool + Send + Sync + 'static) {
-        self.refused.store(Arc::new(Box::new(refused)));
+    /// From now on `standing` says who is let in once its chain is verified. It is asked in every
+    /// handshake: it must be quick.
+    pub fn set_standing(&self, standing: impl Fn(&Identity) -> Standing + Send + Sync + 'static) {
+        self.standing.store(Arc::new(Box::new(standing)));
         self.note_change();
     }
 
@@ -70,9 +85,66 @@ impl LiveTrust {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether `node` is turned away.
+    /// What is known of a node whose chain is good.
+    pub fn standing(&self, identity: &Identity) -> Standing {
+        (self.standing.load())(identity)
+    }
+
+    /// Whether a member with that id was removed.
     pub fn refuses(&self, node: NodeId) -> bool {
-        (self.refused.load())(node)
+        let identity = Identity { node, role: Role::Manager, ..self.identity() };
+        self.standing(&identity) == Standing::Removed
+    }
+
+    /// Whether a node whose chain is good may be let in now; `None` while nothing is known of it.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] for one that was removed or shows a role that it was not given.
+    pub(super) fn admitted(&self, identity: &Identity) -> Result<Option<()>, Refusal> {
+        let bad = |why: &str| Err(Refusal::BadCertificate { why: why.into() });
+        match self.standing(identity) {
+            Standing::Removed if crate::planted!(AdmitRemoved) => Ok(Some(())),
+            Standing::Removed => bad("this node was removed from the cluster; let it join anew"),
+            Standing::Known(role) if role.covers(identity.role) => Ok(Some(())),
+            Standing::Known(_) => bad("this node was not given that role; let it ask for a new certificate"),
+            Standing::Unknown if crate::planted!(AdmitUnknown) => Ok(Some(())),
+            Standing::Unknown => Ok(None),
+        }
+    }
+
+    /// As [`admitted`](Self::admitted), with some patience for what is not known yet.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] with the reason.
+    pub async fn wait_admitted(&self, identity: &Identity) -> Result<(), Refusal> {
+        let deadline = tokio::time::Instant::now() + NEWS_PATIENCE;
+        while self.admitted(identity)?.is_none() {
+            if tokio::time::Instant::now() >= deadline {
+                let why = "the cluster does not know this node; let it join".into();
+                return Err(Refusal::BadCertificate { why });
+            }
+            tokio::time::sleep(NEWS_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Notes on which root a verified chain rests, while there is more than one.
+    pub(super) fn note_seen(&self, identity: &Identity, chain: &[CertificateDer<'_>]) {
+        let trust = self.current();
+        if trust.credentials.roots.len() < 2 {
+            return;
+        }
+        if let Some(root) = trust.believed.rests_on(chain) {
+            let mut seen = self.seen.lock();
+            if seen.len() < MAX_SEEN || seen.contains_key(&identity.node) {
+                seen.insert(identity.node, root);
+            }
+        }
+    }
+
+    /// On which roots the nodes' certificates rested that were verified since the last call.
+    pub fn take_seen(&self) -> BTreeMap<NodeId, RootDigest> {
+        std::mem::take(&mut self.seen.lock())
     }
 
     /// Who this node is.

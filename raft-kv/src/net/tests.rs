@@ -43,6 +43,7 @@ impl Authority {
             chain: vec![leaf.unwrap()],
             key: key.der().to_vec(),
             roots: vec![self.root.cert_der().to_vec()],
+            ..Default::default()
         }
     }
 

@@ -21,7 +21,7 @@ use crate::error::Refusal;
 use crate::pki::{
     Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, name_of, pinned_root,
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, KeyDigest, NodeId};
 
 fn bad(why: impl Into<String>) -> Refusal {
     Refusal::BadCertificate { why: why.into() }
@@ -82,10 +82,24 @@ impl VerifiedPeer {
         }
         let peer = Self::of(connection)?.ok_or_else(|| bad("none was presented"))?;
         admit(&peer.identity, purpose, live.identity().cluster)?;
-        if live.refuses(peer.identity.node) {
-            return Err(bad("this node was removed from the cluster; let it join anew"));
-        }
+        live.admitted(&peer.identity)?;
         Ok((purpose, Some(peer)))
+    }
+
+    /// Notes on which root its chain rests.
+    pub(super) fn note_seen(&self, live: &LiveTrust) {
+        live.note_seen(&self.identity, &self.chain);
+    }
+
+    /// Whether what was verified in the handshake is believed still.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] with the reason.
+    pub(super) fn still_believed(&self, live: &LiveTrust, dialled: bool) -> Result<(), Refusal> {
+        let trust = live.current();
+        trust.believed.verify(&self.chain[0], &self.chain[1..], UnixTime::now(), dialled)?;
+        // Of a node that nothing is known of any more, its records have ended with its certificate.
+        live.admitted(&self.identity).map(drop)
     }
 
     /// What a dialler makes of a connection whose handshake is complete: its verifier has checked
@@ -99,8 +113,7 @@ impl VerifiedPeer {
 pub(super) struct Trust {
     pub(super) credentials: Credentials,
     pub(super) identity: Identity,
-    roots: Arc<RootCertStore>,
-    pub(super) clients: Arc<dyn ClientCertVerifier>,
+    pub(super) believed: Arc<Believed>,
     pub(super) key: Arc<CertifiedKey>,
     /// The same with the roots behind the chain: a joiner has only a root's digest.
     key_for_joiners: Arc<CertifiedKey>,
@@ -109,11 +122,7 @@ pub(super) struct Trust {
 impl Trust {
     pub(super) fn new(credentials: Credentials) -> Result<Self, Refusal> {
         let identity = credentials.check()?;
-        let roots = root_store(&credentials.roots)?;
-        let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| bad(error.to_string()))?;
+        let believed = Arc::new(Believed::new(&credentials)?);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.clone()));
         let key = provider().key_provider.load_private_key(key).map_err(|e| bad(e.to_string()))?;
         let chain = certificates(&credentials.chain);
@@ -121,12 +130,113 @@ impl Trust {
         with_roots.extend(certificates(&credentials.roots));
         Ok(Self {
             identity,
-            roots,
-            clients,
+            believed,
             key: Arc::new(CertifiedKey::new(chain, key.clone())),
             key_for_joiners: Arc::new(CertifiedKey::new(with_roots, key)),
             credentials,
         })
+    }
+}
+
+/// Which chains are believed.
+pub(super) struct Believed {
+    clients: Arc<dyn ClientCertVerifier>,
+    servers: Arc<WebPkiServerVerifier>,
+    /// Each root by itself, where there are several.
+    single: Vec<(RootDigest, Arc<dyn ClientCertVerifier>)>,
+    distrusted: Vec<KeyDigest>,
+}
+
+impl std::fmt::Debug for Believed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Believed(..)")
+    }
+}
+
+type Verifiers = (Arc<dyn ClientCertVerifier>, Arc<WebPkiServerVerifier>);
+
+fn verifiers(roots: &Arc<RootCertStore>) -> Result<Verifiers, Refusal> {
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| bad(error.to_string()))?;
+    let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider())
+        .build()
+        .map_err(|error| bad(error.to_string()))?;
+    Ok((clients, servers))
+}
+
+impl Believed {
+    fn new(credentials: &Credentials) -> Result<Self, Refusal> {
+        let (clients, servers) = verifiers(&root_store(&credentials.roots)?)?;
+        let mut single = Vec::new();
+        for root in credentials.roots.iter().filter(|_| credentials.roots.len() > 1) {
+            let (clients, _) = verifiers(&root_store(std::slice::from_ref(root))?)?;
+            single.push((RootDigest::of(root), clients));
+        }
+        Ok(Self { clients, servers, single, distrusted: credentials.distrusted.clone() })
+    }
+
+    /// Refuses a chain that leads over a key which was given up: its root was introduced and taken back,
+    /// and still has a certificate of the one that is believed.
+    fn check_distrusted(&self, others: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        if self.distrusted.is_empty() {
+            return Ok(());
+        }
+        let given_up = |cert: &CertificateDer<'_>| {
+            crate::pki::key_of(cert).is_ok_and(|key| self.distrusted.contains(&key))
+        };
+        if others.iter().any(given_up) { Err(CertificateError::UnknownIssuer.into()) } else { Ok(()) }
+    }
+
+    /// Checks a client's chain: valid now, and it leads to a believed root.
+    pub(super) fn verify_client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.check_distrusted(others)?;
+        self.clients.verify_client_cert(leaf, others, now)
+    }
+
+    fn verify_server(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        self.check_distrusted(others)?;
+        let name = ServerName::try_from(TLS_NAME).expect("a fixed name");
+        self.servers.verify_server_cert(leaf, others, &name, &[], now).map(drop)
+    }
+
+    /// As in a handshake, for a connection that is open; `server`: this node dialled.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+        server: bool,
+    ) -> Result<(), Refusal> {
+        let verified = if server {
+            self.verify_server(leaf, others, now)
+        } else {
+            self.verify_client(leaf, others, now).map(drop)
+        };
+        verified.map_err(|error| bad(certificate_error(&error)))
+    }
+
+    /// The root that a chain rests on by itself, without a certificate of another root in between.
+    pub(super) fn rests_on(&self, chain: &[CertificateDer<'_>]) -> Option<RootDigest> {
+        let (leaf, others) = chain.split_first()?;
+        let now = UnixTime::now();
+        let found = self
+            .single
+            .iter()
+            .rev()
+            .find(|(_, clients)| clients.verify_client_cert(leaf, others, now).is_ok());
+        found.map(|(root, _)| *root)
     }
 }
 
@@ -193,7 +303,7 @@ impl ClientCertVerifier for Listener {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.0.current().clients.verify_client_cert(leaf, others, now)
+        self.0.current().believed.verify_client(leaf, others, now)
     }
 
     fn verify_tls12_signature(
@@ -224,7 +334,7 @@ impl ClientCertVerifier for Listener {
 #[derive(Debug)]
 pub(super) enum Expect {
     /// A chain to one of our roots, our cluster, and this node if one is meant.
-    Member { roots: Arc<RootCertStore>, cluster: ClusterId, node: Option<NodeId> },
+    Member { trust: Arc<Believed>, cluster: ClusterId, node: Option<NodeId> },
     /// A chain to the root that a join token pins.
     Pinned(RootDigest),
 }
@@ -232,11 +342,11 @@ pub(super) enum Expect {
 impl Expect {
     pub(super) fn member(credentials: &Credentials, node: Option<NodeId>) -> Result<Self, Refusal> {
         let cluster = credentials.identity()?.cluster;
-        Ok(Self::Member { roots: root_store(&credentials.roots)?, cluster, node })
+        Ok(Self::Member { trust: Arc::new(Believed::new(credentials)?), cluster, node })
     }
 
     pub(super) fn member_of(trust: &Trust, node: Option<NodeId>) -> Self {
-        Self::Member { roots: trust.roots.clone(), cluster: trust.identity.cluster, node }
+        Self::Member { trust: trust.believed.clone(), cluster: trust.identity.cluster, node }
     }
 }
 
@@ -270,23 +380,21 @@ impl DialVerifier {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let (roots, cluster, node) = match &self.expect {
-            Expect::Member { roots, cluster, node } => (roots.clone(), Some(*cluster), *node),
+        let (trust, cluster, node) = match &self.expect {
+            Expect::Member { trust, cluster, node } => (trust.clone(), Some(*cluster), *node),
             Expect::Pinned(digest) => {
                 let root = pinned_root(others.iter().map(AsRef::as_ref), digest).ok_or_else(|| {
                     bad("the node that answers does not belong to the token's cluster, or the \
                          token is older than the cluster's root; nothing was sent to it")
                 })?;
                 *self.root.lock() = Some(root.to_vec());
-                (root_store(&[root.to_vec()])?, None, None)
+                let roots = vec![root.to_vec()];
+                let pinned = Believed::new(&Credentials { roots, ..Credentials::default() })?;
+                (Arc::new(pinned), None, None)
             }
         };
-        let webpki = WebPkiServerVerifier::builder_with_provider(roots, provider())
-            .build()
-            .map_err(|error| bad(error.to_string()))?;
-        let name = ServerName::try_from(TLS_NAME).expect("a fixed name");
-        webpki
-            .verify_server_cert(leaf, others, &name, &[], now)
+        trust
+            .verify_server(leaf, others, now)
             .map_err(|error| bad(format!("the node that answers: {}", certificate_error(&error))))?;
         check_dialled(&Identity::from_cert(leaf)?, cluster, node)
     }

@@ -38,6 +38,8 @@ pub struct Report {
     /// The revision of users and roles and whether they count, where they changed or the whole
     /// state is new.
     pub auth: Option<(u64, bool)>,
+    /// Whether what is believed changed, or the whole state is new.
+    pub trust: bool,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -86,6 +88,7 @@ impl<S: Store> Applier<S> {
             all_leases: Some(leases?),
             members: Some(members?),
             auth: Some(self.auth()?),
+            trust: true,
             ..Report::default()
         })
     }
@@ -103,6 +106,7 @@ impl<S: Store> Applier<S> {
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
+        let trust = applied.trust_changed;
         let machine = self.machine.as_ref().expect("it has just applied");
         let (me, boot) = (self.me, self.boot);
         let ours = |outcome: &Outcome| outcome.request.origin == me && outcome.request.boot == boot;
@@ -114,6 +118,7 @@ impl<S: Store> Applier<S> {
             raised: applied.raised,
             members,
             auth,
+            trust,
             bytes,
             ..Report::default()
         };

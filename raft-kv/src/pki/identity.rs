@@ -100,8 +100,10 @@ pub struct Credentials {
     pub chain: Vec<Vec<u8>>,
     /// The leaf's private key, PKCS #8.
     pub key: Vec<u8>,
-    /// The roots that are believed; one, or two while a root is being replaced.
+    /// The roots that are believed; one, or more while a root is being replaced.
     pub roots: Vec<Vec<u8>>,
+    /// Keys that may not lead to a root any more. Not in files: whoever follows the cluster knows.
+    pub distrusted: Vec<crate::types::KeyDigest>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -176,7 +178,7 @@ impl Credentials {
             [key] if key.tag() == "PRIVATE KEY" => key.contents().to_vec(),
             _ => return bad("the key file does not hold one private key (PKCS #8 in PEM)"),
         };
-        let credentials = Self { chain, key, roots };
+        let credentials = Self { chain, key, roots, distrusted: Vec::new() };
         credentials.check()?;
         Ok(credentials)
     }

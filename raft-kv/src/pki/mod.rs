@@ -8,13 +8,15 @@
 mod identity;
 mod leaf;
 mod root;
+mod seal;
 mod token;
 mod verify;
 
 pub use crate::types::RootDigest;
 pub use identity::{Credentials, Identity, PemFiles, name_of};
 pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, issue, request_key, validity_of};
-pub use root::RootKey;
+pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
+pub use seal::Keyring;
 pub use token::{JoinToken, Secret};
 pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};
 

@@ -4,15 +4,18 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SerialNumber, SubjectPublicKeyInfo,
 };
+use x509_parser::asn1_rs::Tag;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{BACK_DATE, moment};
 use crate::error::Refusal;
 use crate::types::{ClusterId, KeyDigest, RootDigest};
 
+/// How long a new root's certificate by the old one is valid: no leaf of the old one outlives it.
+pub const CROSS_VALIDITY: Duration = super::LEAF_VALIDITY;
 const ROOT_VALIDITY: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -74,6 +77,36 @@ impl RootKey {
         Ok(Self { cert: cert_der.to_vec(), key })
     }
 
+    /// A certificate of `other`, an authority's, by this one: who believes only this root believes
+    /// what `other` signs, with this certificate behind it.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if `other` can't be read.
+    pub fn cross_sign(&self, other: &[u8], now: SystemTime, validity: Duration) -> Result<Vec<u8>, Refusal> {
+        let bad = |why: String| Refusal::BadCertificate { why };
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject_of(other)?;
+        let key = SubjectPublicKeyInfo::from_der(&public_key_of(other)?)
+            .map_err(|error| bad(format!("the other root's key can't be used: {error}")))?;
+        let mut serial: [u8; 16] = rand::random();
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.not_before = moment(now.checked_sub(BACK_DATE).unwrap_or(now));
+        params.not_after = moment(now + validity);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.use_authority_key_identifier_extension = true;
+        let cert = params.signed_by(&key, &self.issuer()).map_err(|error| bad(error.to_string()))?;
+        let der = cert.der().to_vec();
+        // Chains are built by names, byte for byte.
+        let same =
+            |cert: &[u8]| X509Certificate::from_der(cert).ok().map(|(_, it)| it.subject().as_raw().to_vec());
+        if same(&der) != same(other) {
+            return Err(bad("the new root's subject can't be repeated as it is".into()));
+        }
+        Ok(der)
+    }
+
     /// The certificate, in DER.
     pub fn cert_der(&self) -> &[u8] {
         &self.cert
@@ -94,6 +127,57 @@ impl RootKey {
         Issuer::from_ca_cert_der(&self.cert.as_slice().into(), &self.key)
             .expect("checked when this root was made or read")
     }
+}
+
+/// The subject of a certificate, to be written again as it is.
+fn subject_of(cert_der: &[u8]) -> Result<DistinguishedName, Refusal> {
+    let bad = || Refusal::BadCertificate {
+        why: "the new root's subject has a form that can't be certified here; give its key as certified by \
+              the root in force along with it"
+            .into(),
+    };
+    let (_, cert) = X509Certificate::from_der(cert_der).map_err(|_| bad())?;
+    let mut name = DistinguishedName::new();
+    for attribute in cert.subject().iter_attributes() {
+        let oid: Vec<u64> = attribute.attr_type().iter().ok_or_else(bad)?.collect();
+        let text = attribute.as_str().map_err(|_| bad())?;
+        let value = match attribute.attr_value().tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().map_err(|_| bad())?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().map_err(|_| bad())?),
+            _ => return Err(bad()),
+        };
+        let kind = DnType::from_oid(&oid);
+        if name.get(&kind).is_some() {
+            return Err(bad());
+        }
+        name.push(kind, value);
+    }
+    Ok(name)
+}
+
+fn public_key_of(cert_der: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let (_, cert) = X509Certificate::from_der(cert_der)
+        .map_err(|_| Refusal::BadCertificate { why: "it can't be read".into() })?;
+    Ok(cert.public_key().raw.to_vec())
+}
+
+/// The digest of a certificate's public key.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] if it can't be read.
+pub fn key_of(cert_der: &[u8]) -> Result<KeyDigest, Refusal> {
+    public_key_of(cert_der).map(|key| KeyDigest::of(&key))
+}
+
+/// A certificate's serial number.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] if it can't be read.
+pub fn serial_of(cert_der: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let (_, cert) = X509Certificate::from_der(cert_der)
+        .map_err(|_| Refusal::BadCertificate { why: "it can't be read".into() })?;
+    Ok(cert.raw_serial().to_vec())
 }
 
 impl fmt::Debug for RootKey {

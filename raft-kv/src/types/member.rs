@@ -59,6 +59,16 @@ impl Role {
         }
     }
 
+    /// Whether a node that was given this role may show `shown`: the same or less.
+    pub fn covers(self, shown: Self) -> bool {
+        let power = |role| match role {
+            Self::Manager => 2,
+            Self::Client => 1,
+            Self::Worker => 0,
+        };
+        power(self) >= power(shown)
+    }
+
     /// The role that `word` names.
     pub fn parse(word: &str) -> Option<Self> {
         [Self::Manager, Self::Client, Self::Worker].into_iter().find(|role| role.as_str() == word)

@@ -304,7 +304,7 @@ fn etcd_15271_a_snapshot_repeats_and_skips_nothing() {
     }
     assert!(world.hub.advance(45).contains(&future));
     assert_eq!(world.revisions(future), (40..=45).collect::<Vec<_>>());
-    assert_eq!(world.hub.advance(45), []);
+    assert!(world.hub.advance(45).is_empty());
 }
 
 /// etcd #20221: a watcher with a future start got older events and progress notices.
@@ -314,7 +314,7 @@ fn etcd_20221_a_future_watcher_gets_nothing_older() {
     let id = world.watch(KeyRange::key("a"), 10);
     assert!(world.fill(2..=8, "a").is_empty());
     assert_eq!(world.hub.progress(id), None);
-    assert_eq!(world.hub.advance(9), []);
+    assert!(world.hub.advance(9).is_empty());
     assert_eq!(world.hub.progress(id), None);
     assert_eq!(world.hub.poll(id, EVERYTHING), Poll::Idle);
     assert_eq!(world.fill(10..=10, "a"), [id]);

@@ -31,6 +31,10 @@ use crate::types::Caller;
 pub fn authorize(view: &dyn Read, caller: &Caller, asked: &Asked) -> Settled<()> {
     settle((|| match (caller, asked) {
         (Caller::Full, _) | (_, Asked::Open) => Ok(()),
+        // Whoever could give out certificates could be anybody.
+        (_, Asked::Trust) if !status(view)?.enabled => {
+            Err(Refusal::NotAllowed { role: "client".into() }.into())
+        }
         _ => Standing::of(view, caller)?.check(view, asked),
     })())
 }

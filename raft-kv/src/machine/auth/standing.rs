@@ -24,6 +24,9 @@ pub enum Asked<'a> {
     Named,
     /// What only root may do.
     Root,
+    /// What only the program that holds a member may do, or root while permissions count: everything
+    /// about certificates and tokens.
+    Trust,
     /// A change of the store.
     Command(&'a Command),
     /// Reading and writing every key.
@@ -139,7 +142,7 @@ impl May<'_> {
     fn all(&self, asked: &Asked) -> Result<bool, StorageFailed> {
         Ok(match asked {
             Asked::Open | Asked::Named => true,
-            Asked::Root => false,
+            Asked::Root | Asked::Trust => false,
             Asked::Everything => self.everything(),
             Asked::Command(command) => self.command(command)?,
             Asked::Range(range) | Asked::Watch(range) => self.read.cover(range),

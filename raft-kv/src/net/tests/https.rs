@@ -8,6 +8,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
 use super::super::tls::provider;
 use super::*;
 use crate::pki::TLS_NAME;
+use crate::types::Standing;
 
 /// A whole handshake between `live`'s door and one who shows `own`; what the door makes of it.
 fn handshake(live: &LiveTrust, own: &Credentials) -> Result<HttpsPeer, HandshakeFault> {
@@ -60,7 +61,9 @@ fn managers_and_clients_of_the_cluster_get_in_and_nobody_else() {
         cluster: ClusterId(0xc2),
     };
     let live = door(&ours);
-    live.set_refused(|node| node == NodeId(66));
+    live.set_standing(
+        |who| if who.node == NodeId(66) { Standing::Removed } else { Standing::Known(who.role) },
+    );
     let check = |own: Credentials, expect: Result<Role, &str>| {
         let got = handshake(&live, &own);
         match (got, expect) {
@@ -98,7 +101,9 @@ fn what_is_in_force_counts_at_once() {
     assert_eq!(live.still_admits(&peer, SystemTime::now()).unwrap_err().reason, "unknown_root");
     assert_eq!(handshake(&live, &old.node(2, Role::Client)).unwrap_err().reason, "unknown_root");
     let peer = handshake(&live, &new.node(2, Role::Client)).unwrap();
-    live.set_refused(|node| node == NodeId(2));
+    live.set_standing(
+        |who| if who.node == NodeId(2) { Standing::Removed } else { Standing::Known(who.role) },
+    );
     assert!(changed.has_changed().unwrap());
     assert_eq!(live.still_admits(&peer, SystemTime::now()).unwrap_err().reason, "removed");
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::NotDone;
+use crate::types::Standing;
 
 async fn dial(server: &Endpoint, credentials: &Credentials, purpose: Purpose) -> Result<Dialer, Error> {
     Dialer::connect(&[addr(server)], credentials, purpose).await
@@ -154,7 +155,9 @@ fn a_removed_node_is_refused_and_its_connections_can_be_closed() {
         );
         gone.call("x".into()).await.unwrap();
         assert_eq!(server.connections().len(), 2);
-        server.live().set_refused(|node| node == NodeId(2));
+        server.live().set_standing(|who| {
+            if who.node == NodeId(2) { Standing::Removed } else { Standing::Known(who.role) }
+        });
         let why = Refusal::BadCertificate { why: "removed".into() };
         let of =
             |info: &ConnectionInfo| info.peer.as_ref().is_some_and(|peer| peer.identity().node == NodeId(2));

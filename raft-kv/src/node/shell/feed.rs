@@ -44,6 +44,7 @@ pub(super) struct Feed {
     pub(super) collected: watch::Sender<Revision>,
     pub(super) auth: watch::Sender<u64>,
     pub(super) auth_counts: Arc<AtomicBool>,
+    pub(super) trust: watch::Sender<u64>,
 }
 
 impl Feed {
@@ -134,11 +135,15 @@ impl Feed {
         Ok(())
     }
 
-    /// Tells who serves watches that users or roles are others now.
+    /// Tells who serves watches that users or roles are others now, and who looks after
+    /// certificates that what is believed is.
     fn announce(&self, report: &Report) {
         if let Some((revision, enabled)) = report.auth {
             self.auth_counts.store(enabled, Ordering::Release);
             self.auth.send_replace(revision);
+        }
+        if report.trust {
+            self.trust.send_modify(|count| *count += 1);
         }
     }
 

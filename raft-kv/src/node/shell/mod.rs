@@ -89,6 +89,7 @@ pub struct Shell {
     collected: watch::Receiver<Revision>,
     auth: watch::Receiver<u64>,
     auth_counts: Arc<AtomicBool>,
+    trust: watch::Receiver<u64>,
     incoming: Arc<Incoming>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -108,6 +109,7 @@ impl Shell {
         let (auth_revision, auth_counts) = start.auth.unwrap_or_default();
         let (auth_sender, auth) = watch::channel(auth_revision);
         let auth_counts = Arc::new(AtomicBool::new(auth_counts));
+        let (trust_sender, trust) = watch::channel(0);
         let replica = Replica::new(&identity, log, start)?;
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
@@ -129,6 +131,7 @@ impl Shell {
             collected: collected_sender,
             auth: auth_sender,
             auth_counts: auth_counts.clone(),
+            trust: trust_sender,
         };
         let decide = decide::Decide {
             replica,
@@ -161,6 +164,7 @@ impl Shell {
             collected,
             auth,
             auth_counts,
+            trust,
             incoming,
             threads: Mutex::new(threads),
         })
@@ -219,6 +223,11 @@ impl Shell {
     /// The revision of users and roles, each time that they changed.
     pub fn auth_changes(&self) -> watch::Receiver<u64> {
         self.auth.clone()
+    }
+
+    /// Counts up each time that what is believed changed: roots, nodes, tokens.
+    pub fn trust_changes(&self) -> watch::Receiver<u64> {
+        self.trust.clone()
     }
 
     /// Whether users and roles count, by all that this member has applied and reported: what spares

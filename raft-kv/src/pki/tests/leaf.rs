@@ -186,6 +186,7 @@ fn credentials_come_back_from_their_files() {
         chain: vec![leaf.unwrap()],
         key: key.der().to_vec(),
         roots: vec![root.cert_der().to_vec()],
+        ..Default::default()
     };
     let files = credentials.to_pem();
     assert_eq!(Credentials::from_pem(&files).unwrap(), credentials);

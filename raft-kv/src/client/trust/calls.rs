@@ -1,0 +1,56 @@
+//! What is asked of the authority by its callers.
+
+use std::time::Duration;
+
+use super::super::api::{Answered, Reply};
+use super::super::local::Local;
+use super::authority::{now, roots_of};
+use crate::error::{Error, Refusal};
+use crate::machine::{self, Verdict};
+use crate::types::{CaStatus, TrustCall, TrustReply};
+
+impl Local {
+    /// Carries out what is asked of the authority. Renewals and the stream of changes come by their own
+    /// ways: they are answered by who asks.
+    pub(in crate::client) async fn trust_call(&self, call: TrustCall, patience: Duration) -> Answered {
+        self.barrier(patience).await?;
+        let reply = match call {
+            TrustCall::Status => TrustReply::Status(self.ca_status()?),
+            TrustCall::Rotate { new, deadline, stolen } => {
+                self.rotate(new, deadline, stolen).await?;
+                TrustReply::Done
+            }
+            TrustCall::Abort => {
+                self.abort_rotation().await?;
+                TrustReply::Done
+            }
+            other => {
+                let why = format!("{other:?} is not answered here");
+                return Err(Refusal::invalid("call", why).into());
+            }
+        };
+        Ok((self.now()?, Reply::Trust(reply)))
+    }
+
+    fn ca_status(&self) -> Result<CaStatus, Error> {
+        let now = now();
+        let (trusted, nodes, verdict) = self.read(|view| {
+            let (trusted, nodes) = (machine::read::trusted(view)?, machine::read::nodes(view)?);
+            Ok((trusted, nodes, machine::read::verdict(view, now)?))
+        })?;
+        let late = match verdict {
+            Verdict::Wait { late, .. } | Verdict::Settle { late, .. } => late,
+            Verdict::Stable | Verdict::Reissue { .. } => Vec::new(),
+        };
+        Ok(CaStatus {
+            epoch: trusted.epoch,
+            roots: roots_of(&trusted),
+            digests: trusted.roots.iter().map(|root| root.digest).collect(),
+            external: trusted.issuing().key.is_none(),
+            rotation: trusted.rotation,
+            nodes,
+            late,
+            now,
+        })
+    }
+}

@@ -22,7 +22,7 @@ pub use crate::pki::Purpose;
 pub use bulk::{BulkConn, BulkError, BulkIncoming};
 pub use credential_files::{read_credentials, write_credentials, write_private};
 pub use dial::{Dialer, ResponseStream};
-pub use endpoint::{Accepted, ConnectionInfo, Endpoint};
+pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};
 pub use https::{HandshakeFault, HttpsPeer};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};

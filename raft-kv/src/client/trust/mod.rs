@@ -8,4 +8,4 @@ mod keeper;
 mod rotation;
 
 pub(super) use authority::Wanted;
-pub(super) use keeper::keep;
+pub(super) use keeper::{keep, renew_expired};

@@ -286,6 +286,28 @@ async fn a_stream_shows_one_revision_whatever_is_written_meanwhile() {
     assert_eq!((last.count, last.header.as_ref().unwrap().revision), (40, 41));
 }
 
+/// A slow reader may not go on reading what it may not read any more.
+#[tokio::test]
+async fn a_stream_ends_where_its_reader_may_not_read_any_more() {
+    let one = One::start().await;
+    let kv = KvService::new(one.etcd.clone());
+    for n in 0..40 {
+        kv.put(put(&format!("b{n:03}"), "v")).await.unwrap();
+    }
+    one.enable_auth().await;
+    let mut stream = kv.range_stream(named(prefix("b"), "bob")).await.unwrap().into_inner();
+    stream.next().await.unwrap().unwrap();
+    one.auth(AuthChange::RoleAdd { role: "other".into() }).await;
+    stream.next().await.unwrap().unwrap();
+    one.auth(AuthChange::UserRevoke { name: "bob".into(), role: "b".into() }).await;
+    let refused = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::PermissionDenied, "etcdserver: permission denied")
+    );
+    assert!(stream.next().await.is_none());
+}
+
 #[tokio::test]
 async fn without_a_leader_who_asks_for_one_is_refused() {
     let one = One::start().await;

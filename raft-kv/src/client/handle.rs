@@ -179,6 +179,17 @@ impl Handle {
         }
     }
 
+    /// The same for writing these keys.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_write(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_write(&self.caller, range),
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
     /// Refuses where the caller that this handle acts for has not the role root: to be asked before
     /// what is no [`Call`], such as a copy of the whole state. Elsewhere the member asks it itself.
     ///

@@ -33,7 +33,8 @@ pub struct RangeChunk {
 }
 
 enum Source {
-    Local(Arc<Local>),
+    /// This member, who reads, and the whole range.
+    Local(Arc<Local>, Caller, KeyRange),
     Remote(Handle),
 }
 
@@ -91,11 +92,15 @@ impl RangeStream {
     /// called again.
     ///
     /// # Errors
-    /// [`Refusal::Compacted`] where the stream's revision was compacted meanwhile: start anew. And
-    /// see [`Error`].
+    /// [`Refusal::Compacted`] where the stream's revision was compacted meanwhile: start anew.
+    /// [`Refusal::Auth`] where the caller may not read the range any more. And see [`Error`].
     pub async fn next(&mut self) -> Result<Option<RangeChunk>, Error> {
         if self.ended {
             return Ok(None);
+        }
+        // Parts come for as long as the caller is slow; users and roles may change meanwhile.
+        if let Source::Local(local, caller, range) = &self.source {
+            local.still_may_read(caller, range)?;
         }
         if self.rest.count_only {
             let count = self.count(self.rest.clone()).await?;
@@ -138,7 +143,7 @@ impl RangeStream {
 
     async fn read(&self, keys: usize) -> Result<(Vec<KeyValue>, bool), Error> {
         match &self.source {
-            Source::Local(local) => {
+            Source::Local(local, ..) => {
                 let (shell, request) = (local.shell.clone(), self.rest.clone());
                 let read =
                     move || shell.read(|view| machine::read::page(view, &request, keys, RANGE_CHUNK_BYTES));
@@ -165,7 +170,7 @@ impl RangeStream {
     async fn count(&self, request: RangeRequest) -> Result<i64, Error> {
         let request = RangeRequest { count_only: true, ..request };
         match &self.source {
-            Source::Local(local) => Ok(local.counted(&Caller::Full, request).await?.1.count),
+            Source::Local(local, ..) => Ok(local.counted(&Caller::Full, request).await?.1.count),
             Source::Remote(handle) => Ok(handle.range(request).await?.1.count),
         }
     }
@@ -252,6 +257,7 @@ impl Local {
         };
         let revision = self.read(pin)??;
         let header = self.header(revision);
-        Ok(RangeStream::new(Source::Local(self.clone()), request, revision, header))
+        let source = Source::Local(self.clone(), caller, request.range.clone());
+        Ok(RangeStream::new(source, request, revision, header))
     }
 }

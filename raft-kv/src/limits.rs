@@ -113,6 +113,11 @@ pub const MAX_POLL_SCAN: usize = 4096;
 /// Readings of history for watchers that one node does at once; each holds about
 /// [`WATCH_BATCH_BYTES`].
 pub const MAX_WATCH_READS: usize = 8;
+/// Ranges, and transactions of nothing else, that one process reads aside at once; more wait. Each
+/// holds at most [`MAX_RANGE_BYTES`].
+pub const MAX_RANGE_READS: usize = 16;
+/// Readings of the whole store that one process does at once: checksums and measures; more wait.
+pub const MAX_WHOLE_READS: usize = 4;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of a streamed range's part (one larger key goes alone).

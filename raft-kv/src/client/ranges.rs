@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::api::{Answered, Reply};
 use super::auth::serve;
 use super::handle::Handle;
-use super::local::{Local, run};
+use super::local::{Local, RANGES, WHOLE};
 use crate::error::{Error, Refusal};
-use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS};
+use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS, REQUEST_DEADLINE};
 use crate::machine;
 use crate::machine::auth::Asked;
 use crate::machine::count::behind;
@@ -147,7 +147,7 @@ impl RangeStream {
                 let (shell, request) = (local.shell.clone(), self.rest.clone());
                 let read =
                     move || shell.read(|view| machine::read::page(view, &request, keys, RANGE_CHUNK_BYTES));
-                let (_, kvs, more) = run(true, read).await??;
+                let (_, kvs, more) = RANGES.run(REQUEST_DEADLINE, read).await???;
                 Ok((kvs, more))
             }
             Source::Remote(handle) => {
@@ -170,7 +170,9 @@ impl RangeStream {
     async fn count(&self, request: RangeRequest) -> Result<i64, Error> {
         let request = RangeRequest { count_only: true, ..request };
         match &self.source {
-            Source::Local(local, ..) => Ok(local.counted(&Caller::Full, request).await?.1.count),
+            Source::Local(local, ..) => {
+                Ok(local.counted(&Caller::Full, request, REQUEST_DEADLINE).await?.1.count)
+            }
             Source::Remote(handle) => Ok(handle.range(request).await?.1.count),
         }
     }
@@ -183,7 +185,7 @@ impl Local {
         if !request.serializable {
             self.barrier(patience).await?;
         }
-        let (revision, response) = self.counted(caller, request).await?;
+        let (revision, response) = self.counted(caller, request, patience).await?;
         Ok((self.header(revision), Reply::Range(response)))
     }
 
@@ -192,6 +194,7 @@ impl Local {
         &self,
         caller: &Caller,
         request: RangeRequest,
+        patience: Duration,
     ) -> Result<(Revision, RangeResponse), Error> {
         let remembered = self.counts.lock().recall(&request.range, request.revision);
         let counted = remembered.is_some_and(|known| known.revision == request.revision);
@@ -208,7 +211,7 @@ impl Local {
                 })
             })
         };
-        let (revision, response) = run(!small, read).await??;
+        let (revision, response) = if small { read() } else { RANGES.run(patience, read).await? }??;
         let at = if request.revision > 0 { request.revision } else { revision };
         self.counts.lock().learn(&request, at, &response);
         Ok((revision, response))
@@ -235,7 +238,7 @@ impl Local {
                 serve(view, &caller, &what, !request.serializable, measure)
             })
         };
-        let (revision, measured) = run(true, read).await??;
+        let (revision, measured) = WHOLE.run(patience, read).await???;
         Ok((self.header(revision), measured))
     }
 

@@ -51,8 +51,12 @@ pub const MAX_TOKEN_BYTES: usize = 1024;
 pub const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
 /// Passwords that are checked at once; further ones wait.
 pub const MAX_PASSWORD_CHECKS: usize = 2;
-/// Keys and values that one delete may remove, in bytes.
+/// What one request may remove, in bytes: keys, values and [`DELETE_KEY_BYTES`] for each key. A lease
+/// never holds more than can be removed at its end.
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
+/// What removing a key takes in memory besides key and value, in bytes: its records in four tables
+/// and its event.
+pub const DELETE_KEY_BYTES: usize = 512;
 /// Longest secret of a join token, in bytes.
 pub const MAX_SECRET_BYTES: usize = 256;
 /// The highest revision that the store can be raised to; there is as much room above it.

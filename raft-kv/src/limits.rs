@@ -69,8 +69,12 @@ pub const MAX_TOKEN_BYTES: usize = 1024;
 pub const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
 /// Passwords that are checked at once; further ones wait.
 pub const MAX_PASSWORD_CHECKS: usize = 2;
-/// Keys and values that one delete may remove, in bytes.
+/// What one request may remove, in bytes: keys, values and [`DELETE_KEY_BYTES`] for each key. A lease
+/// never holds more than can be removed at its end.
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
+/// What removing a key takes in memory besides key and value, in bytes: its records in four tables
+/// and its event.
+pub const DELETE_KEY_BYTES: usize = 512;
 /// Longest secret of a join token, in bytes.
 pub const MAX_SECRET_BYTES: usize = 256;
 /// The highest revision that the store can be raised to; there is as much room above it.
@@ -131,6 +135,11 @@ pub const MAX_POLL_SCAN: usize = 4096;
 /// Readings of history for watchers that one node does at once; each holds about
 /// [`WATCH_BATCH_BYTES`].
 pub const MAX_WATCH_READS: usize = 8;
+/// Ranges, and transactions of nothing else, that one process reads aside at once; more wait. Each
+/// holds at most [`MAX_RANGE_BYTES`].
+pub const MAX_RANGE_READS: usize = 16;
+/// Readings of the whole store that one process does at once: checksums and measures; more wait.
+pub const MAX_WHOLE_READS: usize = 4;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of a streamed range's part (one larger key goes alone).

@@ -15,7 +15,7 @@ use etcd_api::etcdserverpb as pb;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use prost::Message;
 use raft_kv::client::{Handle, RangeMeasure, RangeStream};
 use raft_kv::limits::MAX_REQUEST_BYTES;
@@ -77,8 +77,13 @@ where
             let (parts, body) = request.into_parts();
             // Above this the service itself refuses; what is cut off here it would not have read.
             let limited = Limited::new(body, MAX_REQUEST_BYTES + 1024 * 1024);
-            let Ok(collected) = limited.collect().await else {
-                return Ok(Status::resource_exhausted("etcdserver: request is too large").into_http());
+            let collected = match limited.collect().await {
+                Ok(collected) => collected,
+                Err(error) if error.is::<LengthLimitError>() => {
+                    return Ok(Status::resource_exhausted(status::text::TOO_LARGE).into_http());
+                }
+                // It broke off or came too slowly.
+                Err(error) => return Ok(Status::from_error(error).into_http()),
             };
             let bytes = collected.to_bytes();
             let again = Request::from_parts(parts.clone(), Body::new(Full::new(bytes.clone())));

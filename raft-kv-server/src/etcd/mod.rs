@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod cluster;
 pub mod convert;
+pub mod deadline;
 pub mod election;
 mod health;
 pub mod kv;
@@ -15,6 +16,7 @@ mod recipe;
 pub mod status;
 pub mod watch;
 
+use deadline::Deadlines;
 use etcd_api::etcdserverpb::auth_server::AuthServer;
 use etcd_api::etcdserverpb::cluster_server::ClusterServer;
 use etcd_api::etcdserverpb::kv_server::KvServer;
@@ -39,16 +41,21 @@ pub fn routes(etcd: Etcd) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let readable = "the descriptors that were built in can be read";
-    macro_rules! bounded {
+    macro_rules! sized {
         ($server:ident, $service:expr) => {
             $server::new($service)
                 .max_decoding_message_size(MAX_DOOR_MESSAGE_BYTES)
                 .max_encoding_message_size(usize::MAX)
         };
     }
-    let kv = bounded!(KvServer, kv::KvService::new(etcd.clone()));
+    macro_rules! bounded {
+        ($server:ident, $service:expr) => {
+            Deadlines::new(sized!($server, $service))
+        };
+    }
+    let kv = sized!(KvServer, kv::KvService::new(etcd.clone()));
     Routes::new(health::service(etcd.own_handle()))
-        .add_service(large::LargeRanges::new(kv, etcd.clone()))
+        .add_service(Deadlines::new(large::LargeRanges::new(kv, etcd.clone())))
         .add_service(bounded!(WatchServer, watch::WatchService::new(etcd.clone())))
         .add_service(bounded!(LeaseServer, lease::LeaseService::new(etcd.clone())))
         .add_service(bounded!(ClusterServer, cluster::ClusterService::new(etcd.clone())))

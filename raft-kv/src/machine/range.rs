@@ -15,7 +15,7 @@ use super::store::Read;
 use super::values::ValueReader;
 use super::versions::{count, versions};
 use crate::error::{Refusal, StorageFailed};
-use crate::limits::{MAX_DELETE_BYTES, MAX_RANGE_BYTES};
+use crate::limits::{DELETE_KEY_BYTES, MAX_DELETE_BYTES, MAX_RANGE_BYTES};
 use crate::types::{KeyValue, RangeRequest, RangeResponse, Revision, SortOrder, SortTarget};
 
 /// Bytes that an answered key takes besides key and value.
@@ -45,9 +45,14 @@ impl Budget {
         Self { answer: MAX_RANGE_BYTES, deletes: MAX_DELETE_BYTES }
     }
 
-    /// Takes what removing `bytes` of keys and values needs.
+    /// Takes what removing a key needs whose key and value are `bytes` long together.
     pub fn take_delete(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let why = || format!("it holds more than {MAX_DELETE_BYTES} bytes; delete it in parts");
+        let bytes = bytes.saturating_add(DELETE_KEY_BYTES);
+        let why = || {
+            format!(
+                "it holds more than {MAX_DELETE_BYTES} bytes, counting {DELETE_KEY_BYTES} for each key; delete it in parts"
+            )
+        };
         self.deletes = self.deletes.checked_sub(bytes).ok_or_else(|| Refusal::invalid("range", why()))?;
         Ok(())
     }

@@ -18,7 +18,7 @@ use raft_kv::types::Caller;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Etcd, Who, status};
 
@@ -71,7 +71,10 @@ impl WatchService {
         // From before the first check on, so that no change is missed.
         let auth_changes = Some(self.etcd.own_handle().auth_changes());
         let nobody = || self.etcd.own_handle().clone().acting_as(Caller::Anonymous);
-        let handle = self.etcd.handle_for(&who).unwrap_or_else(|_| nobody());
+        let handle = match self.etcd.handle_for(&who) {
+            Err(status) if status.code() == Code::Unauthenticated => nobody(),
+            found => found?,
+        };
         let set = handle.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
         let etcd = self.etcd.clone();

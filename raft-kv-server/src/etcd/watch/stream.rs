@@ -9,12 +9,13 @@ use std::time::Duration;
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use raft_kv::client::{Handle, Next, WatchSet};
+use raft_kv::error::Error;
 use raft_kv::types::{Header, KeyRange, Revision, WatchBatch};
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::{Stream as Requests, StreamExt};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::fragment;
 use super::words::{self, NO_WATCHER};
@@ -135,7 +136,7 @@ impl Stream {
     async fn request(&mut self, request: WatchRequest) -> Result<(), Over> {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
-                let answer = self.create(create);
+                let answer = self.create(create).await?;
                 self.send(answer).await
             }
             Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id, String::new()).await,
@@ -151,19 +152,18 @@ impl Stream {
         }
     }
 
-    fn create(&mut self, create: WatchCreateRequest) -> WatchResponse {
+    async fn create(&mut self, create: WatchCreateRequest) -> Result<WatchResponse, Over> {
         if create.start_revision < 0 {
-            return words::refused(self.set.header(), words::NEGATIVE.into());
+            return Ok(words::refused(self.set.header(), words::NEGATIVE.into()));
         }
         // The token is looked at for each watcher: it may have ended, or users may have changed.
-        match (self.caller_now)() {
-            Ok(handle) => self.set.act_as(&handle),
-            Err(status) => return words::refused(self.set.header(), words::reason_of(&status)),
+        if let Some(why) = self.renew_caller().await? {
+            return Ok(words::refused(self.set.header(), why));
         }
         let request = words::request(&create);
         let range = request.range.clone();
         if let Err(error) = self.set.may_watch(&range) {
-            return words::refused(self.set.header(), words::reason(error));
+            return Ok(words::refused(self.set.header(), refusal(error)?));
         }
         let id = match create.watch_id {
             0 => self.free_id(),
@@ -172,7 +172,7 @@ impl Stream {
         if self.set.contains(id) {
             let empty = range.upper().is_some_and(|end| end <= range.key);
             let why = if empty { words::EMPTY } else { words::DUPLICATE };
-            return words::refused(self.set.header(), why.into());
+            return Ok(words::refused(self.set.header(), why.into()));
         }
         match self.set.add(id, request) {
             Ok(header) => {
@@ -183,9 +183,9 @@ impl Stream {
                     self.notified.insert(id, true);
                 }
                 self.watchers.insert(id, Watcher { range, fragment: create.fragment });
-                WatchResponse { created: true, ..words::answer(header, id) }
+                Ok(WatchResponse { created: true, ..words::answer(header, id) })
             }
-            Err(error) => words::refused(self.set.header(), words::reason(error)),
+            Err(error) => Ok(words::refused(self.set.header(), refusal(error)?)),
         }
     }
 
@@ -255,18 +255,39 @@ impl Stream {
         Ok(())
     }
 
+    /// From now on the set acts for the caller as users and roles are now; why it can't where the
+    /// token is not valid any more. Whatever else goes wrong says nothing of the token, so it ends
+    /// the stream, which a client opens again with all its watchers.
+    async fn renew_caller(&mut self) -> Result<Option<String>, Over> {
+        let handle = match (self.caller_now)() {
+            Ok(handle) => handle.settled().await.map_err(status::status),
+            Err(status) => Err(status),
+        };
+        match handle {
+            Ok(handle) => {
+                self.set.act_as(&handle);
+                Ok(None)
+            }
+            Err(status) if status.code() == Code::Unauthenticated => Ok(Some(words::reason_of(&status))),
+            Err(status) => Err(status.into()),
+        }
+    }
+
     /// Users, roles or permissions changed: ends the watchers that are not allowed any more.
     async fn recheck(&mut self) -> Result<(), Over> {
         // Whoever was nobody before may be a user now, and the other way round.
-        let refused: Vec<(i64, String)> = match (self.caller_now)() {
-            Ok(handle) => {
-                self.set.act_as(&handle);
-                let refused = |watcher: &Watcher| self.set.may_watch(&watcher.range).err();
-                let all = self.watchers.iter();
-                all.filter_map(|(id, watcher)| Some((*id, words::reason(refused(watcher)?)))).collect()
+        let bad_token = self.renew_caller().await?;
+        let mut refused = Vec::new();
+        for (id, watcher) in &self.watchers {
+            match &bad_token {
+                Some(why) => refused.push((*id, why.clone())),
+                None => {
+                    if let Err(error) = self.set.may_watch(&watcher.range) {
+                        refused.push((*id, refusal(error)?));
+                    }
+                }
             }
-            Err(status) => self.watchers.keys().map(|id| (*id, words::reason_of(&status))).collect(),
-        };
+        }
         for (id, reason) in refused {
             self.cancel(id, reason).await?;
         }
@@ -274,7 +295,15 @@ impl Stream {
     }
 }
 
-async fn next(set: &mut WatchSet, asked: bool) -> Result<Next, raft_kv::error::Error> {
+/// Why one watcher is refused; what is not about it ends the stream.
+fn refusal(error: Error) -> Result<String, Over> {
+    match error {
+        refused @ Error::Refused(_) => Ok(words::reason(refused)),
+        other => Err(status::status(other).into()),
+    }
+}
+
+async fn next(set: &mut WatchSet, asked: bool) -> Result<Next, Error> {
     if asked {
         return set.next_or_progress().await;
     }

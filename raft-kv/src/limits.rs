@@ -155,6 +155,17 @@ pub const MAX_REMEMBERED_RANGE_BYTES: usize = 4 * 1024;
 /// Revisions, and changes, that a remembered count is brought forward or back by.
 pub const MAX_COUNT_STEPS: i64 = 4096;
 
+/// Large answers and batches of watch events on their way to the clients of one node's HTTPS door, in
+/// bytes.
+pub const MAX_ANSWERS_BYTES: usize = 512 * 1024 * 1024;
+/// Answers up to this do not count as large, in bytes: they are bounded by the streams that there can
+/// be.
+pub const SMALL_ANSWER_BYTES: usize = 4 * 1024;
+/// How long a large answer waits for others to be sent before it is refused.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// A watcher's stream that its client has not read from for this long keeps no history in memory.
+pub const STALLED_AFTER: Duration = Duration::from_millis(100);
+
 /// Connections of one node, in all.
 pub const MAX_CONNECTIONS: usize = 4096;
 /// Handshakes under way on one node.
@@ -247,6 +258,7 @@ const _: () = {
     assert!(2 * MAX_TXN_DEPTH + 7 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
+    assert!(SMALL_ANSWER_BYTES < WATCH_BATCH_BYTES && MAX_RANGE_BYTES < MAX_ANSWERS_BYTES);
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);
     assert!(MAX_JOIN_FRAME_BYTES < UNVERIFIED_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= VERIFIED_WINDOW_BYTES);

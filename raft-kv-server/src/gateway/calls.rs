@@ -25,6 +25,7 @@ use super::failure;
 use super::json::{self, Refused};
 use super::request::{FromJson, Head, Messages, message};
 use crate::etcd::deadline::too_late;
+use crate::etcd::room::{self, Sending};
 
 /// What a service answers with.
 pub type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -55,11 +56,12 @@ where
             let deadline = deadline(&head);
             let answer =
                 async { call(service, head.with(message(body, REQUEST_READ_DEADLINE).await?)).await };
-            let answer = before(deadline, answer).await.unwrap_or_else(|| Err(too_late()))?;
-            json::encode(answer.get_ref()).map_err(unwritable)
+            let mut answer = before(deadline, answer).await.unwrap_or_else(|| Err(too_late()))?;
+            let sending = answer.extensions_mut().remove::<Sending>();
+            Ok((json::encode(answer.get_ref()).map_err(unwritable)?, sending))
         };
         match answered.await {
-            Ok(bytes) => failure::json(StatusCode::OK, Body::from(bytes)),
+            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes.into(), sending)),
             Err(status) => failure::plain(&status),
         }
     })

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
-use raft_kv::client::{Handle, Next, WatchSet};
+use raft_kv::client::{Handle, WatchSet};
 use raft_kv::error::Error;
+use raft_kv::limits;
 use raft_kv::types::{Header, KeyRange, Revision, WatchBatch};
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
@@ -19,7 +20,11 @@ use tonic::{Code, Status};
 
 use super::fragment;
 use super::words::{self, NO_WATCHER};
+use crate::etcd::room::{Held, Room};
 use crate::etcd::status;
+
+/// An answer on its way to the connection, with its room.
+pub(super) type Queued = (Result<WatchResponse, Status>, Held);
 
 /// Why a stream ends.
 enum Over {
@@ -49,7 +54,8 @@ pub(super) type CallerNow = Box<dyn Fn() -> Result<Handle, Status> + Send + Sync
 /// A stream's state.
 pub(super) struct Stream {
     set: WatchSet,
-    out: mpsc::Sender<Result<WatchResponse, Status>>,
+    out: mpsc::Sender<Queued>,
+    room: Room,
     caller_now: CallerNow,
     watchers: BTreeMap<i64, Watcher>,
     /// Watchers that want to hear when nothing happens; whether nothing has since the last time.
@@ -66,13 +72,9 @@ struct Watcher {
 }
 
 impl Stream {
-    pub(super) fn new(
-        set: WatchSet,
-        out: mpsc::Sender<Result<WatchResponse, Status>>,
-        caller_now: CallerNow,
-    ) -> Self {
+    pub(super) fn new(set: WatchSet, out: mpsc::Sender<Queued>, room: Room, caller_now: CallerNow) -> Self {
         let (watchers, notified) = (BTreeMap::new(), BTreeMap::new());
-        Self { set, out, caller_now, watchers, notified, next_id: 0, asked: false }
+        Self { set, out, room, caller_now, watchers, notified, next_id: 0, asked: false }
     }
 
     /// Serves until the client goes or the stream can't go on.
@@ -83,7 +85,7 @@ impl Stream {
     {
         if let Err(Over::Failed(status)) = self.serve(requests, ends, interval).await {
             // The client may have gone meanwhile.
-            let _ = self.out.send(Err(status)).await;
+            let _ = self.out.send((Err(status), Held::default())).await;
         }
     }
 
@@ -112,9 +114,9 @@ impl Stream {
                     // Its watchers go on: what a client has to say may be said at once.
                     None => open = false,
                 },
-                next = next(&mut self.set, self.asked) => match next.map_err(status::status)? {
-                    Next::Batch(id, batch) => self.batch(id, batch).await?,
-                    Next::Progress(revision) => self.progress(revision).await?,
+                owed = owed(&mut self.set, &self.out, &self.room, self.asked) => match owed? {
+                    Owed::Batch(id, batch, held) => self.batch(id, batch, held).await?,
+                    Owed::Progress(revision) => self.progress(revision).await?,
                 },
                 _ = ticks.tick() => self.notify().await?,
                 () = changed(&mut auth_changes) => self.recheck().await?,
@@ -126,7 +128,12 @@ impl Stream {
 
     /// Waits until the connection has room: here a client that does not read holds its stream up.
     async fn send(&self, answer: WatchResponse) -> Result<(), Over> {
-        self.out.send(Ok(answer)).await.map_err(|_| Over::Gone)
+        self.send_with(answer, Held::default()).await
+    }
+
+    /// The same for an answer that takes room until it is sent.
+    async fn send_with(&self, answer: WatchResponse, held: Held) -> Result<(), Over> {
+        self.out.send((Ok(answer), held)).await.map_err(|_| Over::Gone)
     }
 
     fn header_at(&self, revision: Revision) -> Header {
@@ -212,19 +219,21 @@ impl Stream {
         self.watchers.remove(&id)
     }
 
-    async fn batch(&mut self, id: i64, batch: WatchBatch) -> Result<(), Over> {
+    async fn batch(&mut self, id: i64, batch: WatchBatch, held: Held) -> Result<(), Over> {
         let answer = words::answer(self.set.header(), id);
+        let bytes = words::bytes(&batch);
         match batch {
             WatchBatch::Changes(changes) => {
+                let held = self.enough(held, bytes).await?;
                 let answer = WatchResponse { events: words::events(changes), ..answer };
                 if let Some(idle) = self.notified.get_mut(&id) {
                     *idle = false;
                 }
                 if !self.watchers.get(&id).is_some_and(|watcher| watcher.fragment) {
-                    return self.send(answer).await;
+                    return self.send_with(answer, held).await;
                 }
                 for part in fragment::parts(answer, fragment::WHOLE_BELOW) {
-                    self.send(part).await?;
+                    self.send_with(part, held.clone()).await?;
                 }
                 Ok(())
             }
@@ -233,6 +242,19 @@ impl Stream {
                 self.send(WatchResponse { canceled: true, compact_revision, ..answer }).await
             }
             WatchBatch::Progress(revision) => self.send(words::answer(self.header_at(revision), id)).await,
+        }
+    }
+
+    /// Room for a batch. One large revision needs more than was waited for: all of it is given back
+    /// before more is asked for.
+    async fn enough(&self, held: Held, bytes: usize) -> Result<Held, Over> {
+        if bytes <= limits::WATCH_BATCH_BYTES {
+            return Ok(held);
+        }
+        drop(held);
+        tokio::select! {
+            held = self.room.take(bytes) => Ok(held),
+            () = self.out.closed() => Err(Over::Gone),
         }
     }
 
@@ -303,11 +325,47 @@ fn refusal(error: Error) -> Result<String, Over> {
     }
 }
 
-async fn next(set: &mut WatchSet, asked: bool) -> Result<Next, Error> {
-    if asked {
-        return set.next_or_progress().await;
+/// What is to be sent next.
+enum Owed {
+    Batch(i64, WatchBatch, Held),
+    /// Every watcher was handed everything up to this revision.
+    Progress(Revision),
+}
+
+/// Waits until the client has taken what it was given, a watcher has something, and there is room for
+/// it, in this order: who waits for one of them holds nothing. What happens meanwhile is in the ring
+/// or on disk. May be dropped and called again.
+async fn owed(
+    set: &mut WatchSet,
+    out: &mpsc::Sender<Queued>,
+    room: &Room,
+    asked: bool,
+) -> Result<Owed, Over> {
+    let slot = match tokio::time::timeout(limits::STALLED_AFTER, out.reserve()).await {
+        Ok(slot) => slot,
+        Err(_) => {
+            set.let_go();
+            out.reserve().await
+        }
+    };
+    slot.map_err(|_| Over::Gone)?;
+    let failed = |error| Over::Failed(status::status(error));
+    loop {
+        if asked
+            && !set.is_ready()
+            && let Some(revision) = set.progress()
+        {
+            return Ok(Owed::Progress(revision));
+        }
+        set.ready().await.map_err(failed)?;
+        let held = room.take(limits::WATCH_BATCH_BYTES).await;
+        if let Some((id, batch)) = set.try_next().map_err(failed)? {
+            let held = room.shrink(held, words::bytes(&batch));
+            return Ok(Owed::Batch(id, batch, held));
+        }
+        // Much was looked through in vain: let other tasks have a turn.
+        tokio::task::yield_now().await;
     }
-    set.next().await.map(|(id, batch)| Next::Batch(id, batch))
 }
 
 /// Ends at the next change; never where there will be none.

@@ -173,6 +173,15 @@ pub fn in_key_order(request: &RangeRequest) -> bool {
     request.sort_target == SortTarget::Key && request.sort_order != SortOrder::Descend
 }
 
+/// Whether only the first keys of the range are sorted, one more than the limit: so etcd answers
+/// where something other than the key is sorted by and no order is named.
+fn sorts_first(request: &RangeRequest) -> bool {
+    request.sort_target != SortTarget::Key
+        && request.sort_order == SortOrder::None
+        && request.limit > 0
+        && !has_filters(request)
+}
+
 /// Whether keys of the range may be left out for their revisions.
 pub fn has_filters(request: &RangeRequest) -> bool {
     let bounds = [
@@ -212,7 +221,7 @@ impl<'a> Picked<'a> {
 
     /// Whether no further key can change the answer.
     fn is_complete(&self) -> bool {
-        self.more && in_key_order(self.request)
+        self.more && (in_key_order(self.request) || sorts_first(self.request))
     }
 
     /// Bytes that a candidate holds, or will once it is answered.
@@ -238,7 +247,8 @@ impl<'a> Picked<'a> {
         self.bytes = self.bytes.saturating_add(self.size(&one));
         self.found.push(one);
         let many = self.limit.saturating_mul(2).max(1024);
-        if self.found.len() >= many || self.bytes > budget {
+        let first = sorts_first(self.request) && self.found.len() > self.limit;
+        if first || self.found.len() >= many || self.bytes > budget {
             self.cut();
         }
         // Refused here already, so that no more than a budget is ever held.

@@ -5,7 +5,9 @@
 pub(super) mod authority;
 mod calls;
 mod keeper;
+mod renew;
 mod rotation;
 
 pub(super) use authority::Wanted;
-pub(super) use keeper::keep;
+pub(super) use keeper::{due, keep};
+pub(super) use renew::{Turns, follow};

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
+mod ca;
 mod kv;
 mod moving;
 
+pub use ca::*;
 pub use kv::*;
 pub use moving::*;
 
@@ -67,6 +69,8 @@ pub enum Command {
     Compact(CompactArgs),
     /// Certificates for clients
     Cert(CertArgs),
+    /// The cluster's root, and its replacement while it serves
+    Ca(CaArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
     /// Copy the keys and leases of a running etcd into this cluster
@@ -349,6 +353,15 @@ pub enum CertCommand {
         /// Where cacert.pem, cert.pem and key.pem are written
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Replace a client's certificate by a new one, its three files all at once
+    Renew {
+        /// Where cacert.pem, cert.pem and key.pem are [default: the folder of --cert]
+        #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
+        cert_dir: Option<PathBuf>,
+        /// Keep it current until stopped: in time, and at once when the cluster's root is replaced
+        #[arg(long)]
+        watch: bool,
     },
 }
 

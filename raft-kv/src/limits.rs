@@ -33,6 +33,8 @@ pub const MAX_TIDIED_PER_STEP: usize = 64;
 pub const MAX_VERIFIED_PER_STEP: usize = 256;
 /// Longest text of what went wrong at a node, in bytes.
 pub const MAX_NODE_ERROR_BYTES: usize = 512;
+/// Streams of one connection that tell what is believed as it changes.
+pub const MAX_FOLLOWS_PER_CONNECTION: usize = 4;
 /// Roots that can be believed at once: the one in force and those that are to replace it.
 pub const MAX_BELIEVED_ROOTS: usize = 4;
 /// Keys of roots that were given up and are remembered.

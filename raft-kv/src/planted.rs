@@ -108,6 +108,14 @@ pub enum Bug {
     AdmitUnknown,
     /// A removed node's certificate is taken.
     AdmitRemoved,
+    /// A client goes on with the certificate that it had.
+    KeepOldCredentials,
+    /// A watch that goes on elsewhere begins with what it handed out last.
+    ResumeWithLast,
+    /// Any certificate in a node's name may be renewed, whoever has its key.
+    RenewAnyKey,
+    /// New files take the place of old ones one by one.
+    ReplaceInPlace,
 }
 
 #[cfg(feature = "sim")]

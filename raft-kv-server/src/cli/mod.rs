@@ -1,6 +1,7 @@
 //! From the words of the command line to an exit code: one file for each family of commands, all
 //! called from here. A command asks the cluster, prints the answer, and returns how it ended.
 
+mod ca;
 mod cert;
 mod cluster;
 mod import;
@@ -104,5 +105,6 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Import(args) => import::run(&args, output).await,
         Command::Mirror(args) => mirror::run(&args, output).await,
         Command::Cert(args) => cert::run(&args, output).await,
+        Command::Ca(args) => ca::run(&args, output).await,
     }
 }

@@ -19,11 +19,14 @@ mod ranges;
 #[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
+mod renewing;
+#[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 mod snapshot;
 #[cfg(feature = "node")]
 mod token;
+#[cfg(feature = "node")]
 mod trust;
 #[cfg(feature = "node")]
 mod watch;
@@ -44,6 +47,8 @@ pub use handle::Handle;
 pub use node::{Node, credentials_of};
 #[cfg(feature = "node")]
 pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
+pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]

@@ -1,12 +1,28 @@
 //! Credentials as files: `cacert`, `cert` and `key`, the key for its owner's eyes alone.
+//!
+//! What is written once are three plain files. What is replaced while it is used becomes three
+//! symbolic links by way of one, `.current`, to a folder with one whole set: renaming that one link
+//! changes all three at once, so that no crash leaves a certificate beside another one's key. Who opens
+//! the files one after the other while they change may still get two sets; it reads them again.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rand::RngCore;
 
 use crate::error::{Refusal, StorageFailed};
 use crate::pki::{Credentials, PemFiles};
+
+/// The files in a folder of credentials: roots, chain and key.
+pub const CERT_FILES: [&str; 3] = ["cacert.pem", "cert.pem", "key.pem"];
+/// The link to the set in use.
+const CURRENT: &str = ".current";
+/// Sets have names that begin with this.
+const SET: &str = ".set-";
+/// How often files are read that do not belong together: somebody replaces them.
+const READS: usize = 5;
 
 /// A PEM file is not read beyond this.
 const MAX_PEM_BYTES: u64 = 1024 * 1024;
@@ -17,6 +33,25 @@ const MAX_PEM_BYTES: u64 = 1024 * 1024;
 /// [`Refusal::Invalid`] for a file that can't be read, [`Refusal::BadCertificate`] for what is
 /// wrong inside.
 pub fn read_credentials(cacert: &Path, cert: &Path, key: &Path) -> Result<Credentials, Refusal> {
+    let mut reads = 1;
+    loop {
+        match read_once(cacert, cert, key) {
+            Err(Refusal::BadCertificate { .. }) if reads < READS => reads += 1,
+            read => return read,
+        }
+    }
+}
+
+/// Reads the credentials that lie in `dir` under their usual names.
+///
+/// # Errors
+/// As [`read_credentials`].
+pub fn read_credentials_in(dir: &Path) -> Result<Credentials, Refusal> {
+    let [cacert, cert, key] = CERT_FILES.map(|name| dir.join(name));
+    read_credentials(&cacert, &cert, &key)
+}
+
+fn read_once(cacert: &Path, cert: &Path, key: &Path) -> Result<Credentials, Refusal> {
     let read = |field: &str, path: &Path| {
         let why = |why: String| Refusal::invalid(format!("{field} file {}", path.display()), why);
         match fs::metadata(path) {
@@ -40,6 +75,104 @@ pub fn write_credentials(dir: &Path, credentials: &Credentials) -> Result<(), St
     write_private(&dir.join("cacert.pem"), files.cacert.as_bytes())?;
     write_private(&dir.join("cert.pem"), files.cert.as_bytes())?;
     write_private(&dir.join("key.pem"), files.key.as_bytes())
+}
+
+/// Replaces the three files in `dir`, which are in use, all at once: whoever reads them, and whenever
+/// the machine stops, finds the old set or the new one.
+///
+/// # Errors
+/// [`StorageFailed`] naming the file.
+pub fn replace_credentials(dir: &Path, credentials: &Credentials) -> Result<(), StorageFailed> {
+    for step in steps(dir, credentials)? {
+        step.take(dir)?;
+    }
+    tidy(dir);
+    Ok(())
+}
+
+/// One change of the folder that either happens or does not.
+#[derive(Debug)]
+enum Step {
+    /// `.current` leads to the set of that name.
+    Point(String),
+    /// A file becomes a link to the one of its name in the set in use.
+    Link(&'static str),
+}
+
+impl Step {
+    fn take(&self, dir: &Path) -> Result<(), StorageFailed> {
+        match self {
+            Self::Point(set) => relink(dir, CURRENT, Path::new(set)),
+            Self::Link(name) => relink(dir, name, &Path::new(CURRENT).join(name)),
+        }
+    }
+}
+
+/// Writes the new set beside the old one, and says what leads to it from here.
+fn steps(dir: &Path, credentials: &Credentials) -> Result<Vec<Step>, StorageFailed> {
+    let fresh = new_set(dir)?;
+    write_credentials(&dir.join(&fresh), credentials)?;
+    let linked =
+        |name: &str| fs::read_link(dir.join(name)).is_ok_and(|to| to == Path::new(CURRENT).join(name));
+    let mut steps = Vec::new();
+    if !CERT_FILES.iter().all(|name| linked(name)) {
+        // Plain files as yet: the first set is what they hold, so that each can become a link by
+        // itself without a change of what is read.
+        let plain: Vec<_> = CERT_FILES.iter().map(|name| fs::read(dir.join(name))).collect();
+        let plain: Result<Vec<_>, io::Error> = plain.into_iter().collect();
+        if let Some(plain) = plain.ok().filter(|_| !crate::planted!(ReplaceInPlace)) {
+            let old = new_set(dir)?;
+            for (name, content) in CERT_FILES.iter().zip(plain) {
+                write_private(&dir.join(&old).join(name), &content)?;
+            }
+            steps.push(Step::Point(old));
+        } else {
+            steps.push(Step::Point(fresh.clone()));
+        }
+        steps.extend(CERT_FILES.iter().filter(|name| !linked(name)).map(|name| Step::Link(name)));
+    }
+    steps.push(Step::Point(fresh));
+    Ok(steps)
+}
+
+fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StorageFailed {
+    move |error| StorageFailed::io(path.display().to_string(), action, &error)
+}
+
+/// A folder for a set; its name.
+fn new_set(dir: &Path) -> Result<String, StorageFailed> {
+    let name = format!("{SET}{:016x}", rand::rng().next_u64());
+    let path = dir.join(&name);
+    DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path, "creating it"))?;
+    Ok(name)
+}
+
+/// Makes `name` in `dir` a link to `to`, whatever it was, durably.
+fn relink(dir: &Path, name: &str, to: &Path) -> Result<(), StorageFailed> {
+    let (path, fresh) = (dir.join(name), dir.join(format!("{SET}{name}.link")));
+    let _ = fs::remove_file(&fresh);
+    symlink(to, &fresh).map_err(failed(&fresh, "creating it"))?;
+    fs::rename(&fresh, &path).map_err(failed(&path, "renaming it into place"))?;
+    let folder = File::open(dir).map_err(failed(dir, "opening it"))?;
+    folder.sync_all().map_err(failed(dir, "syncing it"))
+}
+
+/// Removes sets that nobody reads any more: the newest besides the one in use stays for who is
+/// reading it. What can't be removed is removed the next time.
+fn tidy(dir: &Path) {
+    let Ok(current) = fs::read_link(dir.join(CURRENT)) else { return };
+    let age = |path: &PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let ours = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(SET) && Path::new(name) != current && path.is_dir()
+    };
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut old: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(ours).collect();
+    old.sort_by_key(age);
+    old.pop();
+    for path in old {
+        let _ = fs::remove_dir_all(path);
+    }
 }
 
 /// Replaces the file at `path` by `content`, durably, whole or not at all, with mode 0600.

@@ -19,6 +19,7 @@ use super::live::LiveTrust;
 use super::tls::{Trust, certificate_error, provider};
 use crate::error::Refusal;
 use crate::pki::{Identity, Purpose, admit, validity_of};
+use crate::types::Role;
 
 /// A client at the other end of a TLS connection over TCP whose certificate was verified in the
 /// handshake. Only this file makes one.
@@ -168,7 +169,12 @@ fn check(
     if crate::planted!(SkipDoorCheck) {
         return Ok(());
     }
-    admit(&identity, Purpose::Client, trust.identity.cluster).map_err(|refusal| {
+    // A worker only renews, and does not do it here.
+    let served = match identity.role {
+        Role::Worker => Err(Refusal::NotAllowed { role: identity.role.to_string() }),
+        Role::Manager | Role::Client => Ok(()),
+    };
+    admit(&identity, Purpose::Client, trust.identity.cluster).and(served).map_err(|refusal| {
         let reason = if identity.cluster == trust.identity.cluster { "role" } else { "other_cluster" };
         HandshakeFault::of(reason, format!("{} {}: {refusal}", identity.role, identity.node))
     })?;

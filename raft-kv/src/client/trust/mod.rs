@@ -5,7 +5,9 @@
 pub(super) mod authority;
 mod calls;
 mod keeper;
+mod renew;
 mod rotation;
 
 pub(super) use authority::Wanted;
-pub(super) use keeper::{keep, renew_expired};
+pub(super) use keeper::{due, keep, renew_expired};
+pub(super) use renew::{Turns, follow};

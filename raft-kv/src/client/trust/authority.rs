@@ -43,6 +43,8 @@ pub(in crate::client) struct Issued {
     pub chain: Vec<Bytes>,
     /// What to believe (DER).
     pub roots: Vec<Bytes>,
+    /// The root that it rests on.
+    pub root: RootDigest,
 }
 
 /// Seconds since 1970 by this machine's clock.
@@ -141,7 +143,7 @@ impl Local {
             let done = self.propose_trust(change).await;
             tries += 1;
             match done {
-                Ok(()) => return Ok(Issued { chain, roots: roots_of(&trusted) }),
+                Ok(()) => return Ok(Issued { chain, roots: roots_of(&trusted), root: authority.digest }),
                 Err(error) if tries < TRIES => {
                     // Only where the root has changed meanwhile is there anything to do better.
                     let newer = self.read(machine::read::trusted)?;

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use raft_kv::client::{Handle, credentials_of};
+use raft_kv::client::{Handle, credentials_unlocked};
 use raft_kv::net::read_credentials;
 
 use crate::args::ConnectArgs;
@@ -34,7 +34,8 @@ pub async fn connect(args: &ConnectArgs) -> Result<Handle, Failure> {
     let credentials = match &identity {
         Identity::Files { cacert, cert, key } => read_credentials(cacert, cert, key)?,
         Identity::Member(data_dir) => {
-            let (credentials, address) = credentials_of(data_dir)?;
+            let unlock = crate::cli::lock::key_in_environment()?;
+            let (credentials, address) = credentials_unlocked(data_dir, unlock.as_ref())?;
             if endpoints.is_empty() {
                 endpoints.push(address);
             }

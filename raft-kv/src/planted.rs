@@ -108,6 +108,12 @@ pub enum Bug {
     AdmitUnknown,
     /// A removed node's certificate is taken.
     AdmitRemoved,
+    /// A data key seals before a quorum has it on disk.
+    SealWithUnsavedKey,
+    /// A data key is given up while something is still sealed with it.
+    DropUsedKey,
+    /// A password's hash comes into the log as it is.
+    LogClearSecret,
 }
 
 #[cfg(feature = "sim")]

@@ -3,7 +3,6 @@
 //! What is believed is what the state says, never what a peer says. A change is in force for new
 //! handshakes at once; open connections that it does not cover are ended right after.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +14,7 @@ use super::authority::{Wanted, now};
 use crate::error::{Error, Refusal};
 use crate::limits::{MAX_NODE_ERROR_BYTES, MAX_VERIFIED_PER_STEP};
 use crate::machine;
-use crate::net::{Endpoint, write_credentials};
+use crate::net::Endpoint;
 use crate::pki::{self, Credentials, NodeKey};
 use crate::types::{NodeId, Phase, Role, RootDigest, TrustChange, Trusted};
 
@@ -114,7 +113,8 @@ impl Keeper {
     }
 
     fn put_in_force(&self, credentials: Credentials) -> Result<(), Error> {
-        save(&self.local.cert_dir, &credentials)?;
+        let saved = self.local.vault.save(&credentials);
+        saved.map_err(|failed| Error::Stopped(failed.to_string()))?;
         self.local.trust.swap(credentials)?;
         self.local.recheck(&self.endpoint);
         Ok(())
@@ -204,10 +204,6 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-fn save(dir: &Path, credentials: &Credentials) -> Result<(), Error> {
-    write_credentials(dir, credentials).map_err(|failed| Error::Stopped(failed.to_string()))
 }
 
 impl Local {

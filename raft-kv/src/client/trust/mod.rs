@@ -6,6 +6,10 @@ pub(super) mod authority;
 mod calls;
 mod keeper;
 mod rotation;
+pub(super) mod sealing;
+pub(super) mod unlock;
+pub(super) mod vault;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::keep;
+pub(super) use sealing::keep_sealed;

@@ -108,6 +108,12 @@ pub enum Bug {
     AdmitUnknown,
     /// A removed node's certificate is taken.
     AdmitRemoved,
+    /// A removal takes a node's record away and does not say that it is refused.
+    ForgetRevocation,
+    /// A worker is answered like anybody else.
+    TellWorkers,
+    /// Whether a node is still let in is asked at the door alone, not where its command is applied.
+    SkipApplyNode,
 }
 
 #[cfg(feature = "sim")]

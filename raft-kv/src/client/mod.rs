@@ -24,11 +24,14 @@ mod serve;
 mod snapshot;
 #[cfg(feature = "node")]
 mod token;
+#[cfg(feature = "node")]
 mod trust;
 #[cfg(feature = "node")]
 mod watch;
 #[cfg(feature = "node")]
 mod watch_set;
+#[cfg(feature = "node")]
+mod worker;
 #[cfg(feature = "node")]
 mod world;
 

@@ -19,6 +19,7 @@ use super::live::LiveTrust;
 use super::tls::{Trust, certificate_error, provider};
 use crate::error::Refusal;
 use crate::pki::{Identity, Purpose, admit, validity_of};
+use crate::types::Role;
 
 /// A client at the other end of a TLS connection over TCP whose certificate was verified in the
 /// handshake. Only this file makes one.
@@ -45,6 +46,9 @@ impl HttpsPeer {
         self.ends
     }
 }
+
+/// The reason of a [`HandshakeFault`] where the chain ends in a root that is not believed (any more).
+pub const UNKNOWN_ROOT: &str = "unknown_root";
 
 /// Why a handshake did not come about.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -168,7 +172,12 @@ fn check(
     if crate::planted!(SkipDoorCheck) {
         return Ok(());
     }
-    admit(&identity, Purpose::Client, trust.identity.cluster).map_err(|refusal| {
+    // A worker only renews, and does not do it here.
+    let served = match identity.role {
+        Role::Worker => Err(Refusal::NotAllowed { role: identity.role.to_string() }),
+        Role::Manager | Role::Client => Ok(()),
+    };
+    admit(&identity, Purpose::Client, trust.identity.cluster).and(served).map_err(|refusal| {
         let reason = if identity.cluster == trust.identity.cluster { "role" } else { "other_cluster" };
         HandshakeFault::of(reason, format!("{} {}: {refusal}", identity.role, identity.node))
     })?;
@@ -181,7 +190,7 @@ fn reason_of(error: &rustls::Error) -> &'static str {
     use CertificateError::*;
     match error {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "expired",
-        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => "unknown_root",
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => UNKNOWN_ROOT,
         _ => "certificate",
     }
 }

@@ -23,7 +23,7 @@ pub use bulk::{BulkConn, BulkError, BulkIncoming};
 pub use credential_files::{read_credentials, write_credentials, write_private};
 pub use dial::{Dialer, ResponseStream};
 pub use endpoint::{Accepted, ConnectionInfo, Endpoint};
-pub use https::{HandshakeFault, HttpsPeer};
+pub use https::{HandshakeFault, HttpsPeer, UNKNOWN_ROOT};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};

@@ -47,8 +47,8 @@ impl Purpose {
     fn allows(self, role: Role) -> bool {
         match self {
             Self::Peer | Self::Bulk => role == Role::Manager,
-            Self::Client => matches!(role, Role::Manager | Role::Client),
-            Self::Join => true,
+            // What a worker may ask for there is looked at with each request: to renew, and little else.
+            Self::Client | Self::Join => true,
         }
     }
 }

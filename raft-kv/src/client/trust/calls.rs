@@ -24,6 +24,10 @@ impl Local {
                 self.abort_rotation().await?;
                 TrustReply::Done
             }
+            TrustCall::NodeRemove(id) => self.node_remove(id, patience).await?,
+            TrustCall::NodePromote(id) => self.node_promote(id, patience).await?,
+            TrustCall::NodeDemote(id) => self.node_demote(id, patience).await?,
+            TrustCall::NodeReadmit(id) => self.node_readmit(id).await?,
             other => {
                 let why = format!("{other:?} is not answered here");
                 return Err(Refusal::invalid("call", why).into());

@@ -5,6 +5,7 @@
 pub(super) mod authority;
 mod calls;
 mod keeper;
+mod nodes;
 mod rotation;
 
 pub(super) use authority::Wanted;

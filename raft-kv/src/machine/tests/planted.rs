@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, random, users};
+use super::{alarms, nodes, random, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -28,4 +28,13 @@ fn each_bug_planted_in_permissions_and_alarms_is_found() {
     }
     let found = with(Some(Bug::IgnoreNoSpace), || std::panic::catch_unwind(alarms::no_space));
     assert!(found.is_err(), "IgnoreNoSpace was not found");
+}
+
+#[test]
+fn each_bug_planted_in_removals_is_found() {
+    for (bug, run) in
+        [(Bug::ForgetRevocation, nodes::removal as fn()), (Bug::SkipApplyNode, nodes::late_commands)]
+    {
+        assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
 }

@@ -18,7 +18,8 @@ mod nodes;
 mod rotation;
 mod tokens;
 
-pub(super) use nodes::member_left;
+pub use nodes::let_in;
+pub(super) use nodes::{LetIn, admit, member_left};
 pub use rotation::{Verdict, verdict};
 
 const TRUSTED: &[u8] = b"trusted";
@@ -113,6 +114,7 @@ pub fn standing(view: &dyn Read, id: NodeId) -> Result<Standing, StorageFailed> 
 
 /// Carries a change out.
 pub fn change(draft: &mut Draft, change: &TrustChange) -> Result<Answer, Stop> {
+    draft.let_in.forget();
     match change {
         TrustChange::Rotate { id, authority, deadline, stolen, now } => {
             rotation::rotate(draft, *id, authority, *deadline, *stolen, *now)

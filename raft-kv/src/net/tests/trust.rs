@@ -70,7 +70,7 @@ fn each_role_opens_its_own_doors() {
         for (role, open) in [
             (Role::Manager, [true, true, true, true]),
             (Role::Client, [false, false, true, true]),
-            (Role::Worker, [false, false, false, true]),
+            (Role::Worker, [false, false, true, true]),
         ] {
             let credentials = ours.node(2, role);
             for (purpose, open) in Purpose::ALL.into_iter().zip(open) {

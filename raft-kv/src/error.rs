@@ -365,7 +365,6 @@ impl Refusal {
             | Self::OnceOvertaken { .. }
             | Self::StaleLeader { .. }
             | Self::TooManyMembers { .. }
-            | Self::NotAllowed { .. }
             | Self::Auth(_)
             | Self::Alarmed { .. }
             | Self::AnswerTooLarge { .. } => self,
@@ -381,7 +380,8 @@ impl Refusal {
             | Self::LeaseOutOfBounds { .. }
             | Self::Invalid { .. } => Self::invalid("request", "a part of it is out of its bounds"),
             Self::Malformed { .. } => Self::Malformed { what: "some part of it".into() },
-            Self::MemberNotFound { .. }
+            Self::NotAllowed { .. }
+            | Self::MemberNotFound { .. }
             | Self::MemberTaken { .. }
             | Self::MemberNeeded { .. }
             | Self::MemberUnfit { .. } => Self::NotAllowed { role: "worker".into() },

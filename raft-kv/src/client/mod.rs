@@ -14,6 +14,8 @@ mod local;
 mod maintain;
 #[cfg(feature = "node")]
 mod node;
+#[cfg(all(test, feature = "node"))]
+mod nodes_tests;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]

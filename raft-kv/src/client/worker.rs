@@ -133,3 +133,89 @@ impl Local {
         Ok((self.now()?, Reply::Trust(TrustReply::Status(status))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Wire;
+    use crate::error::NotDone;
+    use crate::types::{ClusterId, Header, MemberRecord, NodeRecord, RootDigest};
+
+    const SECRET: &str = "manager-3.internal:2380";
+
+    fn worker() -> Option<Identity> {
+        Some(Identity { cluster: ClusterId(1), node: NodeId(5), role: Role::Worker })
+    }
+
+    fn header() -> Header {
+        Header { cluster: ClusterId(1), member: NodeId(2), revision: 3, term: 4 }
+    }
+
+    #[test]
+    fn no_error_to_a_worker_has_a_text_of_others() {
+        let text = || SECRET.to_owned();
+        let id = NodeId(0x1122_3344_5566_7788);
+        let refusals = [
+            Refusal::BadToken { why: text() },
+            Refusal::BadCertificate { why: text() },
+            Refusal::NotAllowed { role: text() },
+            Refusal::Invalid { field: text(), why: text() },
+            Refusal::Malformed { what: text() },
+            Refusal::MemberNotFound { id },
+            Refusal::MemberTaken { field: text(), value: text(), owner: id },
+            Refusal::MemberNeeded { id, why: text() },
+            Refusal::MemberUnfit { id, why: text() },
+            Refusal::TooManyOps { list: text(), len: 1, max: 1 },
+            Refusal::DuplicateKey { key: text() },
+            Refusal::LeaseOutOfBounds { field: text(), value: 1, min: 1, max: 1 },
+        ];
+        let others = [Error::Stopped(text()), Error::NotDone(NotDone::Unreachable(text()))];
+        for error in refusals.into_iter().map(Error::Refused).chain(others) {
+            let bytes = told(worker(), &Err(error.clone())).to_bytes();
+            for secret in [SECRET.as_bytes(), &id.0.to_be_bytes(), &id.0.to_le_bytes()] {
+                assert!(!bytes.windows(secret.len()).any(|part| part == secret), "{error:?}");
+            }
+            assert_eq!(told(None, &Err(error.clone())), Err(error));
+        }
+    }
+
+    /// Whether any answer that names another node gets through.
+    fn leaks() -> bool {
+        let record = |id| NodeRecord::new(NodeId(id), Role::Manager, SECRET, RootDigest::default());
+        let status = CaStatus { nodes: vec![record(5), record(6)], ..CaStatus::default() };
+        let late = CaStatus { late: vec![NodeId(6)], ..CaStatus::default() };
+        let member = MemberRecord { addr: SECRET.into(), ..MemberRecord::default() };
+        let member = crate::types::Member { record: member, role: crate::types::MemberRole::Voter };
+        let replies = [
+            Reply::Trust(TrustReply::Status(status)),
+            Reply::Trust(TrustReply::Status(late)),
+            Reply::Trust(TrustReply::Tokens(Vec::new())),
+            Reply::Members(vec![member]),
+            Reply::Info(super::super::api::Info::default()),
+            Reply::Token(SECRET.into()),
+        ];
+        replies.into_iter().any(|reply| told(worker(), &Ok((header(), reply))).is_ok())
+    }
+
+    #[test]
+    fn a_worker_gets_its_own_record_and_certificate() {
+        assert!(!leaks());
+        let own = NodeRecord::new(NodeId(5), Role::Worker, "w", RootDigest::default());
+        let status = CaStatus { nodes: vec![own], late: vec![NodeId(5)], ..CaStatus::default() };
+        let issuing = RootDigest::default();
+        for reply in [
+            TrustReply::Status(status),
+            TrustReply::Certificate { chain: Vec::new(), roots: Vec::new(), issuing },
+            TrustReply::Done,
+        ] {
+            let answered = Ok((header(), Reply::Trust(reply)));
+            assert_eq!(told(worker(), &answered), answered);
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn telling_workers_everything_is_noticed() {
+        assert!(crate::planted::with(Some(crate::planted::Bug::TellWorkers), leaks));
+    }
+}

@@ -5,7 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-const COMMANDS: [&[&str]; 29] = [
+const COMMANDS: [&[&str]; 36] = [
     &[],
     &["init"],
     &["join"],
@@ -16,6 +16,13 @@ const COMMANDS: [&[&str]; 29] = [
     &["member", "add"],
     &["member", "promote"],
     &["member", "rm"],
+    &["node"],
+    &["node", "ls"],
+    &["node", "inspect"],
+    &["node", "rm"],
+    &["node", "promote"],
+    &["node", "demote"],
+    &["node", "readmit"],
     &["token"],
     &["put"],
     &["get"],

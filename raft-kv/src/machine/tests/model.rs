@@ -125,7 +125,7 @@ impl Model {
                 }
                 Ok(Answer::Done)
             }
-            Command::Auth(_) | Command::Alarm(_) | Command::As { .. } => {
+            Command::Auth(_) | Command::Alarm(_) | Command::As { .. } | Command::From { .. } => {
                 unreachable!("users, roles and alarms have tests of their own")
             }
             Command::Noop => Ok(Answer::Done),

@@ -176,22 +176,22 @@ impl Drop for Stream {
     }
 }
 
-/// Waits until both streams have the same lines and nothing more has come for a while, or until it
-/// is clear that they differ.
-pub async fn rest(pairs: &[(Stream, Stream)]) {
+/// Waits until all pairs are `settled` and nothing more has come for a while, or until it is clear
+/// that they differ.
+pub async fn rest(pairs: &[(Stream, Stream)], settled: impl Fn(&Stream, &Stream) -> bool) {
     let began = Instant::now();
-    let mut equal_since: Option<(Instant, usize)> = None;
+    let mut settled_since: Option<(Instant, usize)> = None;
     while began.elapsed() < REST_LIMIT {
         let count: usize = pairs.iter().map(|(a, b)| a.state().0 + b.state().0).sum();
-        match equal_since {
+        match settled_since {
             Some((since, then)) if then == count => {
                 if since.elapsed() >= QUIET {
                     return;
                 }
             }
             _ => {
-                let equal = pairs.iter().all(|(a, b)| a.lines() == b.lines());
-                equal_since = equal.then(|| (Instant::now(), count));
+                let all = pairs.iter().all(|(a, b)| settled(a, b));
+                settled_since = all.then(|| (Instant::now(), count));
             }
         }
         tokio::time::sleep(LOOK * 4).await;

@@ -18,7 +18,7 @@ use crate::machine::auth::{Asked, AuthStatus, authorize, status, still_authorize
 use crate::machine::command::Command;
 use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
-use crate::types::{AlarmRequest, AuthChange, AuthQuery, Caller, KeyRange, TrustCall};
+use crate::types::{AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, TrustCall};
 
 /// What a check of a password costs; each step doubles it.
 const BCRYPT_COST: u32 = 10;
@@ -158,6 +158,20 @@ impl Local {
             known => known,
         };
         Ok(self.read(|view| still_authorized(view, caller, &Asked::Watch(range)))??)
+    }
+
+    /// Refuses to go on reading keys to a caller that may not read them now.
+    pub(super) fn still_may_read(&self, caller: &Caller, range: &KeyRange) -> Result<(), Error> {
+        if *caller == Caller::Full || !self.shell.auth_counts() {
+            return Ok(());
+        }
+        Ok(self.read(|view| still_authorized(view, caller, &Asked::Range(range)))??)
+    }
+
+    /// Refuses a caller that may not write these keys now.
+    pub(super) fn may_write(&self, caller: &Caller, range: &KeyRange) -> Result<(), Error> {
+        let delete = Command::Delete(DeleteRequest { range: range.clone(), prev_kv: false });
+        Ok(self.read(|view| still_authorized(view, caller, &Asked::Command(&delete)))??)
     }
 
     /// Refuses a caller that is nobody's name while permissions count. It is not waited for others,

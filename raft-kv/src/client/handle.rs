@@ -186,6 +186,20 @@ impl Handle {
         }
     }
 
+    /// The same door for a caller of whom this member may not have heard yet: waits until it has.
+    ///
+    /// # Errors
+    /// [`AuthRefusal::InvalidToken`](crate::error::AuthRefusal::InvalidToken), and see [`Error`].
+    pub async fn settled(&self) -> Result<Self, Error> {
+        match &self.door {
+            Door::Local(local) => {
+                let caller = local.settle_caller(&self.caller, self.patience).await?;
+                Ok(self.clone().acting_as(caller))
+            }
+            Door::Remote(_) => Ok(self.clone()),
+        }
+    }
+
     /// Who a caller from outside is: by its token if it has one, else by its certificate's name.
     /// Only for a handle in the member's own process.
     ///
@@ -225,6 +239,17 @@ impl Handle {
     pub fn may_watch(&self, range: &KeyRange) -> Result<(), Error> {
         match &self.door {
             Door::Local(local) => local.may_watch(&self.caller, range),
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
+    /// The same for writing these keys.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_write(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_write(&self.caller, range),
             Door::Remote(_) => Ok(()),
         }
     }

@@ -18,8 +18,8 @@ use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
-use super::trust::Wanted;
 use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::{self, Wanted};
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
@@ -158,8 +158,6 @@ impl Node {
     async fn run(dir: DataDir, node: Remembered, tuning: Tuning, door: Door) -> Result<Self, StartError> {
         let credentials = load_credentials(&dir)?;
         let identity = credentials.check()?;
-        credentials
-            .check_date(SystemTime::now(), "remove this member, empty its data directory and join anew")?;
         if (identity.cluster, identity.node) != (node.cluster, node.node) {
             let why = format!(
                 "its certificate belongs to member {} of cluster {}, its file `node` to member {} of cluster {}; \
@@ -170,7 +168,8 @@ impl Node {
         }
         let (parts, node) = open_parts(&dir, node, &tuning, credentials).await?;
         // Rejoining under a new id brings new ones.
-        let trust = LiveTrust::new(load_credentials(&dir)?)?;
+        let credentials = trust::renew_expired(load_credentials(&dir)?, &dir, &parts.state, &node, &tuning)?;
+        let trust = LiveTrust::new(credentials)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
         let asked = state.clone();
@@ -290,7 +289,11 @@ impl Node {
         self.endpoint.close().await;
         for task in std::mem::take(&mut self.tasks) {
             task.abort();
+            // What it was in the middle of keeps the state open.
+            let _ = task.await;
         }
+        // The socket lives a little longer; it lets nobody in, and keeps nothing open.
+        self.local.trust.set_standing(|_| Standing::Removed);
         stopped
     }
 }
@@ -537,7 +540,7 @@ fn take_in(
     Ok(remembered)
 }
 
-fn save_credentials(dir: &DataDir, credentials: &Credentials) -> Result<(), StartError> {
+pub(super) fn save_credentials(dir: &DataDir, credentials: &Credentials) -> Result<(), StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let path = dir.join("cert");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);

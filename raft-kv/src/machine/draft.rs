@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::alarm::Raised;
 use super::auth::Known;
 use super::format::{Held, Logged, Stored, Superseded, attached_key, load, ordered, past_key};
+use super::lease;
 use super::overlay::Overlay;
 use super::store::{Read, Table};
 use crate::codec::Wire;
@@ -107,6 +108,15 @@ impl<'a> Draft<'a> {
             value: Held::place(&value),
         };
         let lease_before = before.as_ref().map_or(0, |before| before.lease);
+        let len_before = before.as_ref().map_or(0, Stored::value_len);
+        if (lease_before, len_before) != (lease, value.len()) {
+            if lease_before != 0 {
+                lease::release(self, lease_before, &key, len_before)?;
+            }
+            if lease != 0 {
+                lease::hold(self, lease, &key, value.len())?;
+            }
+        }
         if lease_before != 0 && lease_before != lease {
             self.overlay.remove(Table::Attached, attached_key(lease_before, &key));
         }
@@ -127,6 +137,7 @@ impl<'a> Draft<'a> {
     pub fn delete(&mut self, key: Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
         if before.lease != 0 {
             self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
+            lease::release(self, before.lease, &key, before.value_len())?;
         }
         let prev = self.supersede(&key, before)?;
         self.overlay.remove(Table::Live, key.clone());

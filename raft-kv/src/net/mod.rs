@@ -24,7 +24,7 @@ pub use credential_files::{
     CERT_FILES, read_credentials, read_credentials_in, replace_credentials, write_credentials, write_private,
 };
 pub use dial::{Dialer, ResponseStream};
-pub use endpoint::{Accepted, ConnectionInfo, Endpoint};
+pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};
 pub use https::{HandshakeFault, HttpsPeer};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};

@@ -5,5 +5,6 @@
 mod permissions;
 mod ranges;
 mod recovery;
+mod rotation;
 mod serving;
 mod support;

@@ -119,7 +119,8 @@ async fn by_certificate(node: &Node, name: &str) -> Handle {
     let (chain, roots) =
         node.handle().issue_certificate(name, Role::Client, key.request().into()).await.unwrap();
     let der = |list: Vec<bytes::Bytes>| list.iter().map(|one| one.to_vec()).collect();
-    let credentials = Credentials { chain: der(chain), key: key.der().to_vec(), roots: der(roots) };
+    let credentials =
+        Credentials { chain: der(chain), key: key.der().to_vec(), roots: der(roots), ..Default::default() };
     Handle::connect(&[node.addr().to_owned()], credentials).await.unwrap()
 }
 

@@ -18,8 +18,9 @@ use raft_kv::types::Caller;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::room::{Held, Paced};
 use super::{Etcd, Who, status};
 
 /// How often a watcher that asked for it hears how far it is when nothing happens.
@@ -30,7 +31,7 @@ const LEADERLESS: Duration = limits::TICK.saturating_mul(3 * limits::ELECTION_TI
 const QUEUED_ANSWERS: usize = 1;
 
 /// The answers of one stream.
-pub type Answers = ReceiverStream<Result<WatchResponse, Status>>;
+pub type Answers = Paced<ReceiverStream<(Result<WatchResponse, Status>, Held)>>;
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -71,14 +72,18 @@ impl WatchService {
         // From before the first check on, so that no change is missed.
         let auth_changes = Some(self.etcd.own_handle().auth_changes());
         let nobody = || self.etcd.own_handle().clone().acting_as(Caller::Anonymous);
-        let handle = self.etcd.handle_for(&who).unwrap_or_else(|_| nobody());
+        let handle = match self.etcd.handle_for(&who) {
+            Err(status) if status.code() == Code::Unauthenticated => nobody(),
+            found => found?,
+        };
         let set = handle.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
         let etcd = self.etcd.clone();
-        let stream = stream::Stream::new(set, out, Box::new(move || etcd.handle_for(&who)));
+        let stream =
+            stream::Stream::new(set, out, self.etcd.room().clone(), Box::new(move || etcd.handle_for(&who)));
         let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes };
         tokio::spawn(stream.run(Box::pin(requests), ends, self.progress_interval));
-        Ok(ReceiverStream::new(answers))
+        Ok(Paced::new(ReceiverStream::new(answers)))
     }
 }
 
@@ -92,7 +97,11 @@ impl Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
         let who = Who::asks(&request);
-        Ok(Response::new(self.follow(who, needs_leader, request.into_inner())?))
+        let answers = self.follow(who, needs_leader, request.into_inner())?;
+        let sending = answers.sending();
+        let mut response = Response::new(answers);
+        response.extensions_mut().insert(sending);
+        Ok(response)
     }
 }
 

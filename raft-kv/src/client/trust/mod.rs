@@ -9,5 +9,5 @@ mod renew;
 mod rotation;
 
 pub(super) use authority::Wanted;
-pub(super) use keeper::{due, keep};
+pub(super) use keeper::{due, keep, renew_expired};
 pub(super) use renew::{Turns, follow};

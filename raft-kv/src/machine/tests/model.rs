@@ -323,6 +323,12 @@ fn range(state: &State, request: &RangeRequest) -> RangeResponse {
         .filter(|kv| request.min_create_revision == 0 || kv.create_revision >= request.min_create_revision)
         .filter(|kv| request.max_create_revision == 0 || kv.create_revision <= request.max_create_revision)
         .collect();
+    // etcd reads one key more than it is to answer, unless it knows that it has to sort or to filter.
+    let bounds = [request.min_mod_revision, request.max_mod_revision];
+    let bounds = [bounds, [request.min_create_revision, request.max_create_revision]];
+    if request.limit > 0 && request.sort_order == SortOrder::None && bounds == [[0; 2]; 2] {
+        kvs.truncate((request.limit as usize).saturating_add(1));
+    }
     let down = request.sort_order == SortOrder::Descend;
     // Bubbles: equal ones stay in the order of their keys.
     for _ in 0..kvs.len() {

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
+use raft_kv::limits;
+
 use super::*;
+use crate::etcd::room::Room;
 
 async fn info_watchers(world: &World) -> u64 {
     world.handle.info().await.unwrap().1.watchers
@@ -77,7 +80,7 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     }
     // 100 MB were sent to the one that reads. For the other one nothing but what its connection
     // may have on its way is made: the queue and the answer that waits for room in it.
-    let queued = stalled.answers.as_ref().len();
+    let queued = stalled.answers.get_ref().as_ref().len();
     assert!(queued <= crate::etcd::watch::QUEUED_ANSWERS, "{queued} answers wait for it");
     // When it reads again nothing is missing.
     let mut answers = Vec::new();
@@ -89,4 +92,64 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     }
     let most = answers.iter().map(|(_, events)| *events).max().unwrap();
     assert!(most > 50, "what waited is gathered in few answers, not in one for each event: {most}");
+}
+
+/// However many clients do not read, they hold no more than the room there is; the others are handed
+/// what they missed as soon as it is theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_streams_hold_the_room_there_is_and_no_more() {
+    const STREAMS: usize = 60;
+    const VALUE: usize = 600 * 1024;
+    const REVISIONS: i64 = 5;
+    let world = World::new().await;
+    let room = Room::of(4 * 1024 * 1024);
+    let service = WatchService::new(etcd(world.node.as_ref().unwrap()).with_room(room.clone()));
+    let mut clients: Vec<Client> = (0..STREAMS).map(|_| open_at(&service)).collect();
+    for client in &mut clients {
+        client.created(watch_prefix("k")).await;
+    }
+    for _ in 0..REVISIONS {
+        let value = vec![b'v'; VALUE];
+        world.put_all([("k".to_owned(), value)]).await;
+    }
+    let queued = |clients: &[Client]| {
+        clients.iter().filter(|client| client.answers.get_ref().as_ref().len() > 0).count()
+    };
+    // Nobody reads: of what is owed to all, what fits is on its way.
+    let fits = room_of(&room, VALUE);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while queued(&clients) < fits {
+        assert!(tokio::time::Instant::now() < deadline, "{} are queued", queued(&clients));
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..1_000 {
+        assert_eq!(queued(&clients), fits);
+        tokio::task::yield_now().await;
+    }
+    // Once they read they are served, one after the other, and get every event once.
+    let reads = clients.into_iter().map(|mut client| {
+        tokio::spawn(async move {
+            let mut revisions = Vec::new();
+            while (revisions.len() as i64) < REVISIONS {
+                revisions.extend(client.next().await.events.iter().map(revision_of));
+            }
+            assert!(revisions.is_sorted_by(|a, b| a + 1 == *b), "{revisions:?}");
+        })
+    });
+    for read in reads.collect::<Vec<_>>() {
+        read.await.unwrap();
+    }
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while room.free() < 4 * 1024 * 1024 {
+        assert!(tokio::time::Instant::now() < deadline, "{} bytes are free", room.free());
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How many batches with one value of that size there is room for, while one that is fetched needs a
+/// whole batch's room.
+fn room_of(room: &Room, value: usize) -> usize {
+    let whole = 4 * 1024 * 1024;
+    assert!(room.free() <= whole);
+    (1..).take_while(|taken| (taken - 1) * value + limits::WATCH_BATCH_BYTES <= whole).count()
 }

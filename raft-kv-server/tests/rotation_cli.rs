@@ -92,7 +92,7 @@ fn a_client_that_is_kept_current_notices_nothing_of_another_root() {
 
     // The files are the new ones, and nothing but the new root is believed by them.
     let renewed = loop {
-        let line = renewing.next_json().unwrap();
+        let Some(line) = renewing.next_json() else { panic!("{:?}", renewing.ended()) };
         if line["roots"] == 1 && line["root"].as_str() == Some(&new[..]) {
             break line;
         }

@@ -83,11 +83,23 @@ pub fn write_credentials(dir: &Path, credentials: &Credentials) -> Result<(), St
 /// # Errors
 /// [`StorageFailed`] naming the file.
 pub fn replace_credentials(dir: &Path, credentials: &Credentials) -> Result<(), StorageFailed> {
+    let _alone = lock_credentials(dir)?;
     for step in steps(dir, credentials)? {
         step.take(dir)?;
     }
     tidy(dir);
     Ok(())
+}
+
+/// Keeps other processes from changing the credentials in `dir` until what it gives is dropped: for a
+/// moment only, it is waited for.
+///
+/// # Errors
+/// [`StorageFailed`] naming the folder.
+pub fn lock_credentials(dir: &Path) -> Result<File, StorageFailed> {
+    let folder = File::open(dir).map_err(failed(dir, "opening it"))?;
+    folder.lock().map_err(failed(dir, "locking it"))?;
+    Ok(folder)
 }
 
 /// One change of the folder that either happens or does not.

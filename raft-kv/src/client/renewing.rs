@@ -30,6 +30,8 @@ use crate::types::{RootDigest, TrustCall, TrustReply};
 const NEXT_KEY: &str = "next-key.pem";
 /// How often the files are looked at: another process may have renewed them.
 const LOOK: Duration = Duration::from_secs(10);
+/// A certificate is used for at least this long.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
 /// First pause after a failure; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -255,7 +257,8 @@ impl Keeper {
         let renewed = self.tell.borrow().renewed + more;
         let told = Renewals::of(&new, renewed)?;
         if more > 0 {
-            self.due = due_of(&new)?;
+            // One that is due when it comes must not make this a busy loop.
+            self.due = due_of(&new)?.max(SystemTime::now() + LEAST_LIFE);
         }
         remote.adopt(new).await;
         self.tell.send_replace(told);

@@ -10,10 +10,12 @@ use raft_kv::types::{LeaseId, Revision};
 
 mod ca;
 mod kv;
+mod lock;
 mod moving;
 
 pub use ca::*;
 pub use kv::*;
+pub use lock::*;
 pub use moving::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
@@ -73,6 +75,12 @@ pub enum Command {
     Ca(CaArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
+    /// Lock what members keep on their disks, or show whether it is
+    Autolock(AutolockArgs),
+    /// Hand the unlock key, read from standard input, to a member on this machine that waits for it
+    Unlock(UnlockArgs),
+    /// The key that unlocks members after a start
+    UnlockKey(UnlockKeyArgs),
     /// Copy the keys and leases of a running etcd into this cluster
     Import(MoveArgs),
     /// Copy a running etcd and follow it until the cut-over
@@ -195,6 +203,9 @@ pub struct RunArgs {
     /// Tell etcd's clients to reach it here from now on
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_etcd_addr: Option<String>,
+    /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
+    #[arg(long, value_name = "FILE")]
+    pub unlock_key_file: Option<PathBuf>,
 }
 
 /// `info`.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use raft_kv::client::{Handle, credentials_of};
+use raft_kv::client::{Handle, credentials_unlocked};
 use raft_kv::net::{CERT_FILES, read_credentials};
 use raft_kv::pki::{Credentials, ends_soon, validity_of};
 
@@ -99,7 +99,8 @@ async fn reach(plan: Plan) -> Result<Handle, Failure> {
             credentials
         }
         Identity::Member(data_dir) => {
-            let (credentials, address) = credentials_of(data_dir)?;
+            let unlock = crate::cli::lock::key_in_environment()?;
+            let (credentials, address) = credentials_unlocked(data_dir, unlock.as_ref())?;
             if endpoints.is_empty() {
                 endpoints.push(address);
             }

@@ -31,6 +31,12 @@ pub const MAX_NODES: u64 = 100_000;
 pub const MAX_TIDIED_PER_STEP: usize = 64;
 /// Nodes that one change says were verified.
 pub const MAX_VERIFIED_PER_STEP: usize = 256;
+/// Secrets that one change seals anew.
+pub const MAX_RESEALED_PER_STEP: usize = 256;
+/// Longest secret as it is sealed, in bytes: the key of a root is the longest.
+pub const MAX_SEALED_BYTES: usize = 8 * 1024;
+/// Seconds that a new data key waits for members that have not stored it and that a quorum does not need.
+pub const DATA_KEY_PATIENCE: i64 = 5;
 /// Longest text of what went wrong at a node, in bytes.
 pub const MAX_NODE_ERROR_BYTES: usize = 512;
 /// Streams of one connection that tell what is believed as it changes.

@@ -116,6 +116,12 @@ pub enum Bug {
     RenewAnyKey,
     /// New files take the place of old ones one by one.
     ReplaceInPlace,
+    /// A data key seals before a quorum has it on disk.
+    SealWithUnsavedKey,
+    /// A data key is given up while something is still sealed with it.
+    DropUsedKey,
+    /// A password's hash comes into the log as it is.
+    LogClearSecret,
 }
 
 #[cfg(feature = "sim")]

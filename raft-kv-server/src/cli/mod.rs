@@ -7,6 +7,7 @@ mod cluster;
 mod import;
 pub mod kv;
 mod lease;
+pub mod lock;
 mod member;
 mod mirror;
 mod txn;
@@ -102,6 +103,9 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Watch(args) => watch::run(&args, output).await,
         Command::Txn(args) => txn::run(&args, output).await,
         Command::Lease(args) => lease::run(&args, output).await,
+        Command::Autolock(args) => lock::autolock(&args, output).await,
+        Command::Unlock(args) => lock::unlock(&args, output).await,
+        Command::UnlockKey(args) => lock::unlock_key(&args, output).await,
         Command::Import(args) => import::run(&args, output).await,
         Command::Mirror(args) => mirror::run(&args, output).await,
         Command::Cert(args) => cert::run(&args, output).await,

@@ -9,7 +9,7 @@ use etcd_api::etcdserverpb::request_op::Request as PbOp;
 use futures_util::StreamExt;
 use raft_kv::client::{Config, Node, Tuning};
 use raft_kv::raft::{Leadership, Role};
-use raft_kv::types::{AuthChange, KeyRange, Permission, PermissionKind};
+use raft_kv::types::{AuthChange, KeyRange, Permission, PermissionKind, Sealed};
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -65,7 +65,7 @@ impl One {
             role("b"),
             AuthChange::RoleGrant { role: "b".into(), permission: Permission { kind, range } },
             grant("bob", "b"),
-            AuthChange::Enable { token_key: Bytes::new() },
+            AuthChange::Enable { token_key: Sealed::default() },
         ] {
             self.auth(change).await;
         }

@@ -2,7 +2,6 @@
 //! confirmed index and are then served from the node's own state.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,6 +13,7 @@ use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
 use super::snapshot::Copies;
 use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
+use super::trust::vault::Vault;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
 use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
@@ -28,7 +28,7 @@ use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring, Secret};
 use crate::types::{
     Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role,
-    TokenRecord, TxnOp, TxnRequest, WatchRequest,
+    TokenRecord, TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -54,8 +54,8 @@ pub(super) struct Local {
     pub(super) copies: Copies,
     /// What the cluster's secrets are sealed with.
     pub(super) keyring: Keyring,
-    /// Where this member's certificate lies.
-    pub(super) cert_dir: PathBuf,
+    /// What of them lies on this member's disk.
+    pub(super) vault: Arc<Vault>,
     /// How long certificates made here are valid.
     pub(super) leaf_validity: Duration,
 }
@@ -175,6 +175,10 @@ impl Local {
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(caller, record, patience).await,
             Call::RaiseRevision(to) => self.raise_revision(caller, to, patience).await,
+            // Nobody else may have them, whatever it may do otherwise.
+            Call::Trust(TrustCall::Keys) if *caller != Caller::Full => {
+                Err(Refusal::NotAllowed { role: "client".into() }.into())
+            }
             Call::Trust(call) => self.trust_call(call, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())

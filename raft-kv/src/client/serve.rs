@@ -298,7 +298,8 @@ async fn admit_member(
     }
     let members = added?;
     tracing::info!(%node, "a member joined");
-    let joined = Joined { cluster: local.cluster, node, chain, roots, members };
+    let keys = local.handed_keys()?;
+    let joined = Joined { cluster: local.cluster, node, chain, roots, members, keys };
     Ok((local.now()?, Reply::Joined(joined)))
 }
 

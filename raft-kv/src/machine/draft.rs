@@ -59,6 +59,8 @@ pub struct Draft<'a> {
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed in this batch.
     pub trust_changed: bool,
+    /// Whether the log up to here should be given up: it has what was sealed with a key that is.
+    pub forget_log: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -77,6 +79,7 @@ impl<'a> Draft<'a> {
             alarms: None,
             auth_changed: None,
             trust_changed: false,
+            forget_log: false,
         }
     }
 

@@ -409,9 +409,17 @@ impl DialVerifier {
                 (Arc::new(pinned), None, None)
             }
         };
-        trust
-            .verify_server(leaf, others, now)
-            .map_err(|error| bad(format!("the node that answers: {}", certificate_error(&error))))?;
+        trust.verify_server(leaf, others, now).map_err(|error| {
+            let why = certificate_error(&error);
+            let advice = match error {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) if cluster.is_some() => {
+                    "; if it was replaced, a token of the new one brings a new certificate: \
+                         `raft-kv cert renew --token TOKEN`"
+                }
+                _ => "",
+            };
+            bad(format!("the node that answers: {why}{advice}"))
+        })?;
         check_dialled(&Identity::from_cert(leaf)?, cluster, node)
     }
 }

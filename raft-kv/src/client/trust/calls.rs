@@ -24,6 +24,11 @@ impl Local {
                 self.abort_rotation().await?;
                 TrustReply::Done
             }
+            TrustCall::LockStatus => return self.lock_status(false),
+            TrustCall::Autolock(on) => return self.autolock(on, patience).await,
+            TrustCall::UnlockKey => return self.lock_status(true),
+            TrustCall::UnlockKeyRotate => return self.rotate_unlock_key(patience).await,
+            TrustCall::Keys => TrustReply::Keys(self.handed_keys()?),
             other => {
                 let why = format!("{other:?} is not answered here");
                 return Err(Refusal::invalid("call", why).into());

@@ -3,21 +3,21 @@
 //! What is believed is what the state says, never what a peer says. A change is in force for new
 //! handshakes at once; open connections that it does not cover are ended right after.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
 
-use super::super::config::{DataDir, Remembered, StartError, Tuning};
+use super::super::config::{Remembered, StartError, Tuning};
 use super::super::local::Local;
-use super::super::node::{OWN_PATIENCE, hosts_of, save_credentials};
+use super::super::node::{OWN_PATIENCE, hosts_of};
 use super::authority::{Wanted, now};
+use super::vault::Vault;
 use crate::error::Error;
 use crate::limits::{MAX_NODE_ERROR_BYTES, MAX_VERIFIED_PER_STEP};
 use crate::machine::{self, Store};
-use crate::net::{ConnectionInfo, Endpoint, VerifiedPeer, write_credentials};
-use crate::pki::{self, Credentials, Keyring, NodeKey, RootKey, Subject};
+use crate::net::{ConnectionInfo, Endpoint, VerifiedPeer};
+use crate::pki::{self, Credentials, NodeKey, RootKey, Subject};
 use crate::storage::state::State;
 use crate::types::{NodeId, Phase, Role, RootDigest, Standing, TrustChange, Trusted};
 
@@ -122,7 +122,8 @@ impl Keeper {
     }
 
     fn put_in_force(&self, credentials: Credentials) -> Result<(), Error> {
-        save(&self.local.cert_dir, &credentials)?;
+        let saved = self.local.vault.save(&credentials);
+        saved.map_err(|failed| Error::Stopped(failed.to_string()))?;
         self.local.trust.swap(credentials)?;
         self.local.recheck(&self.endpoint);
         Ok(())
@@ -215,10 +216,6 @@ impl Keeper {
     }
 }
 
-fn save(dir: &Path, credentials: &Credentials) -> Result<(), Error> {
-    write_credentials(dir, credentials).map_err(|failed| Error::Stopped(failed.to_string()))
-}
-
 impl Local {
     /// Whether this member leads and has taken on its duties.
     pub(in crate::client) fn leads(&self) -> bool {
@@ -262,7 +259,7 @@ impl Local {
 /// [`Refusal::BadCertificate`] where it can't: its root was replaced, or the key is kept outside.
 pub(in crate::client) fn renew_expired(
     credentials: Credentials,
-    dir: &DataDir,
+    vault: &Vault,
     state: &State,
     node: &Remembered,
     tuning: &Tuning,
@@ -283,7 +280,7 @@ pub(in crate::client) fn renew_expired(
         credentials.check_date(now, bring_back)?;
         return Ok(credentials);
     };
-    let key = Keyring::default().open(super::authority::CA_KEY, key)?;
+    let key = vault.keyring().open(super::authority::CA_KEY, key)?;
     let signer = RootKey::from_parts(authority.via.first().unwrap_or(&authority.root), &key)?;
     let url = node.client.as_ref().map_or(String::new(), |(_, told)| format!("https://{told}"));
     let hosts = hosts_of(&node.advertise_addr, &url);
@@ -293,7 +290,7 @@ pub(in crate::client) fn renew_expired(
     let behind = authority.via.iter().chain(&authority.cross).map(|cert| cert.to_vec());
     let chain = std::iter::once(leaf).chain(behind).collect();
     let renewed = Credentials { chain, key: own.der().to_vec(), ..credentials };
-    save_credentials(dir, &renewed)?;
+    vault.save(&renewed)?;
     tracing::warn!("this member's certificate had expired; it has a new one");
     Ok(renewed)
 }

@@ -7,7 +7,11 @@ mod calls;
 mod keeper;
 mod renew;
 mod rotation;
+pub(super) mod sealing;
+pub(super) mod unlock;
+pub(super) mod vault;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::{due, keep, renew_expired};
 pub(super) use renew::{Turns, follow};
+pub(super) use sealing::keep_sealed;

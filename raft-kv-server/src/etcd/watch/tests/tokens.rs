@@ -16,7 +16,7 @@ const BAD_TOKEN: &str = "rpc error: code = Unauthenticated desc = etcdserver: in
 
 /// Users count from now on; the token of root.
 async fn logged_in(world: &World) -> String {
-    let password = Some(hash_password("p").unwrap());
+    let password = Some(hash_password("p").unwrap().into());
     for change in [
         AuthChange::UserAdd { name: "root".into(), password },
         AuthChange::RoleAdd { role: "root".into() },
@@ -44,7 +44,7 @@ async fn a_bad_token_is_told_and_one_that_ends_ends_its_watchers() {
     let mut root = world.open_as(bearer(&token));
     assert_eq!(root.created(watch("k")).await, 0);
     // Another password ends the token; the stream and its next watcher say so.
-    let password = Some(hash_password("q").unwrap());
+    let password = Some(hash_password("q").unwrap().into());
     world.handle.auth_change(AuthChange::UserPassword { name: "root".into(), password }).await.unwrap();
     assert_eq!(kind(&root.next().await), format!("canceled 0, compacted 0 {BAD_TOKEN}"));
     root.create(watch("k"));

@@ -20,7 +20,9 @@ use super::remote::{Remote, read_answer};
 use super::trust::due;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits::REQUEST_DEADLINE;
-use crate::net::{ResponseStream, read_credentials_in, replace_credentials, root_of, write_private};
+use crate::net::{
+    ResponseStream, lock_credentials, read_credentials_in, replace_credentials, root_of, write_private,
+};
 use crate::pki::{Credentials, NodeKey, validity_of};
 use crate::types::{RootDigest, TrustCall, TrustReply};
 
@@ -28,6 +30,8 @@ use crate::types::{RootDigest, TrustCall, TrustReply};
 const NEXT_KEY: &str = "next-key.pem";
 /// How often the files are looked at: another process may have renewed them.
 const LOOK: Duration = Duration::from_secs(10);
+/// A certificate is used for at least this long.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
 /// First pause after a failure; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
@@ -106,7 +110,7 @@ async fn renewed(remote: &Remote, old: &Credentials, dir: &Path) -> Result<Crede
         return Err(Refusal::BadCertificate { why: why.into() }.into());
     }
     replace_credentials(dir, &credentials).map_err(unwritable)?;
-    let _ = fs::remove_file(dir.join(NEXT_KEY));
+    forget_key(dir, key.der()).map_err(unwritable)?;
     Ok(credentials)
 }
 
@@ -114,17 +118,31 @@ async fn renewed(remote: &Remote, old: &Credentials, dir: &Path) -> Result<Crede
 /// on the disk.
 fn next_key(dir: &Path, old: &Credentials) -> Result<NodeKey, StorageFailed> {
     let path = dir.join(NEXT_KEY);
-    let left = fs::read_to_string(&path).ok().and_then(|text| {
-        let key = Credentials::key_from_pem(&text).ok()?;
-        NodeKey::from_der(&key).ok().filter(|_| key != old.key)
-    });
-    if let Some(key) = left {
+    // Processes that share the files ask with the same key: whoever is answered first, both may go on.
+    let _alone = lock_credentials(dir)?;
+    let left = key_in(&path).filter(|key| *key != old.key);
+    if let Some(key) = left.and_then(|key| NodeKey::from_der(&key).ok()) {
         return Ok(key);
     }
     let key = NodeKey::generate();
     let pem = Credentials { key: key.der().to_vec(), ..Credentials::default() }.to_pem().key;
     write_private(&path, pem.as_bytes())?;
     Ok(key)
+}
+
+/// The key in the files now is not asked with any more.
+fn forget_key(dir: &Path, key: &[u8]) -> Result<(), StorageFailed> {
+    let path = dir.join(NEXT_KEY);
+    let _alone = lock_credentials(dir)?;
+    if key_in(&path).is_some_and(|left| left == key) {
+        // One that stays is known by the key beside it.
+        let _ = fs::remove_file(&path);
+    }
+    Ok(())
+}
+
+fn key_in(path: &Path) -> Option<Vec<u8>> {
+    Credentials::key_from_pem(&fs::read_to_string(path).ok()?).ok()
 }
 
 fn unexpected(reply: &Reply) -> Error {
@@ -239,7 +257,8 @@ impl Keeper {
         let renewed = self.tell.borrow().renewed + more;
         let told = Renewals::of(&new, renewed)?;
         if more > 0 {
-            self.due = due_of(&new)?;
+            // One that is due when it comes must not make this a busy loop.
+            self.due = due_of(&new)?.max(SystemTime::now() + LEAST_LIFE);
         }
         remote.adopt(new).await;
         self.tell.send_replace(told);

@@ -83,11 +83,23 @@ pub fn write_credentials(dir: &Path, credentials: &Credentials) -> Result<(), St
 /// # Errors
 /// [`StorageFailed`] naming the file.
 pub fn replace_credentials(dir: &Path, credentials: &Credentials) -> Result<(), StorageFailed> {
+    let _alone = lock_credentials(dir)?;
     for step in steps(dir, credentials)? {
         step.take(dir)?;
     }
     tidy(dir);
     Ok(())
+}
+
+/// Keeps other processes from changing the credentials in `dir` until what it gives is dropped: for a
+/// moment only, it is waited for.
+///
+/// # Errors
+/// [`StorageFailed`] naming the folder.
+pub fn lock_credentials(dir: &Path) -> Result<File, StorageFailed> {
+    let folder = File::open(dir).map_err(failed(dir, "opening it"))?;
+    folder.lock().map_err(failed(dir, "locking it"))?;
+    Ok(folder)
 }
 
 /// One change of the folder that either happens or does not.
@@ -198,4 +210,116 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StorageFailed> {
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(fail("opening its folder"))?;
     folder.sync_all().map_err(fail("syncing its folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::pki::{LEAF_VALIDITY, NodeKey, RootKey, Subject, issue};
+    #[cfg(feature = "sim")]
+    use crate::planted;
+    use crate::types::{ClusterId, NodeId, Role};
+
+    /// Another certificate of one node each time.
+    fn credentials() -> Credentials {
+        let (cluster, now) = (ClusterId(1), SystemTime::now());
+        let (root, key) = (RootKey::generate(cluster, now), NodeKey::generate());
+        let (role, name) = (Role::Client, String::from("c"));
+        let subject = Subject { cluster, node: NodeId(2), role, name, hosts: vec![] };
+        let leaf = issue(&root, &subject, &key.public(), now, LEAF_VALIDITY, &mut rand::rng()).unwrap();
+        let roots = vec![root.cert_der().to_vec()];
+        Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Credentials::default() }
+    }
+
+    /// What is read after each number of steps that a crash leaves done: always the old set or the new
+    /// one, and after the last the new one.
+    fn every_crash_leaves_one_set(before: impl Fn(&Path, &Credentials)) -> Result<(), String> {
+        let (old, new) = (credentials(), credentials());
+        for done in 0.. {
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path();
+            before(dir, &old);
+            let steps = steps(dir, &new).unwrap();
+            steps.iter().take(done).for_each(|step| step.take(dir).unwrap());
+            let read = read_credentials_in(dir).map_err(|refusal| format!("after {done}: {refusal}"))?;
+            if read != old && read != new {
+                return Err(format!("after {done}: a mixture"));
+            }
+            let last = done >= steps.len();
+            if last && read != new {
+                return Err("all steps lead to the old set".into());
+            }
+            // Whoever comes next goes on from whatever there is.
+            let newer = credentials();
+            replace_credentials(dir, &newer).unwrap();
+            assert_eq!(read_credentials_in(dir).unwrap(), newer, "after {done}");
+            if last {
+                return Ok(());
+            }
+        }
+        unreachable!("there are few steps")
+    }
+
+    fn plain(dir: &Path, old: &Credentials) {
+        write_credentials(dir, old).unwrap();
+    }
+
+    #[test]
+    fn a_crash_leaves_the_old_set_or_the_new_one() {
+        every_crash_leaves_one_set(plain).unwrap();
+        every_crash_leaves_one_set(|dir, old| replace_credentials(dir, old).unwrap()).unwrap();
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn files_that_are_replaced_one_by_one_are_noticed() {
+        let noticed = planted::with(Some(planted::Bug::ReplaceInPlace), || every_crash_leaves_one_set(plain));
+        assert!(noticed.is_err());
+    }
+
+    #[test]
+    fn a_set_is_its_owners_alone_and_old_ones_go() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        plain(dir, &credentials());
+        let newest =
+            (0..5).map(|_| credentials()).inspect(|new| replace_credentials(dir, new).unwrap()).last();
+        assert_eq!(read_credentials_in(dir).unwrap(), newest.unwrap());
+        let mut sets = 0;
+        for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            if name.starts_with(SET) {
+                sets += 1;
+                assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+                let key = fs::metadata(entry.path().join("key.pem")).unwrap();
+                assert_eq!(key.permissions().mode() & 0o777, 0o600);
+            } else {
+                assert!(CERT_FILES.contains(&&name[..]) || name == CURRENT, "{name}");
+            }
+        }
+        assert_eq!(sets, 2, "the one in use and the one before");
+    }
+
+    #[test]
+    fn whoever_reads_while_they_change_gets_one_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().to_owned();
+        let sets = [credentials(), credentials()];
+        plain(&dir, &sets[0]);
+        let writer = {
+            let (dir, sets) = (dir.clone(), sets.clone());
+            std::thread::spawn(move || {
+                (1..30).for_each(|at| replace_credentials(&dir, &sets[at % 2]).unwrap())
+            })
+        };
+        while !writer.is_finished() {
+            let read = read_credentials_in(&dir).unwrap();
+            let whole = |set: &&Credentials| set.chain == read.chain && set.key == read.key;
+            assert!(sets.iter().any(|set| whole(&set)));
+        }
+        writer.join().unwrap();
+    }
 }

@@ -21,7 +21,8 @@ mod tls;
 pub use crate::pki::Purpose;
 pub use bulk::{BulkConn, BulkError, BulkIncoming};
 pub use credential_files::{
-    CERT_FILES, read_credentials, read_credentials_in, replace_credentials, write_credentials, write_private,
+    CERT_FILES, lock_credentials, read_credentials, read_credentials_in, replace_credentials,
+    write_credentials, write_private,
 };
 pub use dial::{Dialer, ResponseStream};
 pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};

@@ -95,7 +95,7 @@ fn bad(why: &str) -> Refusal {
 /// Whether a certificate that is valid from `from` to `until` should have been replaced by `now`: less
 /// than a fifth of its life is left (of 90 days: 18 days).
 pub fn ends_soon(from: SystemTime, until: SystemTime, now: SystemTime) -> bool {
-    let life = until.duration_since(from).unwrap_or_default();
+    let life = until.duration_since(from + BACK_DATE).unwrap_or_default();
     until.duration_since(now).unwrap_or_default() < life / 5
 }
 

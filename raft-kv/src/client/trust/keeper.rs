@@ -35,6 +35,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// it is made; it is valid from a little before.
 pub(in crate::client) fn due(from: SystemTime, until: SystemTime) -> SystemTime {
     let from = from + pki::BACK_DATE;
+    // Its life begins when it is made, which is later than it says.
+    let from = (from + pki::BACK_DATE).min(until);
     let life = until.duration_since(from).unwrap_or_default();
     from + life.mul_f64(rand::rng().random_range(0.5..0.8))
 }

@@ -61,7 +61,7 @@ where
             Ok((json::encode(answer.get_ref()).map_err(unwritable)?, sending))
         };
         match answered.await {
-            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes.into(), sending)),
+            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes, sending)),
             Err(status) => failure::plain(&status),
         }
     })

@@ -241,8 +241,10 @@ impl Vault {
             };
             open.rekey(version, unlock);
         })?;
+        if unlock.is_none() {
+            return Ok(());
+        }
         match fs::remove_file(&pem) {
-            _ if unlock.is_none() => Ok(()),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(storage(&error, &pem, "removing it")),
             _ => Ok(()),
         }

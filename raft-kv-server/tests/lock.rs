@@ -146,7 +146,6 @@ fn no_secret_lies_in_clear_anywhere() {
         handle.authenticate("root", "a password").await.unwrap();
         keys(&handle).await
     });
-    // A backup is a copy of the state.
     let node_keys: Vec<Vec<u8>> = members
         .iter()
         .map(|member| credentials_unlocked(&member.data_dir, Some(&unlock)).unwrap().0.key)

@@ -5,7 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-const COMMANDS: [&[&str]; 29] = [
+const COMMANDS: [&[&str]; 34] = [
     &[],
     &["init"],
     &["join"],
@@ -32,6 +32,11 @@ const COMMANDS: [&[&str]; 29] = [
     &["cert"],
     &["cert", "issue"],
     &["transfer"],
+    &["autolock"],
+    &["unlock"],
+    &["unlock-key"],
+    &["unlock-key", "show"],
+    &["unlock-key", "rotate"],
     &["import"],
     &["mirror"],
     &["help", "put"],

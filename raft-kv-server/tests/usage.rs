@@ -5,7 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-const COMMANDS: [&[&str]; 36] = [
+const COMMANDS: [&[&str]; 41] = [
     &[],
     &["init"],
     &["join"],
@@ -39,6 +39,11 @@ const COMMANDS: [&[&str]; 36] = [
     &["cert"],
     &["cert", "issue"],
     &["transfer"],
+    &["autolock"],
+    &["unlock"],
+    &["unlock-key"],
+    &["unlock-key", "show"],
+    &["unlock-key", "rotate"],
     &["import"],
     &["mirror"],
     &["help", "put"],

@@ -5,7 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-const COMMANDS: [&[&str]; 41] = [
+const COMMANDS: &[&[&str]] = &[
     &[],
     &["init"],
     &["join"],
@@ -38,6 +38,12 @@ const COMMANDS: [&[&str]; 41] = [
     &["compact"],
     &["cert"],
     &["cert", "issue"],
+    &["cert", "renew"],
+    &["ca"],
+    &["ca", "rotate"],
+    &["ca", "status"],
+    &["ca", "abort"],
+    &["ca", "show"],
     &["transfer"],
     &["autolock"],
     &["unlock"],
@@ -86,6 +92,9 @@ fn a_mistake_is_named_in_the_form_that_was_asked_for() {
         ),
         (&["watch", "k", "--events", "0"], "--events"),
         (&["lease", "revoke", "xyz"], "hexadecimal digits"),
+        (&["ca", "rotate", "--root-cert", "f"], "--root-key"),
+        (&["ca", "rotate", "--deadline", "soon"], "90s"),
+        (&["cert", "renew", "--data-dir", "d"], "--cert-dir"),
         (&["cert", "issue", "n", "--out", "d", "--role", "manager"], "manager"),
         (&["init", "--data-dir", "d", "--listen-addr", "nowhere"], "nowhere"),
         (&["join", "--data-dir", "d", "--token", "t"], "<ENDPOINT>"),

@@ -34,6 +34,7 @@ fn info_json(info: &Info) -> Value {
         "version": info.version,
         "root_digest": info.root_digest,
         "certificate_ends": info.certificate_ends,
+        "certificate_ends_soon": info.certificate_ends_soon,
         "watchers": info.watchers,
         "syncs": info.syncs.0,
         "proposed": info.syncs.1,
@@ -52,7 +53,7 @@ fn info_text(info: &Info) -> String {
     format!(
         "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
          log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
-         root digest  {}\ncertificate  until {}\nversion      {}\n",
+         root digest  {}\ncertificate  until {}{}\nversion      {}\n",
         info.cluster,
         info.member,
         info.name,
@@ -65,6 +66,11 @@ fn info_text(info: &Info) -> String {
         info.watchers,
         info.root_digest,
         date(info.certificate_ends),
+        if info.certificate_ends_soon {
+            ", SOON: it could not be renewed yet; is there a quorum?"
+        } else {
+            ""
+        },
         info.version,
     )
 }
@@ -156,7 +162,7 @@ mod tests {
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6}"#;
+            "syncs":5,"proposed":6,"certificate_ends_soon":false}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
         assert_eq!(info_json(&Info::default())["leader"], Value::Null);
     }

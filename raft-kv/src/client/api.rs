@@ -241,6 +241,8 @@ pub struct Info {
     pub watchers: u64,
     /// Syncs to disk and requests proposed since it started: (syncs, requests).
     pub syncs: (u64, u64),
+    /// Whether its certificate should have been renewed by now: less than a fifth of its life is left.
+    pub certificate_ends_soon: bool,
 }
 wire_struct!(Info {
     cluster,
@@ -260,6 +262,7 @@ wire_struct!(Info {
     certificate_ends,
     watchers,
     syncs,
+    certificate_ends_soon,
 });
 
 #[cfg(test)]

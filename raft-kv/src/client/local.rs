@@ -315,7 +315,7 @@ impl Local {
         })?;
         let learner = |member: &Member| member.record.id == self.me && member.role == MemberRole::Learner;
         let leaf = self.trust.credentials().chain.first().cloned().unwrap_or_default();
-        let ends = pki::validity_of(&leaf)?.1;
+        let (from, ends) = pki::validity_of(&leaf)?;
         let stats = self.shell.log_stats();
         let info = Info {
             cluster: self.cluster,
@@ -337,6 +337,7 @@ impl Local {
                 .map_or(0, |since| since.as_secs() as i64),
             watchers: self.shell.watches().len() as u64,
             syncs: (stats.fsyncs, stats.writes),
+            certificate_ends_soon: pki::ends_soon(from, ends, SystemTime::now()),
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

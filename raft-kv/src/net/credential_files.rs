@@ -65,16 +65,31 @@ fn read_once(cacert: &Path, cert: &Path, key: &Path) -> Result<Credentials, Refu
 }
 
 /// Writes `cacert.pem`, `cert.pem` and `key.pem` into `dir`, each whole or not at all, readable
-/// for their owner alone.
+/// for their owner alone. Over older ones: whenever the machine stops, [`read_credentials`] finds a
+/// certificate and its key. Use [`replace_credentials`] for files that other programs read too.
 ///
 /// # Errors
 /// [`StorageFailed`] naming the file.
 pub fn write_credentials(dir: &Path, credentials: &Credentials) -> Result<(), StorageFailed> {
-    let files = credentials.to_pem();
+    for (name, content) in writes(dir, credentials) {
+        write_private(&dir.join(name), content.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What is written one after the other.
+fn writes(dir: &Path, credentials: &Credentials) -> Vec<(&'static str, String)> {
+    let PemFiles { cacert, cert, key } = credentials.to_pem();
+    let before = read_credentials_in(dir).ok().filter(|before| before.key != credentials.key);
+    let mut writes = Vec::new();
+    if let Some(before) = before {
+        // Until the certificate is replaced, the key of the one before is needed.
+        let before = before.to_pem().key;
+        writes.push(("key.pem", [&key[..], &before].concat()));
+    }
     // The key last: with it there, the others are there.
-    write_private(&dir.join("cacert.pem"), files.cacert.as_bytes())?;
-    write_private(&dir.join("cert.pem"), files.cert.as_bytes())?;
-    write_private(&dir.join("key.pem"), files.key.as_bytes())
+    writes.extend([("cacert.pem", cacert), ("cert.pem", cert), ("key.pem", key)]);
+    writes
 }
 
 /// Replaces the three files in `dir`, which are in use, all at once: whoever reads them, and whenever
@@ -277,6 +292,25 @@ mod tests {
     fn files_that_are_replaced_one_by_one_are_noticed() {
         let noticed = planted::with(Some(planted::Bug::ReplaceInPlace), || every_crash_leaves_one_set(plain));
         assert!(noticed.is_err());
+    }
+
+    #[test]
+    fn a_crash_between_files_written_one_by_one_leaves_a_certificate_with_its_key() {
+        let (old, new) = (credentials(), credentials());
+        for done in 0..=4 {
+            let folder = tempfile::tempdir().unwrap();
+            plain(folder.path(), &old);
+            let writes = writes(folder.path(), &new);
+            assert_eq!(writes.len(), 4);
+            for (name, content) in &writes[..done] {
+                write_private(&folder.path().join(name), content.as_bytes()).unwrap();
+            }
+            let read = read_credentials_in(folder.path()).unwrap();
+            let expect = if done < 3 { &old } else { &new };
+            assert_eq!((&read.chain, &read.key), (&expect.chain, &expect.key), "after {done}");
+            write_credentials(folder.path(), &new).unwrap();
+            assert_eq!(read_credentials_in(folder.path()).unwrap(), new);
+        }
     }
 
     #[test]

@@ -173,7 +173,18 @@ impl Credentials {
     pub fn from_pem(files: &PemFiles) -> Result<Self, Refusal> {
         let roots = certificates(&files.cacert, "cacert")?;
         let chain = certificates(&files.cert, "cert")?;
-        let key = Self::key_from_pem(&files.key)?;
+        // While the files are replaced one by one there are two keys, the new one and the one before.
+        let keys = pem::parse_many(&files.key).unwrap_or_default();
+        let key = match keys.as_slice() {
+            [new, old] if [new, old].iter().all(|key| key.tag() == "PRIVATE KEY") => {
+                let belongs = |key: &&pem::Pem| {
+                    let (chain, key) = (chain.clone(), key.contents().to_vec());
+                    Self { chain, key, ..Self::default() }.check().is_ok()
+                };
+                [new, old].into_iter().find(belongs).unwrap_or(new).contents().to_vec()
+            }
+            _ => Self::key_from_pem(&files.key)?,
+        };
         let credentials = Self { chain, key, roots, distrusted: Vec::new() };
         credentials.check()?;
         Ok(credentials)

@@ -31,10 +31,12 @@ const GRACE: Duration = Duration::from_millis(400);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// How often a certificate that ends soon is warned of.
+const WARN_PAUSE: Duration = Duration::from_secs(3600);
+
 /// When a certificate is renewed: at a random point between 50 and 80 % of its life, which begins when
 /// it is made; it is valid from a little before.
 pub(in crate::client) fn due(from: SystemTime, until: SystemTime) -> SystemTime {
-    let from = from + pki::BACK_DATE;
     // Its life begins when it is made, which is later than it says.
     let from = (from + pki::BACK_DATE).min(until);
     let life = until.duration_since(from).unwrap_or_default();
@@ -49,6 +51,8 @@ struct Keeper {
     /// How long to wait after the next failure, and until when after the last one.
     pause: Duration,
     not_before: tokio::time::Instant,
+    /// When it was last said that the certificate ends soon.
+    warned: Option<tokio::time::Instant>,
 }
 
 /// Runs until the node ends.
@@ -60,7 +64,7 @@ pub(in crate::client) async fn keep(local: Arc<Local>, endpoint: Endpoint) {
     let mut changes = local.shell.trust_changes();
     let (pause, not_before) = (FIRST_PAUSE, tokio::time::Instant::now());
     let due = (Vec::new(), SystemTime::UNIX_EPOCH);
-    let mut keeper = Keeper { local, endpoint, due, pause, not_before };
+    let mut keeper = Keeper { local, endpoint, due, pause, not_before, warned: None };
     loop {
         changes.mark_unchanged();
         let rotating = match keeper.look().await {
@@ -144,6 +148,9 @@ impl Keeper {
         let issuer = record.as_ref().map(|record| (record.issuer, record.serial.to_vec()));
         let moved = issuer == Some((wanted, pki::serial_of(&leaf)?));
         let due = SystemTime::now() >= self.due.1;
+        if due {
+            self.warn_of_end(&leaf)?;
+        }
         if (moved || introducing) && !due || tokio::time::Instant::now() < self.not_before {
             return Ok(());
         }
@@ -165,6 +172,21 @@ impl Keeper {
                 Err(error)
             }
         }
+    }
+
+    /// Says, now and then, that the certificate ends soon and that renewing it has not gone well.
+    fn warn_of_end(&mut self, leaf: &[u8]) -> Result<(), Error> {
+        let (now, (from, until)) = (SystemTime::now(), pki::validity_of(leaf)?);
+        let lately = self.warned.is_some_and(|at| at.elapsed() < WARN_PAUSE);
+        if pki::ends_soon(from, until, now) && !lately {
+            self.warned = Some(tokio::time::Instant::now());
+            let left = until.duration_since(now).unwrap_or_default().as_secs();
+            tracing::warn!(
+                hours_left = left / 3600,
+                "this member's certificate ends soon and could not be renewed yet: is there a quorum of members?"
+            );
+        }
+        Ok(())
     }
 
     async fn renewed(&self, old: Credentials) -> Result<(), Error> {

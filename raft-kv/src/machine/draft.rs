@@ -61,6 +61,8 @@ pub struct Draft<'a> {
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed in this batch.
     pub trust_changed: bool,
+    /// Whether a node was removed in this batch: that must not be forgotten by a crash, however soon.
+    pub revoked: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -80,6 +82,7 @@ impl<'a> Draft<'a> {
             alarms: None,
             auth_changed: None,
             trust_changed: false,
+            revoked: false,
         }
     }
 

@@ -196,6 +196,11 @@ impl<S: Store> Machine<S> {
         let (index, term) = (last.index, last.term);
         let (batch, draft, outcomes) = self.store.view(|view| self.draft(view, entries))?;
         self.store.write(batch)?;
+        if draft.revoked && !crate::planted!(RevokeInMemory) {
+            // Until the log is replayed a member goes by its state: it must not let in whom it had
+            // turned away before it crashed.
+            self.store.flush()?;
+        }
         let raised = draft.revision != self.revision + draft.changes.len() as Revision;
         self.applied = SnapshotMeta { index, term, conf: draft.conf };
         self.revision = draft.revision;
@@ -248,6 +253,7 @@ impl<S: Store> Machine<S> {
             members_changed: draft.members_changed,
             auth_changed: draft.auth_changed,
             trust_changed: draft.trust_changed,
+            revoked: draft.revoked,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -263,6 +269,7 @@ struct Published {
     members_changed: bool,
     auth_changed: Option<u64>,
     trust_changed: bool,
+    revoked: bool,
 }
 
 fn apply_entry(

@@ -124,6 +124,8 @@ pub enum Bug {
     LogClearSecret,
     /// A removal takes a node's record away and does not say that it is refused.
     ForgetRevocation,
+    /// A removal is on disk no sooner than anything else.
+    RevokeInMemory,
     /// A worker is answered like anybody else.
     TellWorkers,
     /// Whether a node is still let in is asked at the door alone, not where its command is applied.

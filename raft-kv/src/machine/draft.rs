@@ -64,6 +64,8 @@ pub struct Draft<'a> {
     pub trust_changed: bool,
     /// Whether the log up to here should be given up: it has what was sealed with a key that is.
     pub forget_log: bool,
+    /// Whether a node was removed in this batch: that must not be forgotten by a crash, however soon.
+    pub revoked: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -84,6 +86,7 @@ impl<'a> Draft<'a> {
             auth_changed: None,
             trust_changed: false,
             forget_log: false,
+            revoked: false,
         }
     }
 

@@ -198,6 +198,11 @@ impl<S: Store> Machine<S> {
         let (index, term) = (last.index, last.term);
         let (batch, draft, outcomes) = self.store.view(|view| self.draft(view, entries))?;
         self.store.write(batch)?;
+        if draft.revoked && !crate::planted!(RevokeInMemory) {
+            // Until the log is replayed a member goes by its state: it must not let in whom it had
+            // turned away before it crashed.
+            self.store.flush()?;
+        }
         let raised = draft.revision != self.revision + draft.changes.len() as Revision;
         self.applied = SnapshotMeta { index, term, conf: draft.conf };
         self.revision = draft.revision;
@@ -252,6 +257,7 @@ impl<S: Store> Machine<S> {
             auth_changed: draft.auth_changed,
             trust_changed: draft.trust_changed,
             forget_log: draft.forget_log,
+            revoked: draft.revoked,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -268,6 +274,7 @@ struct Published {
     auth_changed: Option<u64>,
     trust_changed: bool,
     forget_log: bool,
+    revoked: bool,
 }
 
 fn apply_entry(

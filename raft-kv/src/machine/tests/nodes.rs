@@ -55,6 +55,21 @@ pub fn removal() {
     assert!(bench.ask(remove(2, 20)).is_err());
 }
 
+/// A crash right after a removal forgets it no more than the other members do.
+pub fn removal_and_crash() {
+    let mut bench = Bench::new();
+    bench.ask(issue(2, 10)).unwrap();
+    bench.ask(remove(2, 20)).unwrap();
+    bench.machine.store().crash(0);
+    bench.reopen();
+    assert_eq!(standing(&bench, 2), Standing::Removed);
+}
+
+#[test]
+fn a_removal_survives_a_crash_right_after_it() {
+    removal_and_crash();
+}
+
 #[test]
 fn a_revocation_is_kept_until_the_certificate_ends() {
     removal();

@@ -44,9 +44,11 @@ fn each_bug_planted_in_sealing_is_found() {
 
 #[test]
 fn each_bug_planted_in_removals_is_found() {
-    for (bug, run) in
-        [(Bug::ForgetRevocation, nodes::removal as fn()), (Bug::SkipApplyNode, nodes::late_commands)]
-    {
+    for (bug, run) in [
+        (Bug::ForgetRevocation, nodes::removal as fn()),
+        (Bug::SkipApplyNode, nodes::late_commands),
+        (Bug::RevokeInMemory, nodes::removal_and_crash),
+    ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
     }
 }

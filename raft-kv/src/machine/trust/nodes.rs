@@ -130,6 +130,7 @@ pub(super) fn remove(draft: &mut Draft, id: NodeId, now: i64) -> Result<(), Stop
 
 fn revoke(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     forget(draft, record)?;
+    draft.revoked = true;
     let revoked = Revocation { until: record.ends, role: record.role, name: record.name.clone() };
     if crate::planted!(ForgetRevocation) {
         return Ok(());
@@ -192,6 +193,7 @@ pub(in crate::machine) fn member_left(
         Some(record) => revoke(draft, &record),
         None => {
             let revoked = Revocation { until: i64::MAX, role: Role::Manager, name: name.into() };
+            draft.revoked = true;
             draft.overlay.put(Table::Trust, revoked_key(id), &revoked);
             Ok(())
         }

@@ -168,6 +168,69 @@ fn a_removed_node_is_refused_and_its_connections_can_be_closed() {
     });
 }
 
+/// Whether a node is served of which `standing` says this.
+async fn let_in(standing: Standing) -> Result<Bytes, Error> {
+    let ours = Authority::new(CLUSTER);
+    let server = ours.manager(1);
+    server.live().set_standing(move |_| standing.clone());
+    serve_echo(server.clone());
+    dial(&server, &ours.node(2, Role::Client), Purpose::Client).await?.call("x".into()).await
+}
+
+#[test]
+fn a_good_chain_is_not_enough() {
+    refused(run(let_in(Standing::Removed)), "was removed");
+    refused(run(let_in(Standing::Unknown)), "does not know this node");
+    refused(run(let_in(Standing::Known(Role::Worker))), "was not given that role");
+    run(let_in(Standing::Known(Role::Client))).unwrap();
+}
+
+#[test]
+fn what_becomes_known_in_time_is_let_in() {
+    run(async {
+        let ours = Authority::new(CLUSTER);
+        let server = ours.manager(1);
+        server.live().set_standing(|_| Standing::Unknown);
+        serve_echo(server.clone());
+        let own = ours.node(2, Role::Client);
+        let (dialled, ()) = tokio::join!(dial(&server, &own, Purpose::Client), async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            server.live().set_standing(|who| Standing::Known(who.role));
+        });
+        dialled.unwrap().call("x".into()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_recheck_ends_what_is_not_believed_any_more_on_every_protocol() {
+    run(async {
+        let ours = Authority::new(CLUSTER);
+        let server = ours.manager(1);
+        serve_echo(server.clone());
+        for (role, purposes) in [
+            (Role::Manager, &[Purpose::Peer, Purpose::Bulk, Purpose::Client][..]),
+            (Role::Client, &[Purpose::Client]),
+        ] {
+            for purpose in purposes {
+                let gone = dial(&server, &ours.node(2, role), *purpose).await.unwrap();
+                let stays = dial(&server, &ours.node(3, role), *purpose).await.unwrap();
+                server.live().set_standing(|who| {
+                    if who.node == NodeId(2) { Standing::Removed } else { Standing::Known(who.role) }
+                });
+                assert!(server.recheck(|_| false) > 0, "{role} {purpose:?}");
+                let ended = async {
+                    while !gone.is_closed() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+                assert!(!stays.is_closed());
+                server.live().set_standing(|who| Standing::Known(who.role));
+            }
+        }
+    });
+}
+
 #[test]
 fn credentials_are_swapped_while_serving() {
     run(async {
@@ -374,6 +437,16 @@ mod planted {
             })
         });
         assert!(open, "the check above would not see it");
+    }
+
+    #[test]
+    fn letting_in_whoever_has_a_good_chain_is_noticed() {
+        for (bug, standing) in
+            [(Bug::AdmitRemoved, Standing::Removed), (Bug::AdmitUnknown, Standing::Unknown)]
+        {
+            let served = with(Some(bug), || run(let_in(standing)).is_ok());
+            assert!(served, "the check above would not see {bug:?}");
+        }
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::watches::{Lines, Stream, rest};
 /// A sequence that differs more often than this is stopped.
 const MOST_DIFFERENCES: usize = 8;
 
+/// Letters of one kind that are shown one by one.
+const LONGEST_RUN: usize = 24;
+
 /// How often watches that differ are opened again.
 const TRIES: usize = 4;
 
@@ -124,8 +127,8 @@ struct Opened {
     pair: (Stream, Stream),
     user: Option<String>,
     requests: Vec<WatchRequest>,
-    /// What was compacted when it was opened.
-    compacted: i64,
+    /// What was known when it was opened.
+    known: Known,
 }
 
 impl AsRef<(Stream, Stream)> for Opened {
@@ -241,7 +244,7 @@ impl Pair {
             pair: (Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user)),
             user: user.map(str::to_owned),
             requests: requests.to_vec(),
-            compacted: self.known.compacted,
+            known: self.known,
         }];
         for request in requests {
             // What is cancelled before it has caught up is told any part of its past, and who is
@@ -404,7 +407,8 @@ impl Pair {
         let Some(shown) = watch_difference(&etcd, &ours) else { return Judged::Same };
         let case = Case {
             user: one.user.as_deref(),
-            compacted: one.compacted,
+            revision: one.known.revision.max(1),
+            compacted: one.known.compacted,
             requests: &one.requests,
             lines: Some((&etcd, &ours)),
             ..self.case()
@@ -424,7 +428,7 @@ impl Pair {
         for one in &self.streams {
             let text = |shown: &str| {
                 let asked = cut(&format!("{:?}", one.requests), 6000);
-                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.compacted)
+                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.known.compacted)
             };
             let kind = |shown: &str| format!("Watch: {}", cut(&letters(shown), 90));
             match self.judge_streams(one) {
@@ -509,10 +513,23 @@ fn letters(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// `text` with long runs of one letter, as large values have, told by their length, and not longer
+/// than `most`.
 fn cut(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+    let mut short = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|letter| letter != first).unwrap_or(rest.len());
+        if end > LONGEST_RUN {
+            short.push_str(&format!("[{first}; {end}]"));
+        } else {
+            short.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    match short.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &short[..end]),
+        None => short,
     }
 }
 

@@ -65,7 +65,8 @@ fn sorts_by_nothing(range: &RangeRequest) -> bool {
 
 fn is_on_no_key(permission: &Permission) -> bool {
     let end = permission.range_end.as_ref();
-    !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
+    let none = permission.key.is_empty() && end.is_empty();
+    none || !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
 }
 
 fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {

@@ -41,6 +41,9 @@ pub const NESTED: &str = "nested-duplicate";
 /// The name under which the document speaks of an alarm that etcd lets nested puts pass by.
 pub const SPACE: &str = "nested-space";
 
+/// The name under which the document speaks of values that etcd takes and raft-kv does not.
+pub const LARGE: &str = "largest-value";
+
 /// Whether a transaction holds another one, or removes all keys from one on: there etcd overlooks
 /// keys that change twice, and keys that its user may not touch.
 fn may_be_overlooked(ask: &Ask) -> bool {
@@ -260,9 +263,10 @@ impl Pair {
         one
     }
 
-    /// A request that would end etcd: raft-kv has to refuse it, as `expected`.
+    /// A request that etcd must not be sent: raft-kv has to refuse it, as `expected`.
     async fn ask_ours(
         &mut self,
+        name: &'static str,
         user: Option<&str>,
         ask: &Ask,
         mut expected: Vec<fatal::Refusal>,
@@ -278,7 +282,7 @@ impl Pair {
         let ours = self.sides[1].ask(ask, user).await;
         if expected.iter().any(|one| fatal::is(&ours, *one)) {
             let kind = format!("{}: {}", ask.name(), refused(&ours));
-            return story.explain(FATAL, kind, || format!("as {user:?}: {}", cut(&format!("{ask:?}"), 1500)));
+            return story.explain(name, kind, || format!("as {user:?}: {}", cut(&format!("{ask:?}"), 1500)));
         }
         let text = format!(
             "as {user:?}: {}\n    expected one of: {expected:?}\n    ours: {ours:?}",
@@ -308,7 +312,10 @@ impl Pair {
 
     async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
         if let Some(expected) = fatal(ask) {
-            return self.ask_ours(user, ask, expected, story).await;
+            return self.ask_ours(FATAL, user, ask, expected, story).await;
+        }
+        if let Some(expected) = fatal::too_large(ask) {
+            return self.ask_ours(LARGE, user, ask, expected, story).await;
         }
         // etcd 3.4 asks nobody's name for these; who stands for a stale token would not be known.
         let user = if self.auth && unguarded(ask) { Some("root") } else { user };

@@ -7,7 +7,7 @@ mod streams;
 use etcd_api::etcdserverpb::WatchRequest;
 
 use crate::ask::{Answer, Ask};
-use crate::differential::{FATAL, LOST, NESTED, SPACE};
+use crate::differential::{FATAL, LARGE, LOST, NESTED, SPACE};
 use crate::watches::Lines;
 
 const NO_KEY: &str = "no-key";
@@ -104,6 +104,14 @@ pub const EXPLAINED: &[Explained] = &[
         name: SPACE,
         what: "a put in a nested transaction while the alarm NOSPACE is raised: etcd does it, raft-kv refuses it",
         why: "etcd counts only the outermost puts, so that its alarm can be passed by; what raft-kv refuses so is not sent \
+              to etcd",
+        is: |_| false,
+    },
+    Explained {
+        name: LARGE,
+        what: "a put with a value of more than 1.5 MiB less 32 KiB, and less than 1.5 MiB: etcd takes it unless the whole \
+               request is larger than 1.5 MiB, raft-kv refuses it as too large",
+        why: "key and value have bounds of their own, so that the largest of both are one request; such a put is not sent \
               to etcd",
         is: |_| false,
     },

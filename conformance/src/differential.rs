@@ -23,6 +23,9 @@ use crate::watches::{Lines, Stream, rest};
 /// A sequence that differs more often than this is stopped.
 const MOST_DIFFERENCES: usize = 8;
 
+/// Letters of one kind that are shown one by one.
+const LONGEST_RUN: usize = 24;
+
 /// How often watches that differ are opened again.
 const TRIES: usize = 4;
 
@@ -37,6 +40,9 @@ pub const NESTED: &str = "nested-duplicate";
 
 /// The name under which the document speaks of an alarm that etcd lets nested puts pass by.
 pub const SPACE: &str = "nested-space";
+
+/// The name under which the document speaks of values that etcd takes and raft-kv does not.
+pub const LARGE: &str = "largest-value";
 
 /// Whether a transaction holds another one, or removes all keys from one on: there etcd overlooks
 /// keys that change twice, and keys that its user may not touch.
@@ -124,8 +130,8 @@ struct Opened {
     pair: (Stream, Stream),
     user: Option<String>,
     requests: Vec<WatchRequest>,
-    /// What was compacted when it was opened.
-    compacted: i64,
+    /// What was known when it was opened.
+    known: Known,
 }
 
 impl AsRef<(Stream, Stream)> for Opened {
@@ -241,7 +247,7 @@ impl Pair {
             pair: (Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user)),
             user: user.map(str::to_owned),
             requests: requests.to_vec(),
-            compacted: self.known.compacted,
+            known: self.known,
         }];
         for request in requests {
             // What is cancelled before it has caught up is told any part of its past, and who is
@@ -257,9 +263,10 @@ impl Pair {
         one
     }
 
-    /// A request that would end etcd: raft-kv has to refuse it, as `expected`.
+    /// A request that etcd must not be sent: raft-kv has to refuse it, as `expected`.
     async fn ask_ours(
         &mut self,
+        name: &'static str,
         user: Option<&str>,
         ask: &Ask,
         mut expected: Vec<fatal::Refusal>,
@@ -275,7 +282,7 @@ impl Pair {
         let ours = self.sides[1].ask(ask, user).await;
         if expected.iter().any(|one| fatal::is(&ours, *one)) {
             let kind = format!("{}: {}", ask.name(), refused(&ours));
-            return story.explain(FATAL, kind, || format!("as {user:?}: {}", cut(&format!("{ask:?}"), 1500)));
+            return story.explain(name, kind, || format!("as {user:?}: {}", cut(&format!("{ask:?}"), 1500)));
         }
         let text = format!(
             "as {user:?}: {}\n    expected one of: {expected:?}\n    ours: {ours:?}",
@@ -305,7 +312,10 @@ impl Pair {
 
     async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
         if let Some(expected) = fatal(ask) {
-            return self.ask_ours(user, ask, expected, story).await;
+            return self.ask_ours(FATAL, user, ask, expected, story).await;
+        }
+        if let Some(expected) = fatal::too_large(ask) {
+            return self.ask_ours(LARGE, user, ask, expected, story).await;
         }
         // etcd 3.4 asks nobody's name for these; who stands for a stale token would not be known.
         let user = if self.auth && unguarded(ask) { Some("root") } else { user };
@@ -404,7 +414,8 @@ impl Pair {
         let Some(shown) = watch_difference(&etcd, &ours) else { return Judged::Same };
         let case = Case {
             user: one.user.as_deref(),
-            compacted: one.compacted,
+            revision: one.known.revision.max(1),
+            compacted: one.known.compacted,
             requests: &one.requests,
             lines: Some((&etcd, &ours)),
             ..self.case()
@@ -424,7 +435,7 @@ impl Pair {
         for one in &self.streams {
             let text = |shown: &str| {
                 let asked = cut(&format!("{:?}", one.requests), 6000);
-                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.compacted)
+                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.known.compacted)
             };
             let kind = |shown: &str| format!("Watch: {}", cut(&letters(shown), 90));
             match self.judge_streams(one) {
@@ -509,10 +520,23 @@ fn letters(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// `text` with long runs of one letter, as large values have, told by their length, and not longer
+/// than `most`.
 fn cut(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
+    let mut short = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|letter| letter != first).unwrap_or(rest.len());
+        if end > LONGEST_RUN {
+            short.push_str(&format!("[{first}; {end}]"));
+        } else {
+            short.push_str(&rest[..end]);
+        }
+        rest = &rest[end..];
+    }
+    match short.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &short[..end]),
+        None => short,
     }
 }
 

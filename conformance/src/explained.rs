@@ -7,13 +7,16 @@ mod streams;
 use etcd_api::etcdserverpb::WatchRequest;
 
 use crate::ask::{Answer, Ask};
-use crate::differential::{FATAL, LOST, NESTED, SPACE};
+use crate::differential::{FATAL, LARGE, LOST, NESTED, SPACE};
 use crate::watches::Lines;
 
 const NO_KEY: &str = "no-key";
 const ENDS: &str = "watch-ends-with-permission";
 const REASON: &str = "watch-reason";
 const TOMBSTONE: &str = "tombstone-at-compaction";
+const PREVIOUS: &str = "previous-at-compaction";
+const TWICE: &str = "cancel-after-compaction";
+const PROGRESS: &str = "progress-request";
 
 /// Alarms that are raised.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -33,7 +36,7 @@ pub struct Case<'a> {
     pub user: Option<&'a str>,
     /// Whether authorisation is a part of this sequence.
     pub auth: bool,
-    /// The store's revision.
+    /// The store's revision; of a stream, when it was opened.
     pub revision: i64,
     /// The lowest revision that is left; of a stream, when it was opened.
     pub compacted: i64,
@@ -105,6 +108,14 @@ pub const EXPLAINED: &[Explained] = &[
         is: |_| false,
     },
     Explained {
+        name: LARGE,
+        what: "a put with a value of more than 1.5 MiB less 32 KiB, and less than 1.5 MiB: etcd takes it unless the whole \
+               request is larger than 1.5 MiB, raft-kv refuses it as too large",
+        why: "key and value have bounds of their own, so that the largest of both are one request; such a put is not sent \
+              to etcd",
+        is: |_| false,
+    },
+    Explained {
         name: "bad-token",
         what: "a transaction that changes a key twice, with a token that is not valid: etcd names the key, raft-kv the token",
         why: "who is nobody is told nothing else",
@@ -112,7 +123,8 @@ pub const EXPLAINED: &[Explained] = &[
     },
     Explained {
         name: "role-root",
-        what: "`RoleGet` of root: raft-kv shows the permission on everything, etcd 3.4 none",
+        what: "`RoleGet` of root: raft-kv shows the permission on everything, etcd 3.4 those that were granted to \
+               it",
         why: "as etcd of today",
         is: answers::role_root,
     },
@@ -124,7 +136,7 @@ pub const EXPLAINED: &[Explained] = &[
     },
     Explained {
         name: "corrupt-reads",
-        what: "while the alarm CORRUPT is raised raft-kv refuses linearizable reads, etcd serves them",
+        what: "while the alarm CORRUPT is raised raft-kv refuses linearizable reads, in transactions as well, etcd serves them",
         why: "what a cluster that is known to be corrupt says can't be relied upon; serializable reads look at one member",
         is: answers::corrupt_reads,
     },
@@ -183,6 +195,27 @@ pub const EXPLAINED: &[Explained] = &[
         what: "a watch opened at the compacted revision C is told a deletion made at C by raft-kv, not by etcd 3.4",
         why: "etcd #19179: fixed in 3.4.36; Debian's is older",
         is: |case| streams::is(case, TOMBSTONE),
+    },
+    Explained {
+        name: PREVIOUS,
+        what: "a watch with `prev_kv` opened at the compacted revision C is told what a key changed at C was before, by \
+               raft-kv where it still has it, never by etcd",
+        why: "it is true; after that the two tell the same",
+        is: |case| streams::is(case, PREVIOUS),
+    },
+    Explained {
+        name: TWICE,
+        what: "a watch that has ended because its start was compacted, and is cancelled by the client: etcd tells a second \
+               time that it has ended, raft-kv once",
+        why: "its number is free again; a number that nobody has is cancelled in silence by both",
+        is: |case| streams::is(case, TWICE),
+    },
+    Explained {
+        name: PROGRESS,
+        what: "a `progress_request` on a stream with a watch that begins in the future: etcd 3.4 answers at once, raft-kv \
+               once all watches have begun",
+        why: "as etcd since 3.5.8 (#15220): what is told holds for every watch",
+        is: |case| streams::is(case, PROGRESS),
     },
 ];
 

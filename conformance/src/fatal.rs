@@ -4,7 +4,9 @@
 
 use etcd_api::authpb::Permission;
 use etcd_api::etcdserverpb::request_op::Request;
-use etcd_api::etcdserverpb::{RangeRequest, RequestOp, TxnRequest};
+use etcd_api::etcdserverpb::{PutRequest, RangeRequest, RequestOp, TxnRequest};
+
+use raft_kv::limits::{MAX_REQUEST_BYTES, MAX_VALUE_BYTES};
 
 use crate::ask::{Answer, Ask};
 
@@ -16,6 +18,7 @@ const EMPTY_KEY: Refusal = (3, "etcdserver: key is not provided");
 const NO_OPERATION: Refusal = (3, "etcdserver: key not found");
 const VALUE_PROVIDED: Refusal = (3, "etcdserver: value is provided");
 const LEASE_PROVIDED: Refusal = (3, "etcdserver: lease is provided");
+const TOO_LARGE: Refusal = (3, "etcdserver: request is too large");
 const TOO_MANY_OPS: Refusal = (3, "etcdserver: too many operations in txn request");
 const NO_PERMISSION: Refusal = (3, "etcdserver: permission not given");
 const NO_RANGE: Refusal = (3, "etcdserver: invalid auth management");
@@ -35,6 +38,21 @@ const MOST_OPS: usize = 128;
 /// Whether `answer` is exactly this refusal.
 pub fn is(answer: &Answer, refusal: Refusal) -> bool {
     matches!(answer, Answer::Refused { code, text } if (*code, text.as_str()) == refusal)
+}
+
+/// A put that etcd takes and raft-kv refuses for its size, as the refusals of which it has to answer
+/// one.
+pub fn too_large(ask: &Ask) -> Option<Vec<Refusal>> {
+    let Ask::Put(put) = ask else { return None };
+    if !(MAX_VALUE_BYTES + 1..MAX_REQUEST_BYTES).contains(&put.value.len()) {
+        return None;
+    }
+    let mut refusals = faults_of_put(put);
+    // What else is wrong is looked at first.
+    if refusals.is_empty() {
+        refusals.push(TOO_LARGE);
+    }
+    Some(refusals)
 }
 
 /// Why etcd must not be sent this, as the refusals of which raft-kv has to answer one; nothing if etcd
@@ -65,7 +83,8 @@ fn sorts_by_nothing(range: &RangeRequest) -> bool {
 
 fn is_on_no_key(permission: &Permission) -> bool {
     let end = permission.range_end.as_ref();
-    !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
+    let none = permission.key.is_empty() && end.is_empty();
+    none || !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
 }
 
 fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
@@ -95,18 +114,20 @@ fn faults_of(txn: &TxnRequest, most: usize, faults: &mut Vec<Refusal>) {
             None => faults.push(NO_OPERATION),
             Some(Request::RequestRange(range)) if range.key.is_empty() => faults.push(EMPTY_KEY),
             Some(Request::RequestDeleteRange(delete)) if delete.key.is_empty() => faults.push(EMPTY_KEY),
-            Some(Request::RequestPut(put)) => {
-                let wrong = [
-                    (put.key.is_empty(), EMPTY_KEY),
-                    (put.ignore_value && !put.value.is_empty(), VALUE_PROVIDED),
-                    (put.ignore_lease && put.lease != 0, LEASE_PROVIDED),
-                ];
-                faults.extend(wrong.into_iter().filter(|(is, _)| *is).map(|(_, refusal)| refusal));
-            }
+            Some(Request::RequestPut(put)) => faults.extend(faults_of_put(put)),
             Some(Request::RequestTxn(inner)) => faults_of(inner, left, faults),
             Some(_) => {}
         }
     }
+}
+
+fn faults_of_put(put: &PutRequest) -> Vec<Refusal> {
+    let wrong = [
+        (put.key.is_empty(), EMPTY_KEY),
+        (put.ignore_value && !put.value.is_empty(), VALUE_PROVIDED),
+        (put.ignore_lease && put.lease != 0, LEASE_PROVIDED),
+    ];
+    wrong.into_iter().filter(|(is, _)| *is).map(|(_, refusal)| refusal).collect()
 }
 
 /// What one operation of a path changes.
@@ -176,7 +197,7 @@ fn paths(txn: &TxnRequest) -> Vec<Vec<Touch>> {
 
 #[cfg(test)]
 mod tests {
-    use etcd_api::etcdserverpb::{DeleteRangeRequest, PutRequest};
+    use etcd_api::etcdserverpb::DeleteRangeRequest;
 
     use super::*;
 

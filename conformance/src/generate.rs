@@ -5,6 +5,8 @@ mod auth;
 mod txn;
 mod watch;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use etcd_api::etcdserverpb::*;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -56,6 +58,10 @@ pub struct Generator {
     /// Requests until a raised alarm is taken back.
     alarm: Option<(i32, usize)>,
     streams: usize,
+    /// Whether watches may begin in the future.
+    future: bool,
+    /// Ends of the permissions that were asked for, by role and key.
+    granted: BTreeMap<(String, Vec<u8>), BTreeSet<Vec<u8>>>,
     auth: Option<auth::Stage>,
 }
 
@@ -68,6 +74,8 @@ impl Generator {
             known: Known::default(),
             alarm: None,
             streams: 0,
+            future: true,
+            granted: BTreeMap::new(),
             auth: auth.then(auth::Stage::default),
         }
     }
@@ -107,7 +115,7 @@ impl Generator {
         if self.auth.is_some() {
             steps.extend(self.auth_end());
         } else {
-            steps.push(Step::Open { user: None, requests: self.creates(8) });
+            steps.push(Step::Open { user: None, requests: self.creates(8, true) });
         }
         steps.push(Step::Collect);
         steps

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use etcd_api::authpb::Permission;
 use etcd_api::etcdserverpb::request_op::Request;
 use etcd_api::etcdserverpb::response_op::Response;
-use etcd_api::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse};
+use etcd_api::etcdserverpb::{
+    RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
+};
 use etcd_api::mvccpb::KeyValue;
 
 use super::Case;
@@ -50,7 +52,7 @@ pub(super) fn role_root(case: &Case<'_>) -> bool {
         (Some(Ask::RoleGet(asked)), Some((Answer::RoleGet(etcd), Answer::RoleGet(ours)))) => {
             let everything = Permission { perm_type: 2, key: "".into(), range_end: "\0".into() };
             asked.role == "root"
-                && etcd.perm.is_empty()
+                && etcd.perm != ours.perm
                 && ours.perm == [everything]
                 && etcd.header == ours.header
         }
@@ -64,12 +66,28 @@ pub(super) fn alarm_first(case: &Case<'_>) -> bool {
 }
 
 pub(super) fn corrupt_reads(case: &Case<'_>) -> bool {
-    let (Some(Ask::Range(asked)), Some((etcd, ours))) = (case.ask, case.answers) else { return false };
-    let served = match etcd {
-        Answer::Range(range) => is_whole(&range.header, case.revision),
-        refused => is(refused, COMPACTED) || is(refused, FUTURE),
+    let (Some(ask), Some((etcd, ours))) = (case.ask, case.answers) else { return false };
+    let linearizable = match ask {
+        Ask::Range(asked) => !asked.serializable,
+        Ask::Txn(asked) => reads_only(asked),
+        _ => false,
     };
-    case.alarms.corrupt && !asked.serializable && served && is(ours, CORRUPT)
+    let served = match (ask, etcd) {
+        (Ask::Range(_), Answer::Range(range)) => is_whole(&range.header, case.revision),
+        (Ask::Txn(_), Answer::Txn(txn)) => is_whole(&txn.header, case.revision),
+        (_, refused) => is(refused, COMPACTED) || is(refused, FUTURE),
+    };
+    case.alarms.corrupt && linearizable && served && is(ours, CORRUPT)
+}
+
+/// What etcd carries out as a read.
+fn reads_only(txn: &TxnRequest) -> bool {
+    let is_read = |op: &RequestOp| match &op.request {
+        Some(Request::RequestRange(_)) => true,
+        Some(Request::RequestTxn(inner)) => reads_only(inner),
+        _ => false,
+    };
+    txn.success.iter().chain(&txn.failure).all(is_read)
 }
 
 pub(super) fn ties(case: &Case<'_>) -> bool {

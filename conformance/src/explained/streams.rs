@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 
 use etcd_api::etcdserverpb::WatchCreateRequest;
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
+use etcd_api::mvccpb::Event;
 
 use super::answers::is_empty;
-use super::{Case, ENDS, NO_KEY, REASON, TOMBSTONE};
+use super::{Case, ENDS, NO_KEY, PREVIOUS, PROGRESS, REASON, TOMBSTONE, TWICE};
 use crate::watches::{Line, Lines};
 
 /// What etcd 3.4 says to whoever may not watch.
@@ -41,22 +42,30 @@ fn differences(case: &Case<'_>) -> Option<BTreeSet<&'static str>> {
         if id == REFUSED {
             names.extend(refusals(case, &left, &right)?);
         } else {
-            names.insert(watch(case, &left, &right)?);
+            names.extend(watch(case, id, &left, &right)?);
         }
     }
     Some(names)
 }
 
-/// Refusals come one for one; only what they say may differ.
+/// Refusals come one for one; only what they say may differ, and progress may be missing.
 fn refusals(case: &Case<'_>, etcd: &[Line], ours: &[Line]) -> Option<BTreeSet<&'static str>> {
-    if etcd.len() != ours.len() || !case.may_be_denied() {
-        return None;
-    }
     let is_said =
         |line: &Line, text: &str| *line == Line::Canceled { compact_revision: 0, reason: text.to_owned() };
     let mut names = BTreeSet::new();
-    for (etcd, ours) in etcd.iter().zip(ours).filter(|(etcd, ours)| etcd != ours) {
-        if !is_said(etcd, DENIED) {
+    let mut rest = ours.iter().peekable();
+    for etcd in etcd {
+        let ours = rest.peek().copied();
+        if ours == Some(etcd) {
+            rest.next();
+            continue;
+        }
+        if matches!(etcd, Line::Progress(_)) && waits_for_the_future(case) {
+            names.insert(PROGRESS);
+            continue;
+        }
+        let ours = rest.next()?;
+        if !is_said(etcd, DENIED) || !case.may_be_denied() {
             return None;
         }
         if OTHERS.iter().any(|text| is_said(ours, text)) {
@@ -67,15 +76,29 @@ fn refusals(case: &Case<'_>, etcd: &[Line], ours: &[Line]) -> Option<BTreeSet<&'
             return None;
         }
     }
-    Some(names)
+    rest.next().is_none().then_some(names)
 }
 
-fn watch(case: &Case<'_>, etcd: &[Line], ours: &[Line]) -> Option<&'static str> {
+fn waits_for_the_future(case: &Case<'_>) -> bool {
+    creates(case).any(|one| one.start_revision > case.revision)
+}
+
+fn watch(case: &Case<'_>, id: i64, etcd: &[Line], ours: &[Line]) -> Option<BTreeSet<&'static str>> {
+    if cancels(case).any(|cancelled| cancelled == id) && is_ended_twice(etcd, ours) {
+        return Some(BTreeSet::from([TWICE]));
+    }
     if case.may_be_denied() && ends_early(etcd, ours) {
-        return Some(ENDS);
+        return Some(BTreeSet::from([ENDS]));
     }
     let from = creates(case).any(|one| one.start_revision == case.compacted);
-    (from && case.compacted > 0 && only_deletions_at(etcd, ours, case.compacted)).then_some(TOMBSTONE)
+    if from && case.compacted > 0 { at_compaction(etcd, ours, case.compacted) } else { None }
+}
+
+/// Whether `ours` has ended by compaction, and `etcd` besides by the client's word.
+fn is_ended_twice(etcd: &[Line], ours: &[Line]) -> bool {
+    let again = Line::Canceled { compact_revision: 0, reason: String::new() };
+    matches!(ours.last(), Some(Line::Canceled { compact_revision: 1.., .. }))
+        && etcd.split_last() == Some((&again, ours))
 }
 
 /// Whether `ours` is a beginning of `etcd` and then the end of a watch that is not allowed any more.
@@ -87,22 +110,54 @@ fn ends_early(etcd: &[Line], ours: &[Line]) -> bool {
     is_permission && matches!(told.first(), Some(Line::Created(_))) && etcd.starts_with(told)
 }
 
-/// Whether `ours` without deletions at `compacted`, which have to be its first events, is `etcd`.
-fn only_deletions_at(etcd: &[Line], ours: &[Line], compacted: i64) -> bool {
-    let is_one = |line: &&Line| match line {
+/// Whether `ours` is `etcd` but for what raft-kv still has of the compacted revision: deletions made
+/// there, which have to be its first events, and what was there before keys were changed.
+fn at_compaction(etcd: &[Line], ours: &[Line], compacted: i64) -> Option<BTreeSet<&'static str>> {
+    let at = |line: &Line, kind: i32| match line {
         Line::Event(event) => {
-            event.r#type == 1 && event.kv.as_ref().is_some_and(|kv| kv.mod_revision == compacted)
+            event.r#type == kind && event.kv.as_ref().is_some_and(|kv| kv.mod_revision == compacted)
         }
         _ => false,
     };
-    let Some((created @ Line::Created(_), events)) = ours.split_first() else { return false };
-    let more = events.iter().take_while(is_one).count();
-    more > 0 && etcd.split_first() == Some((created, &events[more..]))
+    let (created @ Line::Created(_), events) = ours.split_first()? else { return None };
+    let (etcd_created, told) = etcd.split_first()?;
+    if created != etcd_created {
+        return None;
+    }
+    let mut names = BTreeSet::new();
+    let mut told = told.iter().peekable();
+    for ours in events {
+        if told.peek() == Some(&ours) {
+            told.next();
+        } else if at(ours, 1) {
+            names.insert(TOMBSTONE);
+        } else if at(ours, 0) && told.next() == Some(&without_an_older(ours)?) {
+            names.insert(PREVIOUS);
+        } else {
+            return None;
+        }
+    }
+    told.next().is_none().then_some(names)
+}
+
+/// The event without what was there before, if that is of the same key and older.
+fn without_an_older(line: &Line) -> Option<Line> {
+    let Line::Event(event) = line else { return None };
+    let (kv, prev) = (event.kv.as_ref()?, event.prev_kv.as_ref()?);
+    let is_older = prev.key == kv.key && prev.mod_revision < kv.mod_revision;
+    is_older.then(|| Line::Event(Event { prev_kv: None, ..event.clone() }))
 }
 
 fn creates<'a>(case: &Case<'a>) -> impl Iterator<Item = &'a WatchCreateRequest> {
     case.requests.iter().filter_map(|request| match &request.request_union {
         Some(RequestUnion::CreateRequest(create)) => Some(create),
+        _ => None,
+    })
+}
+
+fn cancels(case: &Case<'_>) -> impl Iterator<Item = i64> {
+    case.requests.iter().filter_map(|request| match &request.request_union {
+        Some(RequestUnion::CancelRequest(cancel)) => Some(cancel.watch_id),
         _ => None,
     })
 }

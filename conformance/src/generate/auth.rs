@@ -147,12 +147,21 @@ impl Generator {
         Ask::UserGrantRole(AuthUserGrantRoleRequest { user, role })
     }
 
+    /// etcd 3.4 finds a permission only if it is the first one on its key; one that is granted again
+    /// would be there twice, and both would count.
     fn permit(&mut self) -> Ask {
-        let (key, range_end) = self.range();
+        let role = self.role();
+        let (key, range_end) = loop {
+            let (key, range_end) = self.range();
+            let ends = self.granted.entry((role.clone(), key.clone())).or_default();
+            if ends.insert(range_end.clone()) || ends.len() == 1 {
+                break (key, range_end);
+            }
+        };
         let perm_type = self.pick(&[0, 1, 2, 2, 0, 1, 2, 2]);
         let perm = Permission { perm_type, key: key.into(), range_end: range_end.into() };
         let perm = if self.one_in(25) { None } else { Some(perm) };
-        Ask::RoleGrantPermission(AuthRoleGrantPermissionRequest { name: self.role(), perm })
+        Ask::RoleGrantPermission(AuthRoleGrantPermissionRequest { name: role, perm })
     }
 
     fn auth_ask(&mut self) -> Ask {

@@ -9,6 +9,8 @@ use crate::ask::Step;
 
 /// Numbers that meet: those that the server gives first, and some that it never reaches.
 const MEETING: &[i64] = &[1, 2, 3, 5, 100, 101, -9, i64::MAX, i64::MIN, i64::MAX - 1, -2];
+/// A watch of everything that is never cancelled.
+const STAYS: i64 = 777_777;
 /// Numbers that no watch ever has.
 const NEVER: &[i64] = &[55, -7, 1 << 40, i64::MIN + 1];
 
@@ -21,28 +23,42 @@ impl Generator {
         }
         self.streams += 1;
         let count = 4 + self.number(8) as usize;
-        Step::Open { user, requests: self.creates(count) }
+        let requests = self.creates(count, user.as_deref().is_none_or(|user| user == "root"));
+        Step::Open { user, requests }
     }
 
     /// What is sent on one stream. A number whose watch has ended by compaction is free again on
     /// raft-kv and taken on etcd: on one stream watches either begin at revisions that are gone, or
-    /// numbers are used again.
-    pub(super) fn creates(&mut self, count: usize) -> Vec<WatchRequest> {
+    /// numbers are used again. Who may not do everything is not asked about progress: raft-kv has none
+    /// to tell where no watch was allowed.
+    pub(super) fn creates(&mut self, count: usize, may_all: bool) -> Vec<WatchRequest> {
         let again = self.one_in(2);
+        let progress = may_all && self.one_in(3);
         let mut requests = Vec::new();
+        if progress {
+            let (key, range_end) = ("\0".into(), "\0".into());
+            requests.push(create(WatchCreateRequest {
+                key,
+                range_end,
+                watch_id: STAYS,
+                ..Default::default()
+            }));
+        }
+        // Most of them can be told.
+        self.future = !progress || self.one_in(3);
         let mut fresh = 1000;
         for at in 0..count {
             let union = match self.number(20) {
                 0..=1 => self.cancel(again),
-                2 if at > 0 => RequestUnion::ProgressRequest(WatchProgressRequest {}),
-                3 if again && at + 2 < count => {
+                2..=3 if progress => RequestUnion::ProgressRequest(WatchProgressRequest {}),
+                4..=5 if again && at + 2 < count => {
                     // Ended and opened anew, another way.
                     let watch_id = self.pick(MEETING);
                     requests.push(create(self.watch(watch_id, true)));
                     requests.push(cancel(watch_id));
                     RequestUnion::CreateRequest(self.watch(watch_id, true))
                 }
-                4..=9 => {
+                6..=11 => {
                     fresh += 1;
                     let watch_id = if again { self.pick(MEETING) } else { fresh };
                     RequestUnion::CreateRequest(self.watch(watch_id, again))
@@ -76,6 +92,9 @@ impl Generator {
             // Below 0 etcd 3.4 begins at 0 where etcd of today refuses: the watch service's own tests.
             _ => self.revision().max(0),
         };
+        if !self.future && watch.start_revision > self.known.revision {
+            watch.start_revision = self.known.revision;
+        }
         if is_there && watch.start_revision > 0 {
             watch.start_revision = watch.start_revision.max(self.known.compacted);
         }

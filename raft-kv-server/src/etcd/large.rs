@@ -71,7 +71,7 @@ where
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         if request.uri().path() != PATH {
-            return Box::pin(inner.call(request));
+            return Box::pin(async move { inner.call(request).await.map(in_go_words) });
         }
         let etcd = self.etcd.clone();
         Box::pin(async move {
@@ -90,12 +90,29 @@ where
             let again = Request::from_parts(parts.clone(), Body::new(Full::new(bytes.clone())));
             let response = inner.call(again).await?;
             if !response.headers().contains_key(MARK) {
-                return Ok(response);
+                return Ok(in_go_words(response));
             }
             let request = Request::from_parts(parts, bytes);
             Ok(answer(&etcd, request).await.unwrap_or_else(Status::into_http))
         })
     }
+}
+
+/// A message above what is decoded, refused with the code and text of Go's gRPC, which etcd's
+/// clients know: the library here has its own.
+fn in_go_words(response: Response<Body>) -> Response<Body> {
+    if !response.headers().contains_key("grpc-status") {
+        return response;
+    }
+    let status = Status::from_header_map(response.headers());
+    status.and_then(|status| too_long(&status)).map_or(response, Status::into_http)
+}
+
+fn too_long(status: &Status) -> Option<Status> {
+    let numbers = status.message().strip_prefix("Error, decoded message length too large: found ")?;
+    let (found, limit) = numbers.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    Some(Status::resource_exhausted(text))
 }
 
 /// Whether a range's answer is in the order in which keys are read, all of them.
@@ -197,4 +214,28 @@ fn pieces(
             None => Some((Err(Status::internal("the range changed while it was sent")), None)),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::body::Body;
+    use tonic::{Code, Status};
+
+    use super::in_go_words;
+
+    #[test]
+    fn a_message_too_long_is_refused_in_the_words_of_go() {
+        let check = |status: Status, code: Code, text: &str| {
+            let response = in_go_words(status.into_http::<Body>());
+            let status = Status::from_header_map(response.headers()).expect("a refusal");
+            assert_eq!((status.code(), status.message()), (code, text));
+        };
+        let found = "Error, decoded message length too large: found 3000009 bytes, the limit is: 2097152 bytes";
+        let said = "grpc: received message larger than max (3000009 vs. 2097152)";
+        check(Status::out_of_range(found), Code::ResourceExhausted, said);
+        let compacted = "etcdserver: mvcc: required revision has been compacted";
+        check(Status::out_of_range(compacted), Code::OutOfRange, compacted);
+        let answered = in_go_words(http::Response::new(Body::empty()));
+        assert!(answered.headers().is_empty());
+    }
 }

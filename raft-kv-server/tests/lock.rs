@@ -160,7 +160,7 @@ fn no_secret_lies_in_clear_anywhere() {
     secrets.push(("the root's scalar".into(), scalar));
     secrets.push(("a password's hash".into(), hash.into_bytes()));
     for token in &first_tokens {
-        secrets.push(("a token".into(), token.rsplit('-').next().unwrap()[..32].as_bytes().to_vec()));
+        secrets.push(("a token".into(), token.rsplit('-').next().unwrap().as_bytes()[..32].to_vec()));
     }
     for text in [&first_key, &key] {
         let parsed: UnlockKey = text.parse().unwrap();
@@ -325,6 +325,89 @@ fn a_member_that_was_away_catches_up_with_keys() {
     assert!(raft_kv::client::is_locked(&four).unwrap());
     again(&four, &second);
     drop(first_member);
+}
+
+/// Members that are killed at any moment while keys change: every secret can be opened afterwards, by
+/// all of them, and each starts with the key before or the key after.
+#[test]
+fn members_killed_while_keys_change_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let any = UnlockKey::generate();
+    let hash = hash_password("a password").unwrap();
+    let users = raft_kv::limits::MAX_RESEALED_PER_STEP + 20;
+    with_handle(&members[0].data_dir, &any, async |handle| {
+        for number in 0..users {
+            let name = format!("user{number}");
+            let password = Some(hash.clone().into());
+            handle.auth_change(AuthChange::UserAdd { name, password }).await.unwrap();
+        }
+        let root = AuthChange::UserAdd { name: "root".into(), password: Some(hash.clone().into()) };
+        let grant = AuthChange::UserGrant { name: "root".into(), role: "root".into() };
+        for change in [root, grant, AuthChange::Enable { token_key: Sealed::default() }] {
+            handle.auth_change(change).await.unwrap();
+        }
+    });
+    let token = members[0].token();
+    let mut keys = vec![word(&members[0].ask(&["autolock", "on"]).json(), "unlock_key")];
+    for round in 0..6 {
+        let unlock: UnlockKey = keys.last().unwrap().parse().unwrap();
+        for member in &members {
+            until("locked with the newest key", || {
+                credentials_unlocked(&member.data_dir, Some(&unlock)).ok()
+            });
+        }
+        // One that stays is asked, another is killed a step later each time.
+        let (asked, killed) = (round % 3, (round + 1 + round / 3) % 3);
+        let mut rotate = command(&["unlock-key", "rotate", "--json", "--data-dir"]);
+        rotate.arg(&members[asked].data_dir).env(KEY, keys.last().unwrap());
+        let mut rotating = Running::start(rotate);
+        // It is locked anew, has the next key, seals with it, gives the old one up: killed behind each.
+        let keyring = || fs::read(members[killed].data_dir.join("keyring")).ok();
+        let (mut seen, mut changes) = (keyring(), 0);
+        while changes < round % 5 && rotating.runs() {
+            let now = keyring();
+            changes += usize::from(now.is_some() && now != seen);
+            seen = now.or(seen);
+            std::thread::yield_now();
+        }
+        members[killed].running.kill();
+        let rotated = rotating.next_json();
+        assert!(rotating.ended().code.is_some());
+        let shown = rotated.map(|answer| word(&answer, "unlock_key"));
+        // Where the answer was lost, somebody who stayed says what the key is.
+        let stayed = &members[asked];
+        let newest = shown.unwrap_or_else(|| {
+            let known = keys.last().unwrap().clone();
+            until("the key", || {
+                let ended = ask(stayed, &known, &["unlock-key", "show"]);
+                (ended.code == Some(0)).then(|| word(&ended.json(), "unlock_key"))
+            })
+        });
+        let dir = members[killed].data_dir.clone();
+        let back = match start(&dir, &newest) {
+            Ok(back) => back,
+            Err(_) => again(&dir, keys.last().unwrap()),
+        };
+        members[killed] = back;
+        keys.push(newest);
+        let newest = keys.last().unwrap();
+        until("settled", || {
+            let ended = ask(&members[killed], newest, &["autolock"]);
+            (ended.code == Some(0) && ended.json()["settled"] == true).then_some(())
+        });
+    }
+    let newest = keys.last().unwrap();
+    let unlock: UnlockKey = newest.parse().unwrap();
+    for member in &members {
+        assert_eq!(word(&ask(member, newest, &["token", "manager"]).json(), "token"), token);
+        let last = format!("user{}", users - 1);
+        with_handle(&member.data_dir, &unlock, async |handle| {
+            for name in ["root", "user0", &last] {
+                handle.authenticate(name, "a password").await.unwrap();
+            }
+        });
+    }
 }
 
 #[test]

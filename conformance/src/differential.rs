@@ -13,8 +13,8 @@ use etcd_api::etcdserverpb::watch_request::RequestUnion;
 
 use crate::ask::{Answer, Ask, Step};
 use crate::compare::difference;
-use crate::explained::{Case, explain};
-use crate::fatal::{self, changes_twice, fatal};
+use crate::explained::{Alarms, Case, explain};
+use crate::fatal::{self, changes_twice, fatal, puts_only_nested};
 use crate::generate::{Generator, Known};
 use crate::server::{Etcd, RaftKv, Server};
 use crate::side::{Side, header_of};
@@ -34,6 +34,9 @@ pub const LOST: &str = "etcd-lost-event";
 
 /// The name under which the document speaks of a key changed twice that etcd overlooks.
 pub const NESTED: &str = "nested-duplicate";
+
+/// The name under which the document speaks of an alarm that etcd lets nested puts pass by.
+pub const SPACE: &str = "nested-space";
 
 /// Whether a transaction holds another one, or removes all keys from one on: there etcd overlooks
 /// keys that change twice, and keys that its user may not touch.
@@ -115,6 +118,22 @@ impl Story {
     }
 }
 
+/// A stream on each side.
+#[derive(Debug)]
+struct Opened {
+    pair: (Stream, Stream),
+    user: Option<String>,
+    requests: Vec<WatchRequest>,
+    /// What was compacted when it was opened.
+    compacted: i64,
+}
+
+impl AsRef<(Stream, Stream)> for Opened {
+    fn as_ref(&self) -> &(Stream, Stream) {
+        &self.pair
+    }
+}
+
 /// How two streams compare.
 #[derive(Debug)]
 enum Judged {
@@ -128,8 +147,9 @@ enum Judged {
 pub struct Pair {
     servers: [Server; 2],
     sides: [Side; 2],
-    streams: Vec<(Stream, Stream)>,
+    streams: Vec<Opened>,
     known: Known,
+    alarms: Alarms,
     auth: bool,
     dead: bool,
     asked: Arc<AtomicUsize>,
@@ -162,6 +182,7 @@ impl Pair {
             sides: [left?, right?],
             streams: Vec::new(),
             known: Known::default(),
+            alarms: Alarms::default(),
             auth: false,
             dead: false,
             asked: Arc::clone(&plan.asked),
@@ -185,12 +206,12 @@ impl Pair {
                 story.requests += requests.len();
                 story.calls.entry("Watch").or_default().0 += requests.len();
                 self.open_watches(user.as_deref(), requests, story).await;
-                self.compare_streams(step, story);
+                self.compare_streams(story);
                 "watches"
             }
             Step::Collect => {
-                rest(&self.streams, |left, right| self.is_settled(left, right)).await;
-                self.compare_streams(step, story);
+                rest(&self.streams, |one| self.is_settled(one)).await;
+                self.compare_streams(story);
                 self.streams.clear();
                 "watches"
             }
@@ -205,30 +226,35 @@ impl Pair {
         // etcd 3.4 does not tell a watch of its past now and then, on a busy machine mostly. A
         // difference that has a cause comes again every time.
         let mut tries = 0;
-        while tries < TRIES && !self.is_settled(&pair.0, &pair.1) {
+        while tries < TRIES && !self.is_settled(&pair) {
             tries += 1;
             pair = self.open(user, requests).await;
         }
-        if tries > 0 && self.is_settled(&pair.0, &pair.1) {
+        if tries > 0 && self.is_settled(&pair) {
             story.explain(LOST, format!("after {tries} more"), || format!("{requests:?}"));
         }
         self.streams.push(pair);
     }
 
-    async fn open(&self, user: Option<&str>, requests: &[WatchRequest]) -> (Stream, Stream) {
-        let pair = [(Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user))];
-        let settled = |left: &Stream, right: &Stream| self.is_settled(left, right);
+    async fn open(&self, user: Option<&str>, requests: &[WatchRequest]) -> Opened {
+        let one = [Opened {
+            pair: (Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user)),
+            user: user.map(str::to_owned),
+            requests: requests.to_vec(),
+            compacted: self.known.compacted,
+        }];
         for request in requests {
             // What is cancelled before it has caught up is told any part of its past, and who is
             // behind tells no progress.
             if !matches!(request.request_union, Some(RequestUnion::CreateRequest(_))) {
-                rest(&pair, settled).await;
+                rest(&one, |one| self.is_settled(one)).await;
             }
-            tokio::join!(pair[0].0.send(request.clone()), pair[0].1.send(request.clone()));
+            let (left, right) = &one[0].pair;
+            tokio::join!(left.send(request.clone()), right.send(request.clone()));
         }
-        rest(&pair, settled).await;
-        let [pair] = pair;
-        pair
+        rest(&one, |one| self.is_settled(one)).await;
+        let [one] = one;
+        one
     }
 
     /// A request that would end etcd: raft-kv has to refuse it, as `expected`.
@@ -271,6 +297,12 @@ impl Pair {
             || fatal::is(ours, fatal::DENIED) && self.may_be_denied(user)
     }
 
+    /// The same for space: etcd counts outermost puts.
+    fn is_passed_by(&self, ask: &Ask, ours: &Answer) -> bool {
+        let Ask::Txn(txn) = ask else { return false };
+        self.alarms.no_space && fatal::is(ours, fatal::NO_SPACE) && puts_only_nested(txn)
+    }
+
     async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
         if let Some(expected) = fatal(ask) {
             return self.ask_ours(user, ask, expected, story).await;
@@ -279,10 +311,15 @@ impl Pair {
         let user = if self.auth && unguarded(ask) { Some("root") } else { user };
         let (etcd, mut ours) = if may_be_overlooked(ask) {
             let ours = self.sides[1].ask(ask, user).await;
-            if self.is_overlooked(user, ask, &ours) {
+            let name = match () {
+                () if self.is_overlooked(user, ask, &ours) => Some(NESTED),
+                () if self.is_passed_by(ask, &ours) => Some(SPACE),
+                () => None,
+            };
+            if let Some(name) = name {
                 story.requests += 1;
                 let kind = refused(&ours);
-                return story.explain(NESTED, kind, || cut(&format!("as {user:?}: {ask:?}"), 1500));
+                return story.explain(name, kind, || cut(&format!("as {user:?}: {ask:?}"), 1500));
             }
             (self.sides[0].ask(ask, user).await, ours)
         } else {
@@ -329,7 +366,10 @@ impl Pair {
             ask: None,
             user: None,
             auth: self.auth,
+            revision: self.known.revision.max(1),
             compacted: self.known.compacted,
+            alarms: self.alarms,
+            requests: &[],
             answers: None,
             lines: None,
         }
@@ -339,13 +379,22 @@ impl Pair {
         if let (Ask::Compact(sent), Answer::Compact(_)) = (ask, etcd) {
             self.known.compacted = sent.revision;
         }
+        if let (Ask::Alarm(sent), Answer::Alarm(got)) = (ask, etcd) {
+            for alarm in got.alarms.iter().filter(|_| sent.action != 0) {
+                match alarm.alarm {
+                    1 => self.alarms.no_space = sent.action == 1,
+                    _ => self.alarms.corrupt = sent.action == 1,
+                }
+            }
+        }
         let mut copy = etcd.clone();
         if let Some(header) = header_of(&mut copy) {
             self.known.revision = self.known.revision.max(header.revision);
         }
     }
 
-    fn judge_streams(&self, left: &Stream, right: &Stream) -> Judged {
+    fn judge_streams(&self, one: &Opened) -> Judged {
+        let (left, right) = &one.pair;
         let ((etcd, etcd_end), (ours, our_end)) = (left.lines(), right.lines());
         // How a stream ended, and a revision in pieces, is never explained.
         let bare = difference(&etcd_end, &our_end);
@@ -353,24 +402,32 @@ impl Pair {
             return Judged::Different(shown);
         }
         let Some(shown) = watch_difference(&etcd, &ours) else { return Judged::Same };
-        match explain(&Case { lines: Some((&etcd, &ours)), ..self.case() }) {
+        let case = Case {
+            user: one.user.as_deref(),
+            compacted: one.compacted,
+            requests: &one.requests,
+            lines: Some((&etcd, &ours)),
+            ..self.case()
+        };
+        match explain(&case) {
             Some(name) => Judged::Explained(name, shown),
             None => Judged::Different(shown),
         }
     }
 
     /// Whether there is nothing more to wait for.
-    fn is_settled(&self, left: &Stream, right: &Stream) -> bool {
-        !matches!(self.judge_streams(left, right), Judged::Different(_))
+    fn is_settled(&self, one: &Opened) -> bool {
+        !matches!(self.judge_streams(one), Judged::Different(_))
     }
 
-    fn compare_streams(&self, step: &Step, story: &mut Story) {
-        for (left, right) in &self.streams {
+    fn compare_streams(&self, story: &mut Story) {
+        for one in &self.streams {
             let text = |shown: &str| {
-                format!("(compacted {}) {}\n{shown}", self.known.compacted, cut(&format!("{step:?}"), 3000))
+                let asked = cut(&format!("{:?}", one.requests), 6000);
+                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.compacted)
             };
             let kind = |shown: &str| format!("Watch: {}", cut(&letters(shown), 90));
-            match self.judge_streams(left, right) {
+            match self.judge_streams(one) {
                 Judged::Same => {}
                 Judged::Explained(name, shown) => story.explain(name, kind(&shown), || text(&shown)),
                 Judged::Different(shown) => {

@@ -24,6 +24,8 @@ const NO_ACTION: Refusal = (3, "the alarm's action is not one of the three");
 pub const DUPLICATE: Refusal = (3, "etcdserver: duplicate key given in txn request");
 /// What the user may not.
 pub const DENIED: Refusal = (7, "etcdserver: permission denied");
+/// Too much is stored.
+pub const NO_SPACE: Refusal = (8, "etcdserver: mvcc: database space exceeded");
 /// A token that stands for nobody.
 pub const INVALID_TOKEN: Refusal = (16, "etcdserver: invalid auth token");
 
@@ -136,6 +138,17 @@ pub fn changes_twice(txn: &TxnRequest) -> bool {
     paths(txn).iter().any(|path| {
         path.iter().enumerate().any(|(at, one)| path[at + 1..].iter().any(|other| one.meets(other)))
     })
+}
+
+/// Whether puts stand in nested transactions only, where etcd 3.4 does not see them when it looks
+/// for space.
+pub fn puts_only_nested(txn: &TxnRequest) -> bool {
+    let is_put = |op: &RequestOp| matches!(op.request, Some(Request::RequestPut(_)));
+    let nested = |op: &RequestOp| match &op.request {
+        Some(Request::RequestTxn(inner)) => ops(inner).any(is_put) || puts_only_nested(inner),
+        _ => false,
+    };
+    !ops(txn).any(is_put) && ops(txn).any(nested)
 }
 
 /// Every way through a transaction, as what it changes.

@@ -12,11 +12,13 @@ mod ca;
 mod kv;
 mod lock;
 mod moving;
+mod node;
 
 pub use ca::*;
 pub use kv::*;
 pub use lock::*;
 pub use moving::*;
+pub use node::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
 #[derive(Parser, Debug)]
@@ -53,6 +55,8 @@ pub enum Command {
     Info(InfoArgs),
     /// List, add, promote and remove members
     Member(MemberArgs),
+    /// Every node that has a certificate: list, show, take out, let come back
+    Node(NodeArgs),
     /// Print the token that joins a node to the cluster
     Token(TokenArgs),
     /// Write a key

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use raft_kv::client::Node;
 use raft_kv::limits;
-use raft_kv::net::{HandshakeFault, HttpsPeer, LiveTrust};
+use raft_kv::net::{HandshakeFault, HttpsPeer, LiveTrust, UNKNOWN_ROOT};
 use raft_kv::raft::Leadership;
 use raft_kv::types::Role;
 use tokio::net::{TcpListener, TcpStream};
@@ -37,12 +37,13 @@ use crate::etcd::lease::LeaseService;
 use crate::etcd::lock::LockService;
 use crate::etcd::maintenance::MaintenanceService;
 use crate::etcd::watch::WatchService;
-use crate::etcd::{self, Certificate, Etcd};
+use crate::etcd::{self, Certificate, Etcd, Via};
 use crate::gateway;
 use crate::http as pages;
 use crate::metrics::Metrics;
 
-/// How long answers under way may take once the door closes.
+/// How long answers under way may take once the door closes, or the root behind a client's certificate
+/// was given up.
 const DRAIN: Duration = Duration::from_millis(500);
 /// An open connection's certificate is looked at again after this, changes or not: clocks jump.
 const RECHECK: Duration = Duration::from_secs(3600);
@@ -263,7 +264,11 @@ async fn greet(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, permit:
     let _ = stream.set_nodelay(true);
     let handshake = shared.acceptor.accept(stream);
     let shaken = match tokio::time::timeout(limits::DOOR_HANDSHAKE_DEADLINE, handshake).await {
-        Ok(Ok(stream)) => shared.trust.https_peer(stream.get_ref().1).map(|peer| (stream, peer)),
+        Ok(Ok(stream)) => match shared.trust.https_peer(stream.get_ref().1) {
+            // Its chain is good; before it is known too, nothing is served.
+            Ok(peer) => shared.trust.https_admitted(&peer).await.map(|()| (stream, peer)),
+            Err(fault) => Err(fault),
+        },
         Ok(Err(error)) => Err(HandshakeFault::of_error(&error)),
         Err(_) => {
             let why = format!("it was not done within {:?}", limits::DOOR_HANDSHAKE_DEADLINE);
@@ -288,9 +293,11 @@ async fn serve(
 ) {
     let _counted = shared.metrics.connected();
     let certificate = Certificate { name: name_of(&peer), role: peer.identity().role };
+    let via = Via(peer.identity().node);
     let (grpc, pages, metrics) = (shared.grpc.clone(), shared.pages.clone(), shared.metrics.clone());
     let answer = move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(certificate.clone());
+        request.extensions_mut().insert(via);
         let is_grpc = is_grpc(request.headers().get(header::CONTENT_TYPE));
         let router = if is_grpc { grpc.clone() } else { pages.clone() };
         let metrics = metrics.clone();
@@ -308,6 +315,7 @@ async fn serve(
     let mut connection = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
     // What happened since the handshake was read.
     changed.mark_changed();
+    let mut cut_at = None;
     loop {
         let until_end = peer.ends().duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
         let recheck = tokio::time::sleep(until_end.clamp(Duration::from_secs(1), RECHECK));
@@ -325,12 +333,30 @@ async fn serve(
             },
             _ = changed.changed() => {}
             () = recheck => {}
+            () = at(cut_at) => return,
         }
-        if let Err(fault) = shared.trust.still_admits(&peer, SystemTime::now()) {
+        let Err(fault) = shared.trust.still_admits(&peer, SystemTime::now()) else { continue };
+        // A client that has renewed comes back at once: what it has under way may end here.
+        let may_end = fault.reason == UNKNOWN_ROOT;
+        if cut_at.is_none() {
             shared.metrics.cut(fault.reason);
             tracing::warn!(reason = fault.reason, why = %fault, "ended a client's connection");
+        }
+        if !may_end {
             return;
         }
+        if cut_at.is_none() {
+            connection.as_mut().graceful_shutdown();
+            cut_at = Some(tokio::time::Instant::now() + DRAIN);
+        }
+    }
+}
+
+/// Waits for that time, or for ever.
+async fn at(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

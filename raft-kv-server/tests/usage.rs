@@ -5,7 +5,11 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
+<<<<<<< HEAD
 const COMMANDS: [&[&str]; 35] = [
+=======
+const COMMANDS: [&[&str]; 41] = [
+>>>>>>> trust
     &[],
     &["init"],
     &["join"],
@@ -16,6 +20,13 @@ const COMMANDS: [&[&str]; 35] = [
     &["member", "add"],
     &["member", "promote"],
     &["member", "rm"],
+    &["node"],
+    &["node", "ls"],
+    &["node", "inspect"],
+    &["node", "rm"],
+    &["node", "promote"],
+    &["node", "demote"],
+    &["node", "readmit"],
     &["token"],
     &["put"],
     &["get"],
@@ -38,6 +49,11 @@ const COMMANDS: [&[&str]; 35] = [
     &["ca", "abort"],
     &["ca", "show"],
     &["transfer"],
+    &["autolock"],
+    &["unlock"],
+    &["unlock-key"],
+    &["unlock-key", "show"],
+    &["unlock-key", "rotate"],
     &["import"],
     &["mirror"],
     &["help", "put"],

@@ -25,6 +25,31 @@ pub enum Error {
 }
 wire_enum!(Error { 1 => Refused(refusal), 2 => NotDone(why), 3 => Unknown(why), 4 => Stopped(why) });
 
+impl Error {
+    /// The same for a worker, who is told of no manager: nothing is left in it that could name one, nor
+    /// what other people wrote.
+    #[must_use]
+    pub fn for_worker(self) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(refusal.for_worker()),
+            Self::NotDone(why) => Self::NotDone(match why {
+                NotDone::Unreachable(_) => {
+                    NotDone::Unreachable("it can't be done at the moment; try again after a pause".into())
+                }
+                NotDone::NoLeader
+                | NotDone::NotLeader
+                | NotDone::Busy
+                | NotDone::ShuttingDown
+                | NotDone::Deadline
+                | NotDone::ChangeUnderWay
+                | NotDone::NoState => why,
+            }),
+            Self::Unknown(why) => Self::Unknown(why),
+            Self::Stopped(_) => Self::Stopped("the node that was asked has ended; ask another".into()),
+        }
+    }
+}
+
 /// Why a request was certainly not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotDone {
@@ -318,6 +343,51 @@ wire_enum!(Refusal {
 });
 
 impl Refusal {
+    /// The same for a worker: see [`Error::for_worker`].
+    fn for_worker(self) -> Self {
+        match self {
+            // Numbers alone, and what the worker itself sent.
+            Self::EmptyKey
+            | Self::KeyTooLarge { .. }
+            | Self::ValueTooLarge { .. }
+            | Self::RequestTooLarge { .. }
+            | Self::NestedTooDeep { .. }
+            | Self::EmptyRange
+            | Self::NegativeLimit { .. }
+            | Self::NegativeRevision { .. }
+            | Self::Compacted { .. }
+            | Self::FutureRevision { .. }
+            | Self::KeyNotFound
+            | Self::ValueProvided
+            | Self::LeaseProvided
+            | Self::LeaseNotFound { .. }
+            | Self::LeaseExists { .. }
+            | Self::OnceOvertaken { .. }
+            | Self::StaleLeader { .. }
+            | Self::TooManyMembers { .. }
+            | Self::Auth(_)
+            | Self::Alarmed { .. }
+            | Self::AnswerTooLarge { .. } => self,
+            Self::BadToken { .. } => Self::BadToken { why: "ask for another".into() },
+            Self::BadCertificate { .. } => Self::BadCertificate {
+                why:
+                    "it is not believed (any more), or none could be made now; try again after a pause, and \
+                      if that does not help let this node join anew"
+                        .into(),
+            },
+            Self::TooManyOps { .. }
+            | Self::DuplicateKey { .. }
+            | Self::LeaseOutOfBounds { .. }
+            | Self::Invalid { .. } => Self::invalid("request", "a part of it is out of its bounds"),
+            Self::Malformed { .. } => Self::Malformed { what: "some part of it".into() },
+            Self::NotAllowed { .. }
+            | Self::MemberNotFound { .. }
+            | Self::MemberTaken { .. }
+            | Self::MemberNeeded { .. }
+            | Self::MemberUnfit { .. } => Self::NotAllowed { role: "worker".into() },
+        }
+    }
+
     /// A refusal of `field`, saying `why`.
     pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }

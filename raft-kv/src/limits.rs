@@ -171,6 +171,8 @@ pub const MAX_ANSWERS_BYTES: usize = 512 * 1024 * 1024;
 pub const SMALL_ANSWER_BYTES: usize = 4 * 1024;
 /// How long a large answer waits for others to be sent before it is refused.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// An answer that its client has read nothing of for this long is ended where others wait for room.
+pub const ANSWER_STALL: Duration = Duration::from_secs(10);
 /// A watcher's stream that its client has not read from for this long keeps no history in memory.
 pub const STALLED_AFTER: Duration = Duration::from_millis(100);
 

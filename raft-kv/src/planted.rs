@@ -122,6 +122,12 @@ pub enum Bug {
     DropUsedKey,
     /// A password's hash comes into the log as it is.
     LogClearSecret,
+    /// A removal takes a node's record away and does not say that it is refused.
+    ForgetRevocation,
+    /// A worker is answered like anybody else.
+    TellWorkers,
+    /// Whether a node is still let in is asked at the door alone, not where its command is applied.
+    SkipApplyNode,
 }
 
 #[cfg(feature = "sim")]

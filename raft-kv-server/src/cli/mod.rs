@@ -10,6 +10,7 @@ mod lease;
 pub mod lock;
 mod member;
 mod mirror;
+mod node;
 mod txn;
 mod watch;
 
@@ -97,6 +98,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Transfer(args) => cluster::transfer(&args, output).await,
         Command::Compact(args) => cluster::compact(&args, output).await,
         Command::Member(args) => member::run(&args, output).await,
+        Command::Node(args) => node::run(&args, output).await,
         Command::Put(args) => kv::put(&args, output).await,
         Command::Get(args) => kv::get(&args, output).await,
         Command::Del(args) => kv::delete(&args, output).await,

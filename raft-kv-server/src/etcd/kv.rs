@@ -15,7 +15,7 @@ use raft_kv::types::{self, KeyValue, RangeResponse, TxnOpResponse};
 use tonic::{Request, Response, Status};
 
 use super::large;
-use super::room::{Held, Paced, Room, Sending};
+use super::room::{Held, Room};
 use super::status::status;
 use super::{Etcd, convert};
 
@@ -40,6 +40,15 @@ impl KvService {
         let unknown = |_| status(Error::Unknown(Unknown::Deadline));
         self.etcd.room().take_soon(bytes).await.map_err(unknown)
     }
+
+    /// A response that keeps its room until it is sent.
+    fn roomy<T>(&self, message: T, held: Held) -> Response<T> {
+        let mut response = Response::new(message);
+        if held.is_some() {
+            response.extensions_mut().insert(self.etcd.room().sending(held));
+        }
+        response
+    }
 }
 
 /// About the bytes that keys are sent in.
@@ -57,15 +66,6 @@ fn txn_bytes(response: &types::TxnResponse) -> usize {
     response.responses.iter().map(bytes).sum()
 }
 
-/// A response that keeps its room until it is sent.
-fn roomy<T>(message: T, held: Held) -> Response<T> {
-    let mut response = Response::new(message);
-    if held.is_some() {
-        response.extensions_mut().insert(Sending::Whole(held));
-    }
-    response
-}
-
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeAnswer>, Status> {
@@ -77,7 +77,7 @@ impl Kv for KvService {
         let in_order = large::comes_in_order(&request);
         let size = |(_, response): &(_, RangeResponse)| kvs_bytes(&response.kvs);
         match self.etcd.room().answer(size, || handle.range(request.clone())).await {
-            Ok(((header, response), held)) => Ok(roomy(convert::range_response(header, response), held)),
+            Ok(((header, response), held)) => Ok(self.roomy(convert::range_response(header, response), held)),
             Err(Error::Refused(Refusal::AnswerTooLarge { max })) if in_order => {
                 let mut refused = status(Refusal::AnswerTooLarge { max }.into());
                 refused.metadata_mut().insert(large::MARK, tonic::metadata::MetadataValue::from_static("1"));
@@ -103,7 +103,8 @@ impl Kv for KvService {
             }
             other => status(other),
         })?;
-        let chunks = Paced::new(Box::pin(chunks(range, self.etcd.room().clone())));
+        let room = self.etcd.room();
+        let chunks = room.paced(Box::pin(chunks(range, room.clone())));
         let sending = chunks.sending();
         let mut response: Response<Self::RangeStreamStream> = Response::new(Box::pin(chunks));
         response.extensions_mut().insert(sending);
@@ -117,7 +118,7 @@ impl Kv for KvService {
         let handle = self.etcd.handle_of(&who)?;
         let (header, response) = handle.put(request).await.map_err(status)?;
         let held = self.done(kvs_bytes(&response.prev)).await?;
-        Ok(roomy(convert::put_response(header, response), held))
+        Ok(self.roomy(convert::put_response(header, response), held))
     }
 
     async fn delete_range(
@@ -130,7 +131,7 @@ impl Kv for KvService {
         let handle = self.etcd.handle_of(&who)?;
         let (header, response) = handle.delete(request).await.map_err(status)?;
         let held = self.done(kvs_bytes(&response.prevs)).await?;
-        Ok(roomy(convert::delete_response(header, response), held))
+        Ok(self.roomy(convert::delete_response(header, response), held))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
@@ -142,11 +143,11 @@ impl Kv for KvService {
             let size = |(_, response): &(_, types::TxnResponse)| txn_bytes(response);
             let answered = self.etcd.room().answer(size, || handle.txn(request.clone())).await;
             let ((header, response), held) = answered.map_err(status)?;
-            return Ok(roomy(convert::txn_response(header, response), held));
+            return Ok(self.roomy(convert::txn_response(header, response), held));
         }
         let (header, response) = handle.txn(request).await.map_err(status)?;
         let held = self.done(txn_bytes(&response)).await?;
-        Ok(roomy(convert::txn_response(header, response), held))
+        Ok(self.roomy(convert::txn_response(header, response), held))
     }
 
     async fn compact(

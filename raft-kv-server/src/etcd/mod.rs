@@ -89,11 +89,17 @@ pub struct Certificate {
     pub role: Role,
 }
 
+/// The node whose certificate a connection showed; the listener puts it beside [`Certificate`]. What the
+/// node asks for changes nothing once it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Via(pub NodeId);
+
 /// By what a request says who sends it.
 #[derive(Clone, Debug, Default)]
 pub struct Who {
     token: Option<String>,
     certificate: Option<Certificate>,
+    via: Option<Via>,
 }
 
 impl Who {
@@ -104,7 +110,8 @@ impl Who {
             value.filter(|text| !text.is_empty())
         };
         let token = text("token").or_else(|| text("authorization")).map(str::to_owned);
-        Self { token, certificate: request.extensions().get::<Certificate>().cloned() }
+        let (certificate, via) = (request.extensions().get().cloned(), request.extensions().get().copied());
+        Self { token, certificate, via }
     }
 }
 
@@ -175,14 +182,15 @@ impl Etcd {
     /// `Unauthenticated` for a token that is not valid.
     #[allow(clippy::result_large_err)]
     pub fn handle_for(&self, who: &Who) -> Result<Handle, Status> {
-        let Who { token, certificate } = who;
+        let Who { token, certificate, via } = who;
+        let handle = via.iter().fold(self.handle.clone(), |handle, via| handle.on_node(via.0));
         // A member's own certificate may do everything, as it may between members.
         if token.is_none() && certificate.as_ref().is_some_and(|found| found.role == Role::Manager) {
-            return Ok(self.handle.clone());
+            return Ok(handle);
         }
         let name = certificate.as_ref().map(|found| found.name.as_str());
         let caller = self.handle.caller(token.as_deref(), name).map_err(status::status)?;
-        Ok(self.handle.clone().acting_as(caller))
+        Ok(handle.acting_as(caller))
     }
 
     /// Whether this member knows a leader; it counts as knowing one where nobody told.

@@ -1,29 +1,36 @@
 //! Room for answers on their way to clients: one budget of bytes for the whole member, from which
 //! large answers and batches of watch events are taken until the transport has sent them. A client
 //! that does not read costs what it has been given, and all of them together no more than there is.
+//! Where others wait for room, answers that nobody reads are ended, so that a client who stalls
+//! delays nobody for long.
 //!
 //! What is waited for here must never hold room of its own: nobody waits for more while it has some.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::future::{MapOk, TryFutureExt};
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
+use http_body_util::Full;
 use parking_lot::Mutex;
 use raft_kv::error::{Error, NotDone};
-use raft_kv::limits::{ANSWER_PATIENCE, SMALL_ANSWER_BYTES};
+use raft_kv::limits::{ANSWER_PATIENCE, ANSWER_STALL, SMALL_ANSWER_BYTES};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::server::NamedService;
 
+use super::status::status;
+
 /// What the budget is counted in, in bytes.
 const UNIT: usize = 1024;
-/// Bytes of an answer that are handed to HTTP/1.1 at once.
+/// Bytes of an answer with room that are handed to the transport at once.
 const SLICE: usize = 64 * 1024;
 
 /// The budget. Clones share it.
@@ -31,6 +38,27 @@ const SLICE: usize = 64 * 1024;
 pub struct Room {
     free: Arc<Semaphore>,
     whole: u32,
+    stall: Duration,
+    flights: Arc<Mutex<Flights>>,
+}
+
+/// The answers that are being sent.
+#[derive(Debug, Default)]
+struct Flights {
+    next: u64,
+    all: HashMap<u64, Weak<Mutex<Flight>>>,
+}
+
+/// One answer, or stream of answers, that is being sent.
+#[derive(Debug)]
+struct Flight {
+    held: Vec<Held>,
+    /// What was made and not handed on yet.
+    rest: Bytes,
+    /// When the transport last asked for more.
+    asked: Instant,
+    /// Nobody read it, and others wanted its room.
+    ended: bool,
 }
 
 /// A part of the budget, given back when the last clone goes.
@@ -41,7 +69,15 @@ impl Room {
     /// Of so many bytes.
     pub fn of(bytes: usize) -> Self {
         let whole = u32::try_from(bytes / UNIT).expect("less than 4 TiB");
-        Self { free: Arc::new(Semaphore::new(whole as usize)), whole }
+        let free = Arc::new(Semaphore::new(whole as usize));
+        Self { free, whole, stall: ANSWER_STALL, flights: Arc::default() }
+    }
+
+    /// The same, ending what nobody has read from for this long.
+    #[must_use]
+    pub fn with_stall(mut self, stall: Duration) -> Self {
+        self.stall = stall;
+        self
     }
 
     /// Bytes that nobody holds.
@@ -73,10 +109,49 @@ impl Room {
         match self.units(bytes) {
             0 => Held::default(),
             units => {
-                let permit = self.free.clone().acquire_many_owned(units).await.expect("it is never closed");
-                Held(Some(Arc::new(permit)))
+                let turn = self.free.clone().acquire_many_owned(units);
+                tokio::pin!(turn);
+                let mut again = tokio::time::interval(self.stall.min(ANSWER_PATIENCE) / 4);
+                loop {
+                    tokio::select! {
+                        biased;
+                        permit = &mut turn => {
+                            return Held(Some(Arc::new(permit.expect("it is never closed"))));
+                        }
+                        // At once, and then as time passes.
+                        _ = again.tick() => self.end_stalled(),
+                    }
+                }
             }
         }
+    }
+
+    /// Ends what nobody has read from for too long, and takes its room back.
+    fn end_stalled(&self) {
+        let all: Vec<_> = self.flights.lock().all.values().filter_map(Weak::upgrade).collect();
+        for flight in all {
+            let mut flight = flight.lock();
+            if !flight.held.is_empty() && flight.asked.elapsed() >= self.stall {
+                flight.ended = true;
+                flight.held.clear();
+                flight.rest = Bytes::new();
+            }
+        }
+    }
+
+    /// What an answer that holds this tells whoever sends it.
+    pub fn sending(&self, held: Held) -> Sending {
+        Sending { whole: true, ..self.parts(vec![held]) }
+    }
+
+    fn parts(&self, held: Vec<Held>) -> Sending {
+        let flight = Flight { held, rest: Bytes::new(), asked: Instant::now(), ended: false };
+        Sending { whole: false, room: self.clone(), flight: Arc::new(Mutex::new(flight)) }
+    }
+
+    /// The stream of `answers` without the room that each has.
+    pub fn paced<S>(&self, answers: S) -> Paced<S> {
+        Paced { inner: answers, sent: self.parts(Vec::new()) }
     }
 
     /// What `ask` answers, which may be asked again, with room for the bytes that `size` finds in it.
@@ -139,28 +214,21 @@ impl Held {
 
 /// The room of an answer, told in a response's extensions to whoever sends its body.
 #[derive(Clone, Debug)]
-pub enum Sending {
-    /// Held until all is sent.
-    Whole(Held),
-    /// Of the parts that were taken from a stream, until what follows them is asked for.
-    Parts(Parts),
+pub struct Sending {
+    /// Held until all is sent; else of each part until what follows it is asked for.
+    whole: bool,
+    room: Room,
+    flight: Arc<Mutex<Flight>>,
 }
-
-type Parts = Arc<Mutex<Vec<Held>>>;
 
 /// A stream of answers with their room, without it.
 #[derive(Debug)]
 pub struct Paced<S> {
     inner: S,
-    sent: Parts,
+    sent: Sending,
 }
 
 impl<S> Paced<S> {
-    /// The answers of `inner`.
-    pub fn new(inner: S) -> Self {
-        Self { inner, sent: Parts::default() }
-    }
-
     /// Where the answers come from.
     pub fn get_ref(&self) -> &S {
         &self.inner
@@ -168,7 +236,7 @@ impl<S> Paced<S> {
 
     /// For whoever sends them.
     pub fn sending(&self) -> Sending {
-        Sending::Parts(self.sent.clone())
+        self.sent.clone()
     }
 }
 
@@ -177,13 +245,13 @@ impl<T, S: Stream<Item = (T, Held)> + Unpin> Stream for Paced<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
         // Where nobody else looks after it, the question for the next is the proof of the last.
-        if Arc::strong_count(&self.sent) == 1 {
-            self.sent.lock().clear();
+        if Arc::strong_count(&self.sent.flight) == 1 {
+            self.sent.flight.lock().held.clear();
         }
         Pin::new(&mut self.inner).poll_next(context).map(|next| {
             let (answer, held) = next?;
             if held.is_some() {
-                self.sent.lock().push(held);
+                self.sent.flight.lock().held.push(held);
             }
             Some(answer)
         })
@@ -191,59 +259,96 @@ impl<T, S: Stream<Item = (T, Held)> + Unpin> Stream for Paced<S> {
 }
 
 /// A body that has room. It is asked for more only when what it gave has been sent, but for a small
-/// buffer.
+/// buffer, so it gives little at once: what it gave can't be taken back.
 struct Roomy<B> {
     inner: B,
     sending: Sending,
+    number: u64,
 }
 
-impl<B: http_body::Body + Unpin> http_body::Body for Roomy<B> {
-    type Data = B::Data;
-    type Error = B::Error;
+impl<B> Roomy<B> {
+    fn new(inner: B, sending: Sending) -> Self {
+        let mut flights = sending.room.flights.lock();
+        flights.next += 1;
+        let number = flights.next;
+        flights.all.insert(number, Arc::downgrade(&sending.flight));
+        drop(flights);
+        Self { inner, sending, number }
+    }
+
+    /// The next slice of what was made, without what it was cut from: that goes with the rest.
+    fn slice(flight: &mut Flight) -> Option<Frame<Bytes>> {
+        let len = flight.rest.len().min(SLICE);
+        (len > 0).then(|| Frame::data(Bytes::copy_from_slice(&flight.rest.split_to(len))))
+    }
+}
+
+impl<B> Drop for Roomy<B> {
+    fn drop(&mut self) {
+        self.sending.room.flights.lock().all.remove(&self.number);
+        let mut flight = self.sending.flight.lock();
+        flight.held.clear();
+        flight.rest = Bytes::new();
+    }
+}
+
+impl<B> http_body::Body for Roomy<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<axum::BoxError>,
+{
+    type Data = Bytes;
+    type Error = axum::BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        if let Sending::Parts(parts) = &self.sending {
-            parts.lock().clear();
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        let sending = self.sending.clone();
+        {
+            let mut flight = sending.flight.lock();
+            if flight.ended {
+                return Poll::Ready(Some(Err(status(Error::NotDone(NotDone::Busy)).into())));
+            }
+            flight.asked = Instant::now();
+            if let Some(slice) = Self::slice(&mut flight) {
+                return Poll::Ready(Some(Ok(slice)));
+            }
+            if !sending.whole {
+                flight.held.clear();
+            }
         }
-        Pin::new(&mut self.inner).poll_frame(context)
+        // Not under the lock: it puts its own room into the flight.
+        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
+            None => return Poll::Ready(None),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+            Some(Ok(frame)) => frame,
+        };
+        Poll::Ready(Some(Ok(match frame.into_data() {
+            Ok(data) if data.len() > SLICE => {
+                let mut flight = sending.flight.lock();
+                flight.rest = data;
+                Self::slice(&mut flight).expect("it is not empty")
+            }
+            Ok(data) => Frame::data(data),
+            Err(frame) => frame,
+        })))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        let flight = self.sending.flight.lock();
+        !flight.ended && flight.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// A body of slices: it is not over before the last one is taken.
-struct Slices(Bytes);
-
-impl http_body::Body for Slices {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.0.is_empty() {
-            return Poll::Ready(None);
+        let rest = self.sending.flight.lock().rest.len() as u64;
+        let inner = self.inner.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest + inner.lower());
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(rest + upper);
         }
-        let len = self.0.len().min(SLICE);
-        Poll::Ready(Some(Ok(Frame::data(self.0.split_to(len)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.len() as u64)
+        hint
     }
 }
 
@@ -254,7 +359,7 @@ where
     B::Error: Into<axum::BoxError>,
 {
     match sending {
-        Some(sending) => axum::body::Body::new(Roomy { inner, sending }),
+        Some(sending) => axum::body::Body::new(Roomy::new(inner, sending)),
         None => axum::body::Body::new(inner),
     }
 }
@@ -262,7 +367,7 @@ where
 /// The same of bytes that are there.
 pub fn bytes(bytes: Bytes, sending: Option<Sending>) -> axum::body::Body {
     match sending {
-        Some(sending) => body(Slices(bytes), Some(sending)),
+        Some(sending) => body(Full::new(bytes), Some(sending)),
         None => axum::body::Body::from(bytes),
     }
 }
@@ -294,7 +399,7 @@ where
 
 fn with_room(mut response: Response<Body>) -> Response<Body> {
     match response.extensions_mut().remove::<Sending>() {
-        Some(sending) => response.map(|inner| Body::new(Roomy { inner, sending })),
+        Some(sending) => response.map(|inner| Body::new(Roomy::new(inner, sending))),
         None => response,
     }
 }

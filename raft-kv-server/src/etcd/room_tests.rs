@@ -63,7 +63,7 @@ async fn an_answer_without_room_is_not_held_while_it_waits() {
 #[tokio::test]
 async fn a_body_keeps_its_room_until_it_is_asked_for_more() {
     let room = Room::of(MIB);
-    let mut whole = bytes(vec![7; 100 * KIB].into(), Some(Sending::Whole(room.take(100 * KIB).await)));
+    let mut whole = bytes(vec![7; 100 * KIB].into(), Some(room.sending(room.take(100 * KIB).await)));
     assert_eq!(http_body::Body::size_hint(&whole).exact(), Some(100 * KIB as u64));
     let first = whole.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!((first.len(), room.free()), (SLICE, MIB - 100 * KIB));
@@ -74,7 +74,7 @@ async fn a_body_keeps_its_room_until_it_is_asked_for_more() {
 
     let parts: Vec<_> =
         [300, 200].map(|kib| room.try_take(kib * KIB).map(|held| (kib, held)).unwrap()).into();
-    let mut paced = Paced::new(stream::iter(parts));
+    let mut paced = room.paced(stream::iter(parts));
     let sending = paced.sending();
     assert_eq!(paced.next().await, Some(300));
     assert_eq!(paced.next().await, Some(200));
@@ -87,9 +87,21 @@ async fn a_body_keeps_its_room_until_it_is_asked_for_more() {
 #[tokio::test]
 async fn a_stream_without_a_body_gives_room_back_at_the_next_question() {
     let room = Room::of(MIB);
-    let mut paced = Paced::new(stream::iter([(1, room.take(300 * KIB).await), (2, Held::default())]));
+    let mut paced = room.paced(stream::iter([(1, room.take(300 * KIB).await), (2, Held::default())]));
     assert_eq!(paced.next().await, Some(1));
     assert_eq!(room.free(), MIB - 300 * KIB);
     assert_eq!(paced.next().await, Some(2));
+    assert_eq!(room.free(), MIB);
+}
+
+/// Nobody reads it, and somebody else waits.
+#[tokio::test]
+async fn what_nobody_reads_is_ended_where_others_wait() {
+    let room = Room::of(MIB).with_stall(Duration::from_millis(40));
+    let mut stalled = bytes(vec![7; MIB].into(), Some(room.sending(room.take(MIB).await)));
+    stalled.frame().await.unwrap().unwrap();
+    let other = tokio::time::timeout(Duration::from_secs(20), room.take(MIB)).await.expect("it gets room");
+    assert!(stalled.frame().await.unwrap().is_err());
+    drop((stalled, other));
     assert_eq!(room.free(), MIB);
 }

@@ -61,7 +61,7 @@ where
             Ok((json::encode(answer.get_ref()).map_err(unwritable)?, sending))
         };
         match answered.await {
-            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes.into(), sending)),
+            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes, sending)),
             Err(status) => failure::plain(&status),
         }
     })
@@ -187,8 +187,11 @@ where
     let failed = |status: &Status| {
         failure::json(failure::http_status(status.code()), Body::from(failure::in_stream(status)))
     };
-    let mut answers = match before(deadline, call).await {
-        Some(Ok(answer)) => Lines { answers: Some(Box::pin(answer.into_inner())), deadline, _here: here },
+    let (mut answers, sending) = match before(deadline, call).await {
+        Some(Ok(mut answer)) => {
+            let sending = answer.extensions_mut().remove::<Sending>();
+            (Lines { answers: Some(Box::pin(answer.into_inner())), deadline, _here: here }, sending)
+        }
         Some(Err(status)) => return failed(&status),
         None => return failed(&too_late()),
     };
@@ -201,7 +204,7 @@ where
                 Some((line, answers))
             });
             let lines = stream::once(async { first }).chain(rest).map(Ok::<_, Infallible>);
-            failure::json(StatusCode::OK, Body::from_stream(lines))
+            failure::json(StatusCode::OK, room::body(Body::from_stream(lines), sending))
         }
     }
 }

@@ -20,7 +20,8 @@ use crate::machine::command::Command;
 use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
 use crate::types::{
-    AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, PasswordHash, Sealed, TrustCall,
+    AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, NodeId, PasswordHash, Sealed,
+    TrustCall,
 };
 
 /// What a check of a password costs; each step doubles it.
@@ -122,11 +123,30 @@ pub(super) fn serve<R>(
     read()
 }
 
-/// The command as the log has it: with its caller, unless that one may do everything.
-pub(super) fn on_behalf(caller: &Caller, command: Command) -> Command {
-    match caller {
+/// Who makes a call.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    /// As far as the store's permissions go.
+    pub(super) caller: Caller,
+    /// The node whose certificate it came with; `None` for a call of this process's own.
+    pub(super) node: Option<NodeId>,
+}
+
+impl Asker {
+    /// This member itself.
+    pub(super) const OWN: Self = Self { caller: Caller::Full, node: None };
+}
+
+/// The command as the log has it: with its caller, unless that one may do everything, and with the
+/// node that it came from, if over the network.
+pub(super) fn on_behalf(asker: &Asker, command: Command) -> Command {
+    let command = match &asker.caller {
         Caller::Full => command,
-        _ => Command::As { caller: caller.clone(), command: Box::new(command) },
+        caller => Command::As { caller: caller.clone(), command: Box::new(command) },
+    };
+    match asker.node {
+        Some(node) => Command::From { node, command: Box::new(command) },
+        None => command,
     }
 }
 
@@ -144,8 +164,14 @@ impl Local {
     }
 
     /// Refuses a call that its caller may not make, as far as it is decided before it is served.
-    pub(super) async fn admit(&self, caller: &Caller, call: &Call, patience: Duration) -> Result<(), Error> {
+    pub(super) async fn admit(&self, asker: &Asker, call: &Call, patience: Duration) -> Result<(), Error> {
         let (asked, place) = asked(call);
+        let caller = &asker.caller;
+        // What is no command of the log is not asked for again: it is decided on all there is.
+        if let Some(node) = asker.node.filter(|_| place == Where::Fresh) {
+            self.barrier(patience).await?;
+            self.read(|view| machine::read::let_in(view, node))??;
+        }
         if *caller == Caller::Full || asked == Asked::Open || place == Where::Served {
             return Ok(());
         }
@@ -251,12 +277,12 @@ impl Local {
     /// Changes users, roles or permissions.
     pub(super) async fn auth_change(
         &self,
-        caller: &Caller,
+        asker: &Asker,
         mut change: AuthChange,
         patience: Duration,
     ) -> Answered {
         self.seal_secrets(&mut change)?;
-        let command = on_behalf(caller, Command::Auth(change));
+        let command = on_behalf(asker, Command::Auth(change));
         let (revision, ..) = self.apply(What::Command { command, once: None }, patience).await?;
         Ok((self.header(revision), Reply::Done))
     }

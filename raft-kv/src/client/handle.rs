@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::api::{Answered, Call, Info, Reply};
+use super::auth::Asker;
 use super::local::Local;
 use super::ranges::RangeStream;
 use super::remote::Remote;
@@ -47,6 +48,8 @@ pub struct Handle {
     door: Door,
     patience: Duration,
     caller: Caller,
+    /// The node whose certificate its calls come with.
+    node: Option<NodeId>,
 }
 
 /// What a method says when the other side answers something else: a bug there, or a newer version.
@@ -74,7 +77,12 @@ macro_rules! expect {
 
 impl Handle {
     pub(super) fn local(local: Arc<Local>) -> Self {
-        Self { door: Door::Local(local), patience: limits::REQUEST_DEADLINE, caller: Caller::Full }
+        Self {
+            door: Door::Local(local),
+            patience: limits::REQUEST_DEADLINE,
+            caller: Caller::Full,
+            node: None,
+        }
     }
 
     /// Connects to the first of `endpoints` (`https://host:port` or `host:port`) that answers; the
@@ -90,6 +98,7 @@ impl Handle {
             door: Door::Remote(Arc::new(remote)),
             patience: limits::REQUEST_DEADLINE,
             caller: Caller::Full,
+            node: None,
         })
     }
 
@@ -106,7 +115,12 @@ impl Handle {
         credentials.check_date(SystemTime::now(), RENEW)?;
         let remote = Arc::new(Remote::connect(endpoints, credentials).await?);
         super::renewing::start(&remote, dir.to_owned())?;
-        Ok(Self { door: Door::Remote(remote), patience: limits::REQUEST_DEADLINE, caller: Caller::Full })
+        Ok(Self {
+            door: Door::Remote(remote),
+            patience: limits::REQUEST_DEADLINE,
+            caller: Caller::Full,
+            node: None,
+        })
     }
 
     /// How the certificate is doing, of a handle made by [`connect_renewing`](Self::connect_renewing).
@@ -163,6 +177,14 @@ impl Handle {
     #[must_use]
     pub fn acting_as(mut self, caller: Caller) -> Self {
         self.caller = caller;
+        self
+    }
+
+    /// The same door for calls that came with the certificate of a node: none of them changes
+    /// anything once that node is removed. Counts as [`acting_as`](Self::acting_as) does.
+    #[must_use]
+    pub fn on_node(mut self, node: NodeId) -> Self {
+        self.node = Some(node);
         self
     }
 
@@ -321,7 +343,10 @@ impl Handle {
     /// See [`Error`].
     pub async fn call(&self, call: Call) -> Answered {
         match &self.door {
-            Door::Local(local) => local.call_as(&self.caller, call, self.patience).await,
+            Door::Local(local) => {
+                let asker = Asker { caller: self.caller.clone(), node: self.node };
+                local.call_as(&asker, call, self.patience).await
+            }
             Door::Remote(remote) => remote.call(call, self.patience).await,
         }
     }

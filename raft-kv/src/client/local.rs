@@ -10,7 +10,7 @@ use rand::RngCore;
 use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
-use super::auth::{on_behalf, serve};
+use super::auth::{Asker, on_behalf, serve};
 use super::snapshot::Copies;
 use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
 use super::trust::vault::Vault;
@@ -92,10 +92,11 @@ impl Local {
     }
 
     /// Carries a call out for `caller`, if it may.
-    pub(super) async fn call_as(&self, caller: &Caller, call: Call, patience: Duration) -> Answered {
-        let caller = &self.settle_caller(caller, patience).await?;
-        self.admit(caller, &call, patience).await?;
-        self.carry_out(caller, call, patience).await
+    pub(super) async fn call_as(&self, asker: &Asker, call: Call, patience: Duration) -> Answered {
+        let caller = self.settle_caller(&asker.caller, patience).await?;
+        let asker = &Asker { caller, node: asker.node };
+        self.admit(asker, &call, patience).await?;
+        self.carry_out(asker, call, patience).await
     }
 
     /// Follows keys for `caller`, if it may.
@@ -120,17 +121,18 @@ impl Local {
 
     /// Carries a call of this member itself out.
     pub(super) async fn call(&self, call: Call, patience: Duration) -> Answered {
-        self.carry_out(&Caller::Full, call, patience).await
+        self.carry_out(&Asker::OWN, call, patience).await
     }
 
     /// Carries a call out that [`admit`](Self::admit) has let through. Watches and joins come by
     /// their own ways.
-    async fn carry_out(&self, caller: &Caller, call: Call, patience: Duration) -> Answered {
+    async fn carry_out(&self, asker: &Asker, call: Call, patience: Duration) -> Answered {
+        let caller = &asker.caller;
         match call {
             Call::Range(request) => self.range(caller, request, patience).await,
             Call::ReadTxn(request) => self.read_txn(caller, request, patience).await,
-            Call::Command { command, once } => self.command(caller, command, once, patience).await,
-            Call::Compact { revision, physical } => self.compact(caller, revision, physical, patience).await,
+            Call::Command { command, once } => self.command(asker, command, once, patience).await,
+            Call::Compact { revision, physical } => self.compact(asker, revision, physical, patience).await,
             Call::LeaseKeepAlive(id) => {
                 self.lease(caller, What::Lease { id, renew: true }, false, patience).await
             }
@@ -168,15 +170,15 @@ impl Local {
                 self.shell.ask(What::Transfer { to }, patience).await?;
                 Ok((self.now()?, Reply::Done))
             }
-            Call::Auth(change) => self.auth_change(caller, change, patience).await,
+            Call::Auth(change) => self.auth_change(asker, change, patience).await,
             Call::AuthQuery(query) => self.auth_query(query, patience).await,
             Call::Authenticate { name, password } => self.authenticate(name, password, patience).await,
-            Call::Alarm(request) => self.alarm(caller, request, patience).await,
+            Call::Alarm(request) => self.alarm(asker, request, patience).await,
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
-            Call::MemberUpdate(record) => self.member_update(caller, record, patience).await,
-            Call::RaiseRevision(to) => self.raise_revision(caller, to, patience).await,
+            Call::MemberUpdate(record) => self.member_update(asker, record, patience).await,
+            Call::RaiseRevision(to) => self.raise_revision(asker, to, patience).await,
             // Nobody else may have them, whatever it may do otherwise.
-            Call::Trust(TrustCall::Keys) if *caller != Caller::Full => {
+            Call::Trust(TrustCall::Keys) if asker.caller != Caller::Full => {
                 Err(Refusal::NotAllowed { role: "client".into() }.into())
             }
             Call::Trust(call) => self.trust_call(call, patience).await,
@@ -210,7 +212,7 @@ impl Local {
 
     async fn command(
         &self,
-        caller: &Caller,
+        asker: &Asker,
         mut command: Command,
         once: Option<crate::types::OnceId>,
         patience: Duration,
@@ -225,7 +227,7 @@ impl Local {
             | Command::Noop => {}
             _ => return Err(Refusal::invalid("command", "it is not for callers").into()),
         }
-        let command = on_behalf(caller, command);
+        let command = on_behalf(asker, command);
         let (revision, term, answer) = self.apply(What::Command { command, once }, patience).await?;
         let header = Header { term, ..self.header(revision) };
         Ok((header, Reply::Command(answer)))
@@ -244,12 +246,12 @@ impl Local {
 
     async fn compact(
         &self,
-        caller: &Caller,
+        asker: &Asker,
         revision: Revision,
         physical: bool,
         patience: Duration,
     ) -> Answered {
-        let command = on_behalf(caller, Command::Compact { revision });
+        let command = on_behalf(asker, Command::Compact { revision });
         let what = What::Command { command, once: None };
         let (at, ..) = self.apply(what, patience).await?;
         if physical {
@@ -265,8 +267,8 @@ impl Local {
         Ok((self.header(at), Reply::Done))
     }
 
-    async fn raise_revision(&self, caller: &Caller, to: Revision, patience: Duration) -> Answered {
-        let command = on_behalf(caller, Command::RaiseRevision { to });
+    async fn raise_revision(&self, asker: &Asker, to: Revision, patience: Duration) -> Answered {
+        let command = on_behalf(asker, Command::RaiseRevision { to });
         let what = What::Command { command, once: None };
         let (at, ..) = self.apply(what, patience).await?;
         Ok((self.header(at), Reply::Done))
@@ -294,7 +296,7 @@ impl Local {
         Ok((header, Reply::Lease(LeaseStatus { keys, ..status })))
     }
 
-    async fn conf(&self, change: ConfChange, patience: Duration) -> Answered {
+    pub(super) async fn conf(&self, change: ConfChange, patience: Duration) -> Answered {
         self.barrier(patience).await?;
         self.read(|view| machine::read::admit_change(view, &change))??;
         let (revision, term, answer) = self.apply(What::Conf(change), patience).await?;

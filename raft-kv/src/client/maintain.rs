@@ -3,23 +3,23 @@
 use std::time::Duration;
 
 use super::api::{Answered, Reply};
-use super::auth::on_behalf;
+use super::auth::{Asker, on_behalf};
 use super::local::{Local, WHOLE};
 use crate::machine;
 use crate::machine::command::Command;
 use crate::node::ask::What;
-use crate::types::{AlarmRequest, Caller, Header, MemberRecord, Revision};
+use crate::types::{AlarmRequest, Header, MemberRecord, Revision};
 
 impl Local {
     /// Raises, ends or lists alarms; answers those there are after it.
-    pub(super) async fn alarm(&self, caller: &Caller, request: AlarmRequest, patience: Duration) -> Answered {
+    pub(super) async fn alarm(&self, asker: &Asker, request: AlarmRequest, patience: Duration) -> Answered {
         let only = match request {
             AlarmRequest::List(only) => {
                 self.barrier(patience).await?;
                 only
             }
             AlarmRequest::Raise(..) | AlarmRequest::End(..) => {
-                let command = on_behalf(caller, Command::Alarm(request));
+                let command = on_behalf(asker, Command::Alarm(request));
                 self.apply(What::Command { command, once: None }, patience).await?;
                 None
             }
@@ -46,11 +46,11 @@ impl Local {
     /// Changes a member's name or address; answers the members.
     pub(super) async fn member_update(
         &self,
-        caller: &Caller,
+        asker: &Asker,
         record: MemberRecord,
         patience: Duration,
     ) -> Answered {
-        let command = on_behalf(caller, Command::MemberUpdate(record));
+        let command = on_behalf(asker, Command::MemberUpdate(record));
         let (revision, term, answer) = self.apply(What::Command { command, once: None }, patience).await?;
         let machine::Answer::Members(members) = answer else {
             unreachable!("a change of a member answers the members");

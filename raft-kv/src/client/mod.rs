@@ -14,6 +14,8 @@ mod local;
 mod maintain;
 #[cfg(feature = "node")]
 mod node;
+#[cfg(all(test, feature = "node"))]
+mod nodes_tests;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]
@@ -32,6 +34,8 @@ mod trust;
 mod watch;
 #[cfg(feature = "node")]
 mod watch_set;
+#[cfg(feature = "node")]
+mod worker;
 #[cfg(feature = "node")]
 mod world;
 

@@ -225,6 +225,12 @@ impl Node {
         Handle::local(self.local.clone())
     }
 
+    /// What the node's own tests look into.
+    #[cfg(test)]
+    pub(super) fn inside(&self) -> &Arc<Local> {
+        &self.local
+    }
+
     /// This member's id.
     pub fn id(&self) -> NodeId {
         self.local.me

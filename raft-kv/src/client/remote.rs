@@ -79,6 +79,8 @@ fn reads_only(call: &Call) -> bool {
                     | TrustCall::TokenCreate { .. }
                     | TrustCall::TokenRotate(_)
                     | TrustCall::NodeRemove(_)
+                    | TrustCall::NodePromote(_)
+                    | TrustCall::NodeDemote(_)
             )
             | Call::Transfer(_)
             | Call::RaiseRevision(_)

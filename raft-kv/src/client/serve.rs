@@ -9,11 +9,13 @@ use rand::Rng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
+use super::auth::Asker;
 use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
 use super::node::{OWN_PATIENCE, hosts_of};
 use super::trust::authority::{Issued, now};
 use super::trust::{Turns, Wanted, follow};
+use super::worker;
 use super::world::removed_text;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -117,7 +119,12 @@ async fn serve_request(
         Ok(None) => return,
         Err(error) => Err(error),
     };
+    // A worker is served little; nothing below has to think of it.
+    let call = call.and_then(|call| worker::admit(stream.identity, call));
     let answered = match call {
+        Ok(Call::Trust(TrustCall::Status)) if worker::is_one(stream.identity) => {
+            local.own_status(&stream).await
+        }
         Ok(Call::Watch(request)) => {
             drop(served);
             return serve_watch(&local, stream, request).await;
@@ -132,8 +139,8 @@ async fn serve_request(
             let place = Place { name, addr, client_url };
             rejoin(&local, &stream, request, place).await
         }
-        Ok(call) => match caller(&local, &stream) {
-            Ok(caller) => local.call_as(&caller, call, OWN_PATIENCE).await,
+        Ok(call) => match asker(&local, &stream) {
+            Ok(asker) => local.call_as(&asker, call, OWN_PATIENCE).await,
             Err(error) => Err(error),
         },
         Err(error) => Err(error),
@@ -142,6 +149,12 @@ async fn serve_request(
     if let Some(identity) = stream.identity {
         local.spared.lock().remove(&identity.node);
     }
+}
+
+/// For whom a request is served, and whose certificate it came with.
+fn asker(local: &Local, stream: &RequestStream) -> Result<Asker, Error> {
+    let node = stream.identity.map(|identity| identity.node);
+    Ok(Asker { caller: caller(local, stream)?, node })
 }
 
 /// For whom a request is served: a member may do everything, a client what its name may.
@@ -155,7 +168,8 @@ fn caller(local: &Local, stream: &RequestStream) -> Result<Caller, Error> {
 }
 
 async fn answer(stream: &mut RequestStream, answered: &Answered) {
-    if stream.send(answered.to_bytes()).await.is_ok() {
+    let told = worker::told(stream.identity, answered);
+    if stream.send(told.to_bytes()).await.is_ok() {
         stream.finish();
         // The asker has it all, or is gone, or will not take it.
         let _ = tokio::time::timeout(LAST_ANSWER, stream.stopped()).await;

@@ -111,7 +111,8 @@ fn needs_space(command: &Command) -> bool {
         | Command::Noop
         | Command::Auth(_)
         | Command::Alarm(_)
-        | Command::As { .. } => false,
+        | Command::As { .. }
+        | Command::From { .. } => false,
     }
 }
 
@@ -139,6 +140,7 @@ fn touches_keys(command: &Command) -> bool {
         | Command::Noop
         | Command::Auth(_)
         | Command::Alarm(_)
-        | Command::As { .. } => false,
+        | Command::As { .. }
+        | Command::From { .. } => false,
     }
 }

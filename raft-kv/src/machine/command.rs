@@ -4,8 +4,8 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    LeaseId, Member, MemberRecord, OnceId, PasswordHash, PutRequest, PutResponse, RequestId, Revision, Term,
-    TrustChange, TxnOp, TxnRequest, TxnResponse,
+    LeaseId, Member, MemberRecord, NodeId, OnceId, PasswordHash, PutRequest, PutResponse, RequestId,
+    Revision, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -60,6 +60,15 @@ pub enum Command {
         /// What it asks.
         command: Box<Command>,
     },
+    /// A command that came over the network with a node's certificate: whether that node is still let
+    /// in is asked for where it is applied, so that a member which has not heard of a removal can't
+    /// carry out anything for who was removed. Around everything else, and never within another.
+    From {
+        /// Whose certificate it came with.
+        node: NodeId,
+        /// What is asked.
+        command: Box<Command>,
+    },
     /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
     RaiseRevision {
         /// The least revision after it.
@@ -71,7 +80,7 @@ wire_enum!(Command {
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
-    14 => Trust(change), 20 => RaiseRevision { to },
+    14 => Trust(change), 15 => From { node, command }, 20 => RaiseRevision { to },
 });
 
 /// What the state machine answers to a [`Command`].
@@ -137,6 +146,7 @@ impl Command {
                 Self::Trust(change) => super::trust::size(change),
                 Self::Auth(change) => change_size(change),
                 Self::As { caller, command } => command.size() + caller_size(caller),
+                Self::From { command, .. } => command.size() + 9,
                 Self::Compact { .. }
                 | Self::LeaseGrant { .. }
                 | Self::LeaseRevoke { .. }
@@ -146,8 +156,21 @@ impl Command {
             }
     }
 
+    /// The node whose certificate it came with, if over the network, and the rest.
+    pub fn came_from(&self) -> (Option<NodeId>, &Self) {
+        match self {
+            Self::From { node, command } => (Some(*node), command),
+            command => (None, command),
+        }
+    }
+
     /// What is asked, and by whom if not by one who may do everything.
     pub fn asked(&self) -> (Option<&Caller>, &Self) {
+        self.came_from().1.on_behalf()
+    }
+
+    /// The same for what is within a [`Command::From`].
+    pub(super) fn on_behalf(&self) -> (Option<&Caller>, &Self) {
         match self {
             Self::As { caller, command } => (Some(caller), command),
             command => (None, command),

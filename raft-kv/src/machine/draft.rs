@@ -12,6 +12,7 @@ use super::format::{Held, Logged, Stored, Superseded, attached_key, load, ordere
 use super::lease;
 use super::overlay::Overlay;
 use super::store::{Read, Table};
+use super::trust::LetIn;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
 use crate::types::{Change, ConfState, Event, EventKind, KeyValue, LeaseId, Revision};
@@ -53,6 +54,8 @@ pub struct Draft<'a> {
     pub members_changed: bool,
     /// What is known of callers.
     pub known: Known,
+    /// What is known of the nodes that commands came from.
+    pub let_in: LetIn,
     /// Which alarms are raised, once it was looked at.
     pub alarms: Option<Raised>,
     /// The revision of users and roles, if they changed in this batch.
@@ -76,6 +79,7 @@ impl<'a> Draft<'a> {
             leases: Vec::new(),
             members_changed: false,
             known: Known::default(),
+            let_in: LetIn::default(),
             alarms: None,
             auth_changed: None,
             trust_changed: false,

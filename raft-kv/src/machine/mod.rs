@@ -287,6 +287,7 @@ fn apply_entry(
         }
         Payload::Config { change, request, after } => {
             draft.overlay.begin();
+            draft.let_in.forget();
             let result = settle(members::config(draft, &change, after))?;
             if let Some(request) = request {
                 outcomes.push(Outcome { request, revision: draft.revision, result });
@@ -298,7 +299,13 @@ fn apply_entry(
 
 fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<Outcome, StorageFailed> {
     let Proposal { request, once, command } = proposal;
-    let (caller, command) = command.asked();
+    let (node, command) = command.came_from();
+    if let Some(node) = node
+        && let Err(refusal) = settle(trust::admit(draft, node))?
+    {
+        return Ok(Outcome { request, revision: draft.revision, result: Err(refusal) });
+    }
+    let (caller, command) = command.on_behalf();
     // Before a kept answer is given: what a caller may not do it may not be told either. Such a
     // refusal is not kept; it may have come too late to be the answer.
     if let Some(caller) = caller
@@ -351,7 +358,7 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::RaiseRevision { to } => raise::raise(draft, *to),
         Command::Auth(change) => auth::change(draft, change),
         Command::Alarm(request) => alarm::change(draft, request),
-        Command::As { .. } => {
+        Command::As { .. } | Command::From { .. } => {
             Err(Refusal::invalid("command", "it is asked by a caller for another caller").into())
         }
     }

@@ -86,6 +86,15 @@ pub fn check_revision(revision: Revision, current: Revision, compacted: Revision
     Ok(())
 }
 
+/// The same of a range within a transaction: there a revision below 0 is not the newest, but one
+/// before all that can be read, as in etcd (before the first compaction `compacted` is -1).
+pub fn check_txn_revision(revision: Revision, current: Revision, compacted: Revision) -> Result<(), Refusal> {
+    if revision < 0 && revision < compacted {
+        return Err(Refusal::Compacted { requested: revision, compacted });
+    }
+    check_revision(revision, current, compacted)
+}
+
 /// Answers `request`, whose revision has been checked. Its answer counts against `budget`. Where
 /// the number of keys in the range is `known`, no more is read than is answered.
 pub fn range(

@@ -17,8 +17,8 @@ use super::{history, lease, members, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
     Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, NodeRecord, RangeRequest,
-    RangeResponse, Revision, Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest,
-    TxnResponse,
+    RangeResponse, Revision, Revocation, Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted,
+    TxnRequest, TxnResponse,
 };
 
 pub use super::alarm::{alarms, check_read};
@@ -188,6 +188,16 @@ pub fn nodes(view: &dyn Read) -> Result<Vec<NodeRecord>, StorageFailed> {
 /// Whether a node whose chain is good may be let in, and as what.
 pub fn standing(view: &dyn Read, id: NodeId) -> Result<Standing, StorageFailed> {
     trust::standing(view, id)
+}
+
+/// Whether what a node asks for may be done: it is known, under a root that is believed.
+pub fn let_in(view: &dyn Read, id: NodeId) -> Settled<()> {
+    settle(trust::let_in(view, id))
+}
+
+/// Why and until when a node is refused, if it is.
+pub fn revocation(view: &dyn Read, id: NodeId) -> Result<Option<Revocation>, StorageFailed> {
+    trust::revocation(view, id)
 }
 
 /// What the leader should do about a rotation, by its clock.

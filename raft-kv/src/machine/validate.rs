@@ -42,6 +42,10 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
             Err(Refusal::invalid("revision", format!("{to} is not in 0 to {MAX_RAISED_REVISION}")))
         }
         Command::Auth(change) => super::auth::validate(change),
+        Command::From { command, .. } if matches!(**command, Command::From { .. }) => {
+            Err(Refusal::invalid("command", "it came from a node for another node"))
+        }
+        Command::From { command, .. } => validate(command),
         Command::As { caller, command } => caller_bounds(caller, command).and_then(|()| validate(command)),
         // Unknown leases and revisions are answered from the state.
         Command::RaiseRevision { .. } => Ok(()),
@@ -185,7 +189,7 @@ fn lease_id(id: LeaseId) -> Result<(), Refusal> {
 }
 
 fn caller_bounds(caller: &Caller, command: &Command) -> Result<(), Refusal> {
-    if matches!(command, Command::As { .. }) {
+    if matches!(command, Command::As { .. } | Command::From { .. }) {
         return Err(Refusal::invalid("command", "it is asked by a caller for another caller"));
     }
     match caller {

@@ -47,6 +47,9 @@ impl HttpsPeer {
     }
 }
 
+/// The reason of a [`HandshakeFault`] where the chain ends in a root that is not believed (any more).
+pub const UNKNOWN_ROOT: &str = "unknown_root";
+
 /// Why a handshake did not come about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HandshakeFault {
@@ -187,7 +190,7 @@ fn reason_of(error: &rustls::Error) -> &'static str {
     use CertificateError::*;
     match error {
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "expired",
-        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => "unknown_root",
+        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => UNKNOWN_ROOT,
         _ => "certificate",
     }
 }

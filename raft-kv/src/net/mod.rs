@@ -26,7 +26,7 @@ pub use credential_files::{
 };
 pub use dial::{Dialer, ResponseStream};
 pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};
-pub use https::{HandshakeFault, HttpsPeer};
+pub use https::{HandshakeFault, HttpsPeer, UNKNOWN_ROOT};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};

@@ -354,11 +354,11 @@ impl<L: LogView> Replica<L> {
         let status = self.core.status();
         let meta = if planted!(CutUnflushed) { &self.applied.clone() } else { meta };
         let mut keep_from = meta.index.saturating_sub(self.bounds.keep_for_followers);
+        // What was sealed with a key that was given up is kept for nobody who might come.
+        keep_from = keep_from.max(self.forget_to.min(meta.index));
         for progress in status.progress.values().filter(|progress| progress.recent_active) {
             keep_from = keep_from.min(progress.matched);
         }
-        // Who is behind that gets a snapshot: what is in there may be open to a key in wrong hands.
-        keep_from = keep_from.max(self.forget_to.min(meta.index));
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
             keep_from = keep_from.min(checkpoint.index);
         }

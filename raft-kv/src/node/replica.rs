@@ -166,7 +166,7 @@ pub struct Replica<L: LogView> {
     pub(super) flushing: bool,
     /// The configuration changed since the last flush began.
     pub(super) flush_soon: bool,
-    /// The log up to here is kept for nobody.
+    /// The log up to here is kept for nobody who is not there.
     pub(super) forget_to: Index,
     pub(super) checkpoint: Option<SnapshotMeta>,
     pub(super) making_checkpoint: bool,

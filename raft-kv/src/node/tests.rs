@@ -14,10 +14,10 @@ use crate::limits;
 use crate::machine::command::{Answer, Command};
 use crate::machine::{Genesis, Machine, MemoryStore, Proposal};
 use crate::raft::tests::log::{Done, Image, MemLog, Write};
-use crate::raft::{PeerMessage, ReadContext};
+use crate::raft::{LogView, PeerMessage, ReadContext};
 use crate::types::{
     Authority, ClusterId, Committed, ConfChange, ConfProposal, ConfState, HardState, LeaseId, MemberRecord,
-    NodeId, NodeRecord, Payload, PutRequest, RequestId, Role, RootDigest, SnapshotMeta,
+    NodeId, NodeRecord, Payload, PutRequest, RequestId, Role, RootDigest, Sealed, SnapshotMeta, TrustChange,
 };
 
 type Answers = Vec<(Ticket, Result<Told, Error>)>;
@@ -174,6 +174,9 @@ impl Member {
             held.extend(effects.apply);
         } else {
             inputs.extend(effects.apply.into_iter().map(|work| self.apply(work)));
+        }
+        if effects.flush {
+            inputs.push(Input::Flushed(self.applier.applied()));
         }
         inputs
     }
@@ -364,4 +367,33 @@ fn two_snapshots_before_the_first_is_installed() {
     for index in [100, 200] {
         assert_eq!(turn(installed(index)).writes.len(), 1);
     }
+}
+
+#[test]
+fn the_log_forgets_what_was_sealed_with_a_key_that_was_given_up() {
+    let mut group = Group::new(3);
+    let sealed = |key| Sealed([&Sealed::head(key)[..], b"a data key"].concat().into());
+    let stored = |node| TrustChange::KeyStored { id: 2, node: NodeId(node) };
+    let changes = [
+        TrustChange::KeyNext { id: 2, key: sealed(1), now: 1 },
+        stored(1),
+        stored(2),
+        TrustChange::KeyActivate { id: 2 },
+        TrustChange::KeySettle { id: 2 },
+    ];
+    let leader = group.leader().unwrap();
+    for change in changes {
+        let settles = matches!(change, TrustChange::KeySettle { .. });
+        let what = What::Command { command: Command::Trust(change), once: None };
+        let ticket = group.ask(leader, vec![what])[0];
+        group.until(|group| group.told(leader, ticket).is_some());
+        assert!(matches!(group.told(leader, ticket), Some(Ok(Told::Applied { .. }))));
+        let cut = |member: &Member| member.replica.core.log().first_index() > 4;
+        assert!(settles || !group.members.values().any(cut), "what is before is kept for followers");
+    }
+    let settled = group.members[&leader].applier.applied().index;
+    group.ask(leader, vec![put("k", 1)]);
+    group.until(|group| {
+        group.members.values().all(|member| member.replica.core.log().first_index() > settled)
+    });
 }

@@ -8,19 +8,20 @@ mod words;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use etcd_api::etcdserverpb::WatchRequest;
 use etcd_api::etcdserverpb::watch_server::Watch;
-use etcd_api::etcdserverpb::{WatchRequest, WatchResponse};
 use raft_kv::limits;
 use raft_kv::raft::Leadership;
 use raft_kv::types::Caller;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::room::{Held, Paced};
+use super::room::Paced;
 use super::{Etcd, Who, status};
 
 /// How often a watcher that asked for it hears how far it is when nothing happens.
@@ -31,7 +32,38 @@ const LEADERLESS: Duration = limits::TICK.saturating_mul(3 * limits::ELECTION_TI
 const QUEUED_ANSWERS: usize = 1;
 
 /// The answers of one stream.
-pub type Answers = Paced<ReceiverStream<(Result<WatchResponse, Status>, Held)>>;
+pub type Answers = Paced<Asking>;
+
+/// The answers as they are made: it is told when one is asked for that there is not yet.
+#[derive(Debug)]
+pub struct Asking {
+    answers: mpsc::Receiver<stream::Queued>,
+    hungry: watch::Sender<bool>,
+}
+
+impl Asking {
+    fn new(answers: mpsc::Receiver<stream::Queued>) -> (Self, watch::Receiver<bool>) {
+        let (hungry, told) = watch::channel(false);
+        (Self { answers, hungry }, told)
+    }
+
+    /// How many are made and not taken.
+    #[cfg(test)]
+    fn queued(&self) -> usize {
+        self.answers.len()
+    }
+}
+
+impl Stream for Asking {
+    type Item = stream::Queued;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<stream::Queued>> {
+        let polled = self.answers.poll_recv(context);
+        let hungry = polled.is_pending();
+        self.hungry.send_if_modified(|told| std::mem::replace(told, hungry) != hungry);
+        polled
+    }
+}
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -79,11 +111,13 @@ impl WatchService {
         let set = handle.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
         let etcd = self.etcd.clone();
+        let (answers, hungry) = Asking::new(answers);
+        let out = stream::Out { answers: out, hungry };
         let stream =
             stream::Stream::new(set, out, self.etcd.room().clone(), Box::new(move || etcd.handle_for(&who)));
         let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes };
         tokio::spawn(stream.run(Box::pin(requests), ends, self.progress_interval));
-        Ok(Paced::new(ReceiverStream::new(answers)))
+        Ok(self.etcd.room().paced(answers))
     }
 }
 

@@ -24,7 +24,15 @@ use crate::etcd::room::{Held, Room};
 use crate::etcd::status;
 
 /// An answer on its way to the connection, with its room.
-pub(super) type Queued = (Result<WatchResponse, Status>, Held);
+pub type Queued = (Result<WatchResponse, Status>, Held);
+
+/// Where answers go.
+pub(super) struct Out {
+    pub(super) answers: mpsc::Sender<Queued>,
+    /// Whether one is asked for. No batch is fetched before: what was fetched for a client that does
+    /// not read could not be taken back.
+    pub(super) hungry: watch::Receiver<bool>,
+}
 
 /// Why a stream ends.
 enum Over {
@@ -54,7 +62,7 @@ pub(super) type CallerNow = Box<dyn Fn() -> Result<Handle, Status> + Send + Sync
 /// A stream's state.
 pub(super) struct Stream {
     set: WatchSet,
-    out: mpsc::Sender<Queued>,
+    out: Out,
     room: Room,
     caller_now: CallerNow,
     watchers: BTreeMap<i64, Watcher>,
@@ -72,7 +80,7 @@ struct Watcher {
 }
 
 impl Stream {
-    pub(super) fn new(set: WatchSet, out: mpsc::Sender<Queued>, room: Room, caller_now: CallerNow) -> Self {
+    pub(super) fn new(set: WatchSet, out: Out, room: Room, caller_now: CallerNow) -> Self {
         let (watchers, notified) = (BTreeMap::new(), BTreeMap::new());
         Self { set, out, room, caller_now, watchers, notified, next_id: 0, asked: false }
     }
@@ -85,7 +93,7 @@ impl Stream {
     {
         if let Err(Over::Failed(status)) = self.serve(requests, ends, interval).await {
             // The client may have gone meanwhile.
-            let _ = self.out.send((Err(status), Held::default())).await;
+            let _ = self.out.answers.send((Err(status), Held::default())).await;
         }
     }
 
@@ -114,14 +122,14 @@ impl Stream {
                     // Its watchers go on: what a client has to say may be said at once.
                     None => open = false,
                 },
-                owed = owed(&mut self.set, &self.out, &self.room, self.asked) => match owed? {
+                owed = owed(&mut self.set, &self.out.answers, &mut self.out.hungry, &self.room, self.asked) => match owed? {
                     Owed::Batch(id, batch, held) => self.batch(id, batch, held).await?,
                     Owed::Progress(revision) => self.progress(revision).await?,
                 },
                 _ = ticks.tick() => self.notify().await?,
                 () = changed(&mut auth_changes) => self.recheck().await?,
                 status = &mut leaderless => return Err(status.into()),
-                () = self.out.closed() => return Ok(()),
+                () = self.out.answers.closed() => return Ok(()),
             }
         }
     }
@@ -133,7 +141,7 @@ impl Stream {
 
     /// The same for an answer that takes room until it is sent.
     async fn send_with(&self, answer: WatchResponse, held: Held) -> Result<(), Over> {
-        self.out.send((Ok(answer), held)).await.map_err(|_| Over::Gone)
+        self.out.answers.send((Ok(answer), held)).await.map_err(|_| Over::Gone)
     }
 
     fn header_at(&self, revision: Revision) -> Header {
@@ -254,7 +262,7 @@ impl Stream {
         drop(held);
         tokio::select! {
             held = self.room.take(bytes) => Ok(held),
-            () = self.out.closed() => Err(Over::Gone),
+            () = self.out.answers.closed() => Err(Over::Gone),
         }
     }
 
@@ -325,6 +333,12 @@ fn refusal(error: Error) -> Result<String, Over> {
     }
 }
 
+/// Waits until the connection asks for an answer and all that were made are taken.
+async fn asked_for(out: &mpsc::Sender<Queued>, hungry: &mut watch::Receiver<bool>) -> Result<(), Over> {
+    hungry.wait_for(|hungry| *hungry).await.map_err(|_| Over::Gone)?;
+    out.reserve().await.map(drop).map_err(|_| Over::Gone)
+}
+
 /// What is to be sent next.
 enum Owed {
     Batch(i64, WatchBatch, Held),
@@ -338,17 +352,17 @@ enum Owed {
 async fn owed(
     set: &mut WatchSet,
     out: &mpsc::Sender<Queued>,
+    hungry: &mut watch::Receiver<bool>,
     room: &Room,
     asked: bool,
 ) -> Result<Owed, Over> {
-    let slot = match tokio::time::timeout(limits::STALLED_AFTER, out.reserve()).await {
-        Ok(slot) => slot,
+    match tokio::time::timeout(limits::STALLED_AFTER, asked_for(out, hungry)).await {
+        Ok(asked_for) => asked_for?,
         Err(_) => {
             set.let_go();
-            out.reserve().await
+            asked_for(out, hungry).await?;
         }
-    };
-    slot.map_err(|_| Over::Gone)?;
+    }
     let failed = |error| Over::Failed(status::status(error));
     loop {
         if asked

@@ -29,6 +29,10 @@ impl Local {
             TrustCall::UnlockKey => return self.lock_status(true),
             TrustCall::UnlockKeyRotate => return self.rotate_unlock_key(patience).await,
             TrustCall::Keys => TrustReply::Keys(self.handed_keys()?),
+            TrustCall::NodeRemove(id) => self.node_remove(id, patience).await?,
+            TrustCall::NodePromote(id) => self.node_promote(id, patience).await?,
+            TrustCall::NodeDemote(id) => self.node_demote(id, patience).await?,
+            TrustCall::NodeReadmit(id) => self.node_readmit(id).await?,
             other => {
                 let why = format!("{other:?} is not answered here");
                 return Err(Refusal::invalid("call", why).into());

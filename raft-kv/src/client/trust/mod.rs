@@ -5,6 +5,7 @@
 pub(super) mod authority;
 mod calls;
 mod keeper;
+mod nodes;
 mod renew;
 mod rotation;
 pub(super) mod sealing;

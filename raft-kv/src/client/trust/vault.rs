@@ -1,7 +1,7 @@
 //! What of the cluster's secrets lies on this member's disk: the keyring, encrypted under a key of
 //! this member's own, which lies in the same file, in clear while autolock is off, wrapped by the
-//! cluster's unlock key while it is on. While it is on, the key of the member's certificate lies in
-//! there too.
+//! cluster's unlock key while it is on. The key of the member's certificate lies in there too; while
+//! autolock is on, there alone.
 //!
 //! The file is replaced whole, durably, before anything in memory changes: what is sealed with a
 //! key of the ring can be opened after a crash. It must never hold the unlock key.
@@ -53,7 +53,7 @@ wire_struct!(OnDisk { format, version, member_key, content });
 #[derive(Clone)]
 struct Content {
     keys: HandedKeys,
-    /// The keys of this member's certificates, newest first; none while autolock is off.
+    /// The keys of this member's certificates, newest first.
     node_keys: Vec<Bytes>,
 }
 wire_struct!(Content { keys, node_keys });
@@ -235,14 +235,13 @@ impl Vault {
             write_private(&pem, credentials.to_pem().key.as_bytes())?;
         }
         self.change(|open| {
-            open.content.node_keys = match unlock {
-                Some(_) => vec![Bytes::copy_from_slice(&credentials.key)],
-                None => Vec::new(),
-            };
+            open.content.node_keys = vec![Bytes::copy_from_slice(&credentials.key)];
             open.rekey(version, unlock);
         })?;
+        if unlock.is_none() {
+            return Ok(());
+        }
         match fs::remove_file(&pem) {
-            _ if unlock.is_none() => Ok(()),
             Err(error) if error.kind() != ErrorKind::NotFound => Err(storage(&error, &pem, "removing it")),
             _ => Ok(()),
         }
@@ -251,15 +250,17 @@ impl Vault {
     /// Writes what this member proves itself with.
     pub(in crate::client) fn save(&self, credentials: &Credentials) -> Result<(), StorageFailed> {
         let dir = self.dir.join("cert");
-        if matches!(self.open.lock().held, Held::Clear(_)) {
-            return write_credentials(&dir, credentials);
-        }
         let key = Bytes::copy_from_slice(&credentials.key);
+        // The key first, beside the one before it: wherever this stops, the certificate that is there has
+        // its key.
         self.change(|open| {
             open.content.node_keys.retain(|known| *known != key);
             open.content.node_keys.insert(0, key);
             open.content.node_keys.truncate(NODE_KEYS);
         })?;
+        if matches!(self.open.lock().held, Held::Clear(_)) {
+            return write_credentials(&dir, credentials);
+        }
         let files = credentials.to_pem();
         write_private(&dir.join("cacert.pem"), files.cacert.as_bytes())?;
         write_private(&dir.join("cert.pem"), files.cert.as_bytes())
@@ -270,17 +271,22 @@ impl Vault {
         let dir = self.dir.join("cert");
         let at = |name: &str| dir.join(name);
         let open = self.open.lock();
+        let mut last = Refusal::BadCertificate { why: "its private key is missing".into() };
         if matches!(open.held, Held::Clear(_)) {
-            return Ok(read_credentials(&at("cacert.pem"), &at("cert.pem"), &at("key.pem"))?);
+            match read_credentials(&at("cacert.pem"), &at("cert.pem"), &at("key.pem")) {
+                // A renewal that was cut short: its key is in the vault.
+                Err(refusal @ Refusal::BadCertificate { .. }) => last = refusal,
+                read => return Ok(read?),
+            }
+        } else {
+            // A crash after it was locked may have left it.
+            let _ = fs::remove_file(at("key.pem"));
         }
-        // A crash after it was locked may have left it.
-        let _ = fs::remove_file(at("key.pem"));
         let text = |name: &str| {
             fs::read_to_string(at(name))
                 .map_err(|error| Refusal::invalid(format!("file {}", at(name).display()), error.to_string()))
         };
         let (cacert, cert) = (text("cacert.pem")?, text("cert.pem")?);
-        let mut last = Refusal::BadCertificate { why: "its private key is missing".into() };
         for key in &open.content.node_keys {
             let key = pem::encode(&pem::Pem::new("PRIVATE KEY", key.to_vec()));
             match Credentials::from_pem(&PemFiles { cacert: cacert.clone(), cert: cert.clone(), key }) {
@@ -367,6 +373,28 @@ mod tests {
         fs::write(dir.path().join("cert").join("cert.pem"), files.cert).unwrap();
         fs::write(dir.path().join("cert").join("cacert.pem"), files.cacert).unwrap();
         assert_eq!(Vault::open(dir.path(), Some(&key)).unwrap().load().unwrap(), old);
+    }
+
+    #[test]
+    fn a_renewal_can_stop_at_any_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let cert = dir.path().join("cert");
+        fs::create_dir(&cert).unwrap();
+        let (old, new) = (credentials(), credentials());
+        let vault = Vault::create(dir.path(), Keyring::generate().handed(), &old.key).unwrap();
+        vault.save(&old).unwrap();
+        vault.save(&new).unwrap();
+        let (before, after) = (old.to_pem(), new.to_pem());
+        for (chain, key, expect) in [
+            (&before.cert, &before.key, &old.chain),
+            (&after.cert, &before.key, &new.chain),
+            (&before.cert, &after.key, &old.chain),
+            (&after.cert, &after.key, &new.chain),
+        ] {
+            fs::write(cert.join("cert.pem"), chain).unwrap();
+            fs::write(cert.join("key.pem"), key).unwrap();
+            assert_eq!(&Vault::open(dir.path(), None).unwrap().load().unwrap().chain, expect);
+        }
     }
 
     #[test]

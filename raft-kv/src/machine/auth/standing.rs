@@ -167,7 +167,8 @@ impl May<'_> {
             | Command::Auth(_)
             | Command::Alarm(_)
             | Command::RaiseRevision { .. }
-            | Command::As { .. } => false,
+            | Command::As { .. }
+            | Command::From { .. } => false,
         })
     }
 

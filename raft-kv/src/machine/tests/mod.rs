@@ -4,6 +4,7 @@ mod alarms;
 
 mod limits;
 mod model;
+mod nodes;
 #[cfg(feature = "sim")]
 mod planted;
 mod quirks;

@@ -125,7 +125,7 @@ impl Model {
                 }
                 Ok(Answer::Done)
             }
-            Command::Auth(_) | Command::Alarm(_) | Command::As { .. } => {
+            Command::Auth(_) | Command::Alarm(_) | Command::As { .. } | Command::From { .. } => {
                 unreachable!("users, roles and alarms have tests of their own")
             }
             Command::Noop => Ok(Answer::Done),
@@ -179,6 +179,14 @@ impl Model {
         Ok(())
     }
 
+    /// Within a transaction etcd takes only 0 for the newest, and what is below 0 for old.
+    fn check_txn_revision(&self, revision: Revision) -> Result<(), Refusal> {
+        if revision != 0 && revision < self.compacted {
+            return Err(Refusal::Compacted { requested: revision, compacted: self.compacted });
+        }
+        self.check_revision(revision)
+    }
+
     /// Within a transaction etcd looks at the key before the lease.
     fn check_put_in_txn(&self, request: &PutRequest) -> Result<(), Refusal> {
         match self.check_put(&PutRequest { lease: 0, ..request.clone() }) {
@@ -201,7 +209,7 @@ impl Model {
         };
         for op in ops {
             match op {
-                TxnOp::Range(request) if !puts => self.check_revision(request.revision)?,
+                TxnOp::Range(request) if !puts => self.check_txn_revision(request.revision)?,
                 TxnOp::Put(request) if puts => self.check_put_in_txn(request)?,
                 TxnOp::Range(_) | TxnOp::Put(_) | TxnOp::Delete(_) => {}
                 TxnOp::Txn(request) => self.check_each(before, request, puts)?,

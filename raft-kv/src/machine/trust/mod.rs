@@ -19,7 +19,8 @@ mod rotation;
 mod sealing;
 mod tokens;
 
-pub(super) use nodes::member_left;
+pub use nodes::let_in;
+pub(super) use nodes::{LetIn, admit, member_left};
 pub use rotation::{Verdict, verdict};
 pub(super) use sealing::check_key;
 #[cfg(test)]
@@ -121,6 +122,7 @@ pub fn change(draft: &mut Draft, change: &TrustChange) -> Result<Answer, Stop> {
     for secret in sealing::secrets_of(change) {
         check_key(draft, secret)?;
     }
+    draft.let_in.forget();
     match change {
         TrustChange::Rotate { id, authority, deadline, stolen, now } => {
             rotation::rotate(draft, *id, authority, *deadline, *stolen, *now)

@@ -4,10 +4,12 @@
 //! stolen root's key can make a certificate, and not a record. A record ends with its newest
 //! certificate, a revocation with the last one that the node was given.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::super::draft::Draft;
-use super::super::stop::Stop;
+use super::super::stop::{Stop, settle};
 use super::super::store::{Read, Table};
 use super::{ENDS, ends_key, node, node_key, nodes, revocation, revoked_key, tokens, trusted};
 use crate::error::{Refusal, StorageFailed};
@@ -129,9 +131,54 @@ pub(super) fn remove(draft: &mut Draft, id: NodeId, now: i64) -> Result<(), Stop
 fn revoke(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     forget(draft, record)?;
     let revoked = Revocation { until: record.ends, role: record.role, name: record.name.clone() };
+    if crate::planted!(ForgetRevocation) {
+        return Ok(());
+    }
     draft.overlay.put(Table::Trust, revoked_key(record.id), &revoked);
     draft.overlay.put(Table::Trust, ends_key(revoked.until, record.id), &());
     Ok(())
+}
+
+/// What is known of the nodes that commands came from while a batch is applied: one look at the store
+/// for each. Forgotten at each change of what is believed.
+#[derive(Default)]
+pub struct LetIn(BTreeMap<NodeId, Result<(), Refusal>>);
+
+impl LetIn {
+    /// Roots, nodes or members may have changed.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Refuses a command of a node that is not let in (any more) at its place in the log.
+pub fn admit(draft: &mut Draft, id: NodeId) -> Result<(), Stop> {
+    if crate::planted!(SkipApplyNode) {
+        return Ok(());
+    }
+    let known = match draft.let_in.0.get(&id) {
+        Some(known) => known.clone(),
+        None => {
+            let known = settle(let_in(draft.view(), id))?;
+            draft.let_in.0.insert(id, known.clone());
+            known
+        }
+    };
+    Ok(known?)
+}
+
+/// Whether a node is known, and under a root that is believed: who may change anything.
+pub fn let_in(view: &dyn Read, id: NodeId) -> Result<(), Stop> {
+    let bad = |why: &str| Err(Refusal::BadCertificate { why: why.into() }.into());
+    match node(view, id)? {
+        // What was removed has no record: there is no need to look for its revocation.
+        Some(record) => match trusted(view)?.roots.iter().any(|root| root.digest == record.issuer) {
+            true => Ok(()),
+            false => bad("the root that this node's certificate rests on was replaced; renew it"),
+        },
+        None if super::super::members::is_member(view, id)? => Ok(()),
+        None => bad("this node was removed from the cluster, or was never in it; let it join anew"),
+    }
 }
 
 /// A member has left the group: its certificate is refused from here on.

@@ -127,13 +127,6 @@ impl World {
     }
 }
 
-/// A stream of `service`.
-fn open_at(service: &WatchService) -> Client {
-    let (requests, received) = mpsc::unbounded_channel();
-    let answers = service.follow(Who::default(), true, UnboundedReceiverStream::new(received)).unwrap();
-    Client { requests: Some(requests), answers }
-}
-
 /// One stream as its client has it.
 struct Client {
     requests: Option<mpsc::UnboundedSender<Result<WatchRequest, Status>>>,

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
-use raft_kv::limits;
+use etcd_api::etcdserverpb::watch_server::WatchServer;
+use http_body_util::BodyExt;
+use prost::Message;
+use tower::Service;
 
 use super::*;
-use crate::etcd::room::Room;
+use crate::etcd::room::{Room, Rooms};
 
 async fn info_watchers(world: &World) -> u64 {
     world.handle.info().await.unwrap().1.watchers
@@ -80,7 +83,7 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     }
     // 100 MB were sent to the one that reads. For the other one nothing but what its connection
     // may have on its way is made: the queue and the answer that waits for room in it.
-    let queued = stalled.answers.get_ref().as_ref().len();
+    let queued = stalled.answers.get_ref().queued();
     assert!(queued <= crate::etcd::watch::QUEUED_ANSWERS, "{queued} answers wait for it");
     // When it reads again nothing is missing.
     let mut answers = Vec::new();
@@ -94,62 +97,88 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     assert!(most > 50, "what waited is gathered in few answers, not in one for each event: {most}");
 }
 
-/// However many clients do not read, they hold no more than the room there is; the others are handed
-/// what they missed as soon as it is theirs.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stalled_streams_hold_the_room_there_is_and_no_more() {
-    const STREAMS: usize = 60;
-    const VALUE: usize = 600 * 1024;
-    const REVISIONS: i64 = 5;
-    let world = World::new().await;
-    let room = Room::of(4 * 1024 * 1024);
-    let service = WatchService::new(etcd(world.node.as_ref().unwrap()).with_room(room.clone()));
-    let mut clients: Vec<Client> = (0..STREAMS).map(|_| open_at(&service)).collect();
-    for client in &mut clients {
-        client.created(watch_prefix("k")).await;
+/// The frames of one stream's answer, as a connection takes them.
+struct Wire {
+    body: tonic::body::Body,
+    _requests: mpsc::UnboundedSender<Result<http_body::Frame<bytes::Bytes>, std::convert::Infallible>>,
+}
+
+impl Wire {
+    /// Watches all keys under `k`, through the layers that a connection goes through.
+    async fn open(service: &WatchService) -> Self {
+        let create = RequestUnion::CreateRequest(watch_prefix("k"));
+        let message = WatchRequest { request_union: Some(create) }.encode_to_vec();
+        let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+        let (requests, received) = mpsc::unbounded_channel();
+        requests.send(Ok(http_body::Frame::data(frame.into()))).unwrap();
+        let body = http_body_util::StreamBody::new(UnboundedReceiverStream::new(received));
+        let request = http::Request::post("/etcdserverpb.Watch/Watch")
+            .header("content-type", "application/grpc")
+            .body(tonic::body::Body::new(body))
+            .unwrap();
+        let mut server = Rooms(WatchServer::new(service.clone()));
+        let mut body = server.call(request).await.unwrap().into_body();
+        // That it was created.
+        body.frame().await.unwrap().unwrap();
+        Self { body, _requests: requests }
     }
-    for _ in 0..REVISIONS {
-        let value = vec![b'v'; VALUE];
-        world.put_all([("k".to_owned(), value)]).await;
-    }
-    let queued = |clients: &[Client]| {
-        clients.iter().filter(|client| client.answers.get_ref().as_ref().len() > 0).count()
-    };
-    // Nobody reads: of what is owed to all, what fits is on its way.
-    let fits = room_of(&room, VALUE);
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while queued(&clients) < fits {
-        assert!(tokio::time::Instant::now() < deadline, "{} are queued", queued(&clients));
-        tokio::task::yield_now().await;
-    }
-    for _ in 0..1_000 {
-        assert_eq!(queued(&clients), fits);
-        tokio::task::yield_now().await;
-    }
-    // Once they read they are served, one after the other, and get every event once.
-    let reads = clients.into_iter().map(|mut client| {
-        tokio::spawn(async move {
-            let mut revisions = Vec::new();
-            while (revisions.len() as i64) < REVISIONS {
-                revisions.extend(client.next().await.events.iter().map(revision_of));
-            }
-            assert!(revisions.is_sorted_by(|a, b| a + 1 == *b), "{revisions:?}");
-        })
-    });
-    for read in reads.collect::<Vec<_>>() {
-        read.await.unwrap();
-    }
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while room.free() < 4 * 1024 * 1024 {
-        assert!(tokio::time::Instant::now() < deadline, "{} bytes are free", room.free());
-        tokio::task::yield_now().await;
+
+    async fn frame(&mut self) -> Result<usize, tonic::Status> {
+        let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("in time");
+        Ok(frame.expect("it goes on")?.into_data().expect("no trailers").len())
     }
 }
 
-/// How many batches with one value of that size there is room for, while one that is fetched needs a
-/// whole batch's room.
-fn room_of(room: &Room, value: usize) -> usize {
-    let whole = 4 * 1024 * 1024;
-    assert!(room.free() <= whole);
-    (1..).take_while(|taken| (taken - 1) * value + limits::WATCH_BATCH_BYTES <= whole).count()
+/// However many clients do not read, they hold no more than the room there is, and they don't keep it
+/// from those who do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_streams_hold_the_room_there_is_and_delay_nobody() {
+    const STREAMS: usize = 40;
+    const VALUE: usize = 600 * 1024;
+    const WHOLE: usize = 4 * 1024 * 1024;
+    let world = World::new().await;
+    let room = Room::of(WHOLE).with_stall(Duration::from_millis(300));
+    let service = WatchService::new(etcd(world.node.as_ref().unwrap()).with_room(room.clone()));
+    let mut stalled = Vec::new();
+    for _ in 0..STREAMS {
+        stalled.push(Wire::open(&service).await);
+    }
+    let mut reader = Wire::open(&service).await;
+    world.put_all([("k".to_owned(), vec![b'v'; VALUE])]).await;
+    // Each takes what its connection has in its buffer, and then nothing for ever.
+    let begun = stalled.into_iter().map(|mut wire| {
+        tokio::spawn(async move {
+            let first = wire.frame().await;
+            (wire, first)
+        })
+    });
+    let begun: Vec<_> = begun.collect();
+    // All the while somebody reads, and is not kept from it.
+    let mut bytes = 0;
+    while bytes < VALUE {
+        bytes += reader.frame().await.unwrap();
+    }
+    // Nobody goes: only because some are ended all the others can begin.
+    let mut stalled = Vec::new();
+    for begun in begun {
+        let (wire, first) = tokio::time::timeout(PATIENCE, begun).await.expect("in time").unwrap();
+        assert!(first.unwrap() <= 64 * 1024);
+        stalled.push(wire);
+    }
+    let mut ended = 0;
+    for wire in &mut stalled {
+        if let Err(status) = wire.frame().await {
+            assert_eq!(status.message(), "etcdserver: too many requests");
+            ended += 1;
+        }
+    }
+    // There is room for fewer than all, so that most had to give theirs up.
+    let fit = WHOLE / VALUE;
+    assert!(ended >= STREAMS - fit, "{ended} of {STREAMS} were ended");
+    drop((reader, stalled));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while room.free() < WHOLE {
+        assert!(tokio::time::Instant::now() < deadline, "{} bytes are free", room.free());
+        tokio::task::yield_now().await;
+    }
 }

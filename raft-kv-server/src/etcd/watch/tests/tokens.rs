@@ -5,12 +5,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use raft_kv::client::hash_password;
 use raft_kv::types::AuthChange;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
 
 use super::*;
-use crate::etcd::room::{Paced, Room};
-use crate::etcd::watch::stream;
+use crate::etcd::room::Room;
+use crate::etcd::watch::{Asking, stream};
 
 const BAD_TOKEN: &str = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
 
@@ -61,13 +60,15 @@ async fn what_is_no_bad_token_cancels_no_watcher() {
     let caller_now = move || told.lock().clone().map_or_else(|| Ok(handle.clone()), Err);
     let (requests, received) = mpsc::unbounded_channel();
     let (out, answers) = mpsc::channel(1);
+    let (answers, hungry) = Asking::new(answers);
+    let (out, room) = (stream::Out { answers: out, hungry }, Room::of(1 << 20));
     let set = world.handle.watch_set().unwrap();
-    let stream = stream::Stream::new(set, out, Room::of(1 << 20), Box::new(caller_now));
+    let stream = stream::Stream::new(set, out, room.clone(), Box::new(caller_now));
     let ends =
         stream::Ends { leaderless: std::future::pending(), auth_changes: Some(world.handle.auth_changes()) };
     let received = Box::pin(UnboundedReceiverStream::new(received));
     tokio::spawn(stream.run(received, ends, Duration::from_secs(600)));
-    let mut client = Client { requests: Some(requests), answers: Paced::new(ReceiverStream::new(answers)) };
+    let mut client = Client { requests: Some(requests), answers: room.paced(answers) };
     assert_eq!(client.created(watch("k")).await, 0);
     *fails.lock() = Some(Status::unavailable("etcdserver: no leader"));
     let role = AuthChange::RoleAdd { role: "r".into() };

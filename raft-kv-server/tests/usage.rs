@@ -5,11 +5,7 @@ mod process;
 
 use process::{raft_kv, raft_kv_reading};
 
-<<<<<<< HEAD
-const COMMANDS: [&[&str]; 35] = [
-=======
-const COMMANDS: [&[&str]; 41] = [
->>>>>>> trust
+const COMMANDS: [&[&str]; 47] = [
     &[],
     &["init"],
     &["join"],

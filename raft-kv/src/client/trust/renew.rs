@@ -98,7 +98,9 @@ impl Local {
     async fn note_failure(&self, record: &NodeRecord, error: &Error) {
         let Error::Refused(refusal) = error else { return };
         let mut text = refusal.to_string();
-        text.truncate(text.floor_char_boundary(MAX_NODE_ERROR_BYTES));
+        while text.len() > MAX_NODE_ERROR_BYTES {
+            text.pop();
+        }
         if text != record.error {
             // Nobody waits for it; the next failure tells it too.
             let _ = self.propose_trust(TrustChange::Failed { id: record.id, error: text }).await;

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use raft_kv::codec::Wire;
 use raft_kv::machine::{Command, Genesis, Proposal};
 use raft_kv::types::{
-    ClusterId, Committed, Entry, EntryKind, Index, MemberRecord, NodeId, Payload, PutRequest, RequestId,
+    Authority, ClusterId, Committed, Entry, EntryKind, Index, MemberRecord, NodeId, NodeRecord, Payload,
+    PutRequest, RequestId, Role, RootDigest,
 };
 use rand::RngCore;
 
@@ -54,8 +55,8 @@ pub fn genesis() -> Genesis {
             addr: "127.0.0.1:1".into(),
             ..Default::default()
         },
-        root_cert: Bytes::from_static(b"certificate"),
-        root_key: Bytes::from_static(b"key"),
+        authority: Authority::default(),
+        node: NodeRecord::new(NodeId(1), Role::Manager, "one", RootDigest::default()),
         tokens: Vec::new(),
     }
 }

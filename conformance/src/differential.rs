@@ -4,14 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::WatchRequest;
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 
 use crate::ask::{Answer, Ask, Step};
 use crate::compare::difference;
-use crate::explained::{Case, explain};
-use crate::fatal::fatal;
+use crate::explained::{Alarms, Case, explain};
+use crate::fatal::{self, changes_twice, fatal, puts_only_nested};
 use crate::generate::{Generator, Known};
 use crate::server::{Etcd, RaftKv, Server};
 use crate::side::{Side, header_of};
@@ -32,9 +35,12 @@ pub const LOST: &str = "etcd-lost-event";
 /// The name under which the document speaks of a key changed twice that etcd overlooks.
 pub const NESTED: &str = "nested-duplicate";
 
+/// The name under which the document speaks of an alarm that etcd lets nested puts pass by.
+pub const SPACE: &str = "nested-space";
+
 /// Whether a transaction holds another one, or removes all keys from one on: there etcd overlooks
 /// keys that change twice, and keys that its user may not touch.
-fn is_overlooked(ask: &Ask) -> bool {
+fn may_be_overlooked(ask: &Ask) -> bool {
     use etcd_api::etcdserverpb::request_op::Request::{RequestDeleteRange, RequestTxn};
     let Ask::Txn(txn) = ask else { return false };
     txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
@@ -69,6 +75,8 @@ pub struct Plan {
     /// The other side's answer to this request (counted from 0) is falsified, to prove that the
     /// comparison sees it.
     pub planted: Option<usize>,
+    /// Counts requests while they are done.
+    pub asked: Arc<AtomicUsize>,
 }
 
 /// One difference.
@@ -95,8 +103,43 @@ pub struct Story {
     pub refusals: BTreeMap<String, usize>,
     /// Differences with a reason, by its name.
     pub explained: BTreeMap<&'static str, usize>,
+    /// The same by their kinds, each with how often it was seen and its first.
+    pub kinds: BTreeMap<(&'static str, String), (usize, String)>,
+    /// What the time went into: starting, requests, watches.
+    pub spent: BTreeMap<&'static str, Duration>,
     /// Those without.
     pub differences: Vec<Difference>,
+}
+
+impl Story {
+    fn explain(&mut self, name: &'static str, kind: String, text: impl FnOnce() -> String) {
+        *self.explained.entry(name).or_default() += 1;
+        self.kinds.entry((name, kind)).or_insert_with(|| (0, text())).0 += 1;
+    }
+}
+
+/// A stream on each side.
+#[derive(Debug)]
+struct Opened {
+    pair: (Stream, Stream),
+    user: Option<String>,
+    requests: Vec<WatchRequest>,
+    /// What was compacted when it was opened.
+    compacted: i64,
+}
+
+impl AsRef<(Stream, Stream)> for Opened {
+    fn as_ref(&self) -> &(Stream, Stream) {
+        &self.pair
+    }
+}
+
+/// How two streams compare.
+#[derive(Debug)]
+enum Judged {
+    Same,
+    Explained(&'static str, String),
+    Different(String),
 }
 
 /// Two servers, both empty.
@@ -104,10 +147,12 @@ pub struct Story {
 pub struct Pair {
     servers: [Server; 2],
     sides: [Side; 2],
-    streams: Vec<(Stream, Stream)>,
+    streams: Vec<Opened>,
     known: Known,
+    alarms: Alarms,
     auth: bool,
     dead: bool,
+    asked: Arc<AtomicUsize>,
 }
 
 impl Pair {
@@ -115,8 +160,8 @@ impl Pair {
     ///
     /// # Errors
     /// One does not start.
-    pub async fn start(other: &Other) -> Result<Self, String> {
-        let (left, right) = match other {
+    pub async fn start(plan: &Plan) -> Result<Self, String> {
+        let (left, right) = match &plan.other {
             Other::Etcd => (Etcd::start(None)?, Server::Etcd(Etcd::start(None)?)),
             Other::RaftKv(binary) => {
                 // Both ask for the same certificates, so both see the same name in them.
@@ -137,8 +182,10 @@ impl Pair {
             sides: [left?, right?],
             streams: Vec::new(),
             known: Known::default(),
+            alarms: Alarms::default(),
             auth: false,
             dead: false,
+            asked: Arc::clone(&plan.asked),
         })
     }
 
@@ -149,82 +196,134 @@ impl Pair {
 
     /// Does one step on both sides.
     pub async fn step(&mut self, step: &Step, falsify: bool, story: &mut Story) {
-        match step {
-            Step::Ask { user, ask } => self.ask(user.as_deref(), ask, falsify, story).await,
+        let (began, before) = (Instant::now(), story.requests);
+        let phase = match step {
+            Step::Ask { user, ask } => {
+                self.ask(user.as_deref(), ask, falsify, story).await;
+                "requests"
+            }
             Step::Open { user, requests } => {
-                let user = user.as_deref();
                 story.requests += requests.len();
                 story.calls.entry("Watch").or_default().0 += requests.len();
-                let mut pair = self.open(user, requests).await;
-                // etcd 3.4 does not tell a watch of its past now and then, on a busy machine mostly. A
-                // difference that has a cause comes again every time.
-                let mut tries = 0;
-                while tries < TRIES && pair.0.lines() != pair.1.lines() {
-                    tries += 1;
-                    pair = self.open(user, requests).await;
-                }
-                if tries > 0 && pair.0.lines() == pair.1.lines() {
-                    *story.explained.entry(LOST).or_default() += 1;
-                }
-                self.streams.push(pair);
-                self.compare_streams(step, story);
+                self.open_watches(user.as_deref(), requests, story).await;
+                self.compare_streams(story);
+                "watches"
             }
             Step::Collect => {
-                rest(&self.streams).await;
-                self.compare_streams(step, story);
+                rest(&self.streams, |one| self.is_settled(one)).await;
+                self.compare_streams(story);
                 self.streams.clear();
+                "watches"
             }
-        }
+        };
+        *story.spent.entry(phase).or_default() += began.elapsed();
+        self.asked.fetch_add(story.requests - before, Ordering::Relaxed);
         story.steps.push(step.clone());
     }
 
-    async fn open(&self, user: Option<&str>, requests: &[WatchRequest]) -> (Stream, Stream) {
-        let pair = [(Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user))];
-        for request in requests {
-            // What is cancelled before it has caught up is told any part of its past.
-            if matches!(request.request_union, Some(RequestUnion::CancelRequest(_))) {
-                rest(&pair).await;
-            }
-            tokio::join!(pair[0].0.send(request.clone()), pair[0].1.send(request.clone()));
+    async fn open_watches(&mut self, user: Option<&str>, requests: &[WatchRequest], story: &mut Story) {
+        let mut pair = self.open(user, requests).await;
+        // etcd 3.4 does not tell a watch of its past now and then, on a busy machine mostly. A
+        // difference that has a cause comes again every time.
+        let mut tries = 0;
+        while tries < TRIES && !self.is_settled(&pair) {
+            tries += 1;
+            pair = self.open(user, requests).await;
         }
-        rest(&pair).await;
-        let [pair] = pair;
-        pair
+        if tries > 0 && self.is_settled(&pair) {
+            story.explain(LOST, format!("after {tries} more"), || format!("{requests:?}"));
+        }
+        self.streams.push(pair);
     }
 
-    /// A request that would end etcd: raft-kv has to refuse it.
-    async fn ask_ours(&mut self, user: Option<&str>, ask: &Ask, story: &mut Story) {
+    async fn open(&self, user: Option<&str>, requests: &[WatchRequest]) -> Opened {
+        let one = [Opened {
+            pair: (Stream::open(&self.sides[0], user), Stream::open(&self.sides[1], user)),
+            user: user.map(str::to_owned),
+            requests: requests.to_vec(),
+            compacted: self.known.compacted,
+        }];
+        for request in requests {
+            // What is cancelled before it has caught up is told any part of its past, and who is
+            // behind tells no progress.
+            if !matches!(request.request_union, Some(RequestUnion::CreateRequest(_))) {
+                rest(&one, |one| self.is_settled(one)).await;
+            }
+            let (left, right) = &one[0].pair;
+            tokio::join!(left.send(request.clone()), right.send(request.clone()));
+        }
+        rest(&one, |one| self.is_settled(one)).await;
+        let [one] = one;
+        one
+    }
+
+    /// A request that would end etcd: raft-kv has to refuse it, as `expected`.
+    async fn ask_ours(
+        &mut self,
+        user: Option<&str>,
+        ask: &Ask,
+        mut expected: Vec<fatal::Refusal>,
+        story: &mut Story,
+    ) {
         if matches!(self.servers[1], Server::Etcd(_)) {
             return;
         }
-        story.requests += 1;
-        *story.explained.entry(FATAL).or_default() += 1;
-        let ours = self.sides[1].ask(ask, user).await;
-        if !ours.came() || !matches!(ours, Answer::Refused { .. }) {
-            let text = format!("{}\n    ours: {ours:?}", cut(&format!("{ask:?}"), 1500));
-            let kind = format!("{}: not refused", ask.name());
-            story.differences.push(Difference { at: story.steps.len(), kind, text });
+        if self.may_be_denied(user) {
+            expected.extend([fatal::DENIED, fatal::INVALID_TOKEN]);
         }
+        story.requests += 1;
+        let ours = self.sides[1].ask(ask, user).await;
+        if expected.iter().any(|one| fatal::is(&ours, *one)) {
+            let kind = format!("{}: {}", ask.name(), refused(&ours));
+            return story.explain(FATAL, kind, || format!("as {user:?}: {}", cut(&format!("{ask:?}"), 1500)));
+        }
+        let text = format!(
+            "as {user:?}: {}\n    expected one of: {expected:?}\n    ours: {ours:?}",
+            cut(&format!("{ask:?}"), 1500)
+        );
+        let kind = format!("{}: not refused so: {}", ask.name(), refused(&ours));
+        story.differences.push(Difference { at: story.steps.len(), kind, text });
+    }
+
+    /// Whether `user` is one that may not do everything. Nobody is who the certificate says: root.
+    fn may_be_denied(&self, user: Option<&str>) -> bool {
+        self.auth && user.is_some_and(|user| user != "root")
+    }
+
+    /// What raft-kv refuses and etcd 3.4 overlooks, which would leave the two with different keys.
+    fn is_overlooked(&self, user: Option<&str>, ask: &Ask, ours: &Answer) -> bool {
+        let Ask::Txn(txn) = ask else { return false };
+        fatal::is(ours, fatal::DUPLICATE) && changes_twice(txn)
+            || fatal::is(ours, fatal::DENIED) && self.may_be_denied(user)
+    }
+
+    /// The same for space: etcd counts outermost puts.
+    fn is_passed_by(&self, ask: &Ask, ours: &Answer) -> bool {
+        let Ask::Txn(txn) = ask else { return false };
+        self.alarms.no_space && fatal::is(ours, fatal::NO_SPACE) && puts_only_nested(txn)
     }
 
     async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
-        if fatal(ask).is_some() {
-            return self.ask_ours(user, ask, story).await;
+        if let Some(expected) = fatal(ask) {
+            return self.ask_ours(user, ask, expected, story).await;
         }
         // etcd 3.4 asks nobody's name for these; who stands for a stale token would not be known.
         let user = if self.auth && unguarded(ask) { Some("root") } else { user };
-        let [left, right] = &mut self.sides;
-        let (etcd, mut ours) = if is_overlooked(ask) {
-            let ours = right.ask(ask, user).await;
-            // What etcd overlooks would leave the two with different keys.
-            if matches!(&ours, Answer::Refused { text, .. } if text.contains("duplicate key") || text.contains("permission denied"))
-            {
+        let (etcd, mut ours) = if may_be_overlooked(ask) {
+            let ours = self.sides[1].ask(ask, user).await;
+            let name = match () {
+                () if self.is_overlooked(user, ask, &ours) => Some(NESTED),
+                () if self.is_passed_by(ask, &ours) => Some(SPACE),
+                () => None,
+            };
+            if let Some(name) = name {
                 story.requests += 1;
-                *story.explained.entry(NESTED).or_default() += 1;
-                return;
+                let kind = refused(&ours);
+                return story.explain(name, kind, || cut(&format!("as {user:?}: {ask:?}"), 1500));
             }
-            (left.ask(ask, user).await, ours)
+            (self.sides[0].ask(ask, user).await, ours)
         } else {
+            let [left, right] = &mut self.sides;
             tokio::join!(left.ask(ask, user), right.ask(ask, user))
         };
         if falsify {
@@ -247,23 +346,32 @@ impl Pair {
         }
         self.learn(ask, &etcd);
         self.auth |= matches!((ask, &etcd), (Ask::AuthEnable(_), Answer::AuthEnable(_)));
-        let Some(shown) = difference(&etcd, &ours) else { return };
-        let case = Case {
-            ask: Some(ask),
-            user,
-            auth: self.auth,
-            compacted: self.known.compacted,
-            answers: Some((&etcd, &ours)),
-            lines: None,
-        };
+        self.judge(user, ask, &etcd, &ours, story);
+    }
+
+    fn judge(&self, user: Option<&str>, ask: &Ask, etcd: &Answer, ours: &Answer, story: &mut Story) {
+        let Some(shown) = difference(etcd, ours) else { return };
+        let case = Case { ask: Some(ask), user, answers: Some((etcd, ours)), ..self.case() };
+        let kind = format!("{}: {}", ask.name(), shape(etcd, ours, &shown));
+        let asked = cut(&format!("{ask:?}"), 1500);
+        let text = format!("as {user:?} (compacted {}): {asked}\n{shown}", self.known.compacted);
         match explain(&case) {
-            Some(name) => *story.explained.entry(name).or_default() += 1,
-            None => {
-                let asked = cut(&format!("{ask:?}"), 1500);
-                let text = format!("as {user:?} (compacted {}): {asked}\n{shown}", self.known.compacted);
-                let kind = format!("{}: {}", ask.name(), shape(&etcd, &ours, &shown));
-                story.differences.push(Difference { at: story.steps.len(), kind, text });
-            }
+            Some(name) => story.explain(name, kind, || text),
+            None => story.differences.push(Difference { at: story.steps.len(), kind, text }),
+        }
+    }
+
+    fn case(&self) -> Case<'_> {
+        Case {
+            ask: None,
+            user: None,
+            auth: self.auth,
+            revision: self.known.revision.max(1),
+            compacted: self.known.compacted,
+            alarms: self.alarms,
+            requests: &[],
+            answers: None,
+            lines: None,
         }
     }
 
@@ -271,32 +379,59 @@ impl Pair {
         if let (Ask::Compact(sent), Answer::Compact(_)) = (ask, etcd) {
             self.known.compacted = sent.revision;
         }
+        if let (Ask::Alarm(sent), Answer::Alarm(got)) = (ask, etcd) {
+            for alarm in got.alarms.iter().filter(|_| sent.action != 0) {
+                match alarm.alarm {
+                    1 => self.alarms.no_space = sent.action == 1,
+                    _ => self.alarms.corrupt = sent.action == 1,
+                }
+            }
+        }
         let mut copy = etcd.clone();
         if let Some(header) = header_of(&mut copy) {
             self.known.revision = self.known.revision.max(header.revision);
         }
     }
 
-    fn compare_streams(&self, step: &Step, story: &mut Story) {
-        for (left, right) in &self.streams {
-            let ((etcd, etcd_end), (ours, our_end)) = (left.lines(), right.lines());
-            let shown = difference(&etcd_end, &our_end).or_else(|| watch_difference(&etcd, &ours));
-            let shown = shown.or_else(|| right.split().filter(|_| left.split().is_none()));
-            let Some(shown) = shown else { continue };
-            let case = Case {
-                ask: None,
-                user: None,
-                auth: self.auth,
-                compacted: self.known.compacted,
-                answers: None,
-                lines: Some((&etcd, &ours)),
+    fn judge_streams(&self, one: &Opened) -> Judged {
+        let (left, right) = &one.pair;
+        let ((etcd, etcd_end), (ours, our_end)) = (left.lines(), right.lines());
+        // How a stream ended, and a revision in pieces, is never explained.
+        let bare = difference(&etcd_end, &our_end);
+        if let Some(shown) = bare.or_else(|| right.split().filter(|_| left.split().is_none())) {
+            return Judged::Different(shown);
+        }
+        let Some(shown) = watch_difference(&etcd, &ours) else { return Judged::Same };
+        let case = Case {
+            user: one.user.as_deref(),
+            compacted: one.compacted,
+            requests: &one.requests,
+            lines: Some((&etcd, &ours)),
+            ..self.case()
+        };
+        match explain(&case) {
+            Some(name) => Judged::Explained(name, shown),
+            None => Judged::Different(shown),
+        }
+    }
+
+    /// Whether there is nothing more to wait for.
+    fn is_settled(&self, one: &Opened) -> bool {
+        !matches!(self.judge_streams(one), Judged::Different(_))
+    }
+
+    fn compare_streams(&self, story: &mut Story) {
+        for one in &self.streams {
+            let text = |shown: &str| {
+                let asked = cut(&format!("{:?}", one.requests), 6000);
+                format!("as {:?} (opened at compacted {}) {asked}\n{shown}", one.user, one.compacted)
             };
-            match explain(&case) {
-                Some(name) => *story.explained.entry(name).or_default() += 1,
-                None => {
-                    let asked = cut(&format!("{step:?}"), 3000);
-                    let text = format!("(compacted {}) {asked}\n{shown}", self.known.compacted);
-                    let kind = format!("Watch: {}", cut(&letters(&shown), 90));
+            let kind = |shown: &str| format!("Watch: {}", cut(&letters(shown), 90));
+            match self.judge_streams(one) {
+                Judged::Same => {}
+                Judged::Explained(name, shown) => story.explain(name, kind(&shown), || text(&shown)),
+                Judged::Different(shown) => {
+                    let (kind, text) = (kind(&shown), text(&shown));
                     story.differences.push(Difference { at: story.steps.len(), kind, text });
                 }
             }
@@ -352,11 +487,14 @@ fn falsified(mut answer: Answer) -> Answer {
     answer
 }
 
-fn shape(etcd: &Answer, ours: &Answer, shown: &str) -> String {
-    let refused = |answer: &Answer| match answer {
+fn refused(answer: &Answer) -> String {
+    match answer {
         Answer::Refused { code, text } => format!("{code} {}", cut(text, 80)),
         _ => "done".to_owned(),
-    };
+    }
+}
+
+fn shape(etcd: &Answer, ours: &Answer, shown: &str) -> String {
     match (etcd, ours) {
         (Answer::Refused { .. }, _) | (_, Answer::Refused { .. }) => {
             format!("etcd [{}] ours [{}]", refused(etcd), refused(ours))
@@ -383,13 +521,15 @@ fn cut(text: &str, most: usize) -> String {
 /// # Errors
 /// A server does not start.
 pub async fn sequence(plan: &Plan, seed: u64, auth: bool, requests: usize) -> Result<Story, String> {
-    let mut pair = match Pair::start(&plan.other).await {
+    let began = Instant::now();
+    let mut pair = match Pair::start(plan).await {
         Ok(pair) => pair,
         // Another process may have taken a port between its choice and its use.
-        Err(_) => Pair::start(&plan.other).await?,
+        Err(_) => Pair::start(plan).await?,
     };
     let mut generator = Generator::new(seed, auth);
     let mut story = Story::default();
+    story.spent.insert("starting", began.elapsed());
     let mut seen = 0;
     let mut last = None;
     while story.steps.len() < requests || last.is_none() {
@@ -421,7 +561,8 @@ pub async fn sequence(plan: &Plan, seed: u64, auth: bool, requests: usize) -> Re
 /// # Errors
 /// A server does not start.
 pub async fn replay(other: &Other, steps: &[Step]) -> Result<Story, String> {
-    let mut pair = Pair::start(other).await?;
+    let plan = Plan { other: other.clone(), planted: None, asked: Arc::default() };
+    let mut pair = Pair::start(&plan).await?;
     let mut story = Story::default();
     for step in steps {
         pair.step(step, false, &mut story).await;

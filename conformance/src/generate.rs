@@ -3,8 +3,8 @@
 
 mod auth;
 mod txn;
+mod watch;
 
-use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::etcdserverpb::*;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -317,63 +317,6 @@ impl Generator {
         }
         let action = if action == 1 { 0 } else { action };
         Ask::Alarm(AlarmRequest { action, member_id: self.pick(&[0, 1, 99]), alarm })
-    }
-
-    /// Opens watches, or closes those that are open.
-    fn watch_step(&mut self, user: Option<String>) -> Step {
-        if self.streams >= 2 || (self.streams > 0 && self.one_in(2)) {
-            self.streams = 0;
-            return Step::Collect;
-        }
-        self.streams += 1;
-        let count = 4 + self.number(8) as usize;
-        Step::Open { user, requests: self.creates(count) }
-    }
-
-    fn creates(&mut self, count: usize) -> Vec<WatchRequest> {
-        let mut requests = Vec::new();
-        for _ in 0..count {
-            let union = match self.number(14) {
-                0 => {
-                    let watch_id = self.pick(&[0, 1, 2, 100, 55]);
-                    RequestUnion::CancelRequest(WatchCancelRequest { watch_id })
-                }
-                _ => RequestUnion::CreateRequest(self.create()),
-            };
-            requests.push(WatchRequest { request_union: Some(union) });
-        }
-        requests
-    }
-
-    fn create(&mut self) -> WatchCreateRequest {
-        let (key, range_end) = self.range();
-        let mut create =
-            WatchCreateRequest { key: key.into(), range_end: range_end.into(), ..Default::default() };
-        create.start_revision = match self.number(4) {
-            0 => 0,
-            1 => self.known.revision + self.number(30),
-            // Below 0 etcd 3.4 begins at 0 where etcd of today refuses: the watch service's own tests.
-            _ => self.revision().max(0),
-        };
-        if self.one_in(4) {
-            create.filters = match self.number(5) {
-                0 => vec![0],
-                1 => vec![1],
-                2 => vec![0, 1],
-                3 => vec![0, 0],
-                _ => vec![7],
-            };
-        }
-        create.prev_kv = self.one_in(3);
-        create.fragment = self.one_in(4);
-        create.progress_notify = self.one_in(8);
-        if self.one_in(5) {
-            create.watch_id = self.pick(&[100, 100, 101, -9]);
-            // A number whose watch has ended by compaction is free again here, and taken on etcd.
-            create.start_revision =
-                create.start_revision.max(self.known.revision) * i64::from(self.one_in(2));
-        }
-        create
     }
 }
 

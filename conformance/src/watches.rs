@@ -52,7 +52,6 @@ struct Log {
     responses: usize,
     acknowledged: usize,
     ended: Option<(i32, String)>,
-    last: Option<Instant>,
     /// A revision whose events came in two responses that were not fragments.
     split: Option<String>,
     fragment: bool,
@@ -61,7 +60,6 @@ struct Log {
 impl Log {
     fn take(&mut self, response: WatchResponse) {
         self.responses += 1;
-        self.last = Some(Instant::now());
         let revision = response.header.as_ref().map_or(-1, |header| header.revision);
         let progress = !response.created && !response.canceled && response.events.is_empty();
         self.acknowledged += usize::from(response.created || response.canceled || progress);
@@ -164,9 +162,8 @@ impl Stream {
         self.log.lock().split.clone()
     }
 
-    fn state(&self) -> (usize, Option<Instant>) {
-        let log = self.log.lock();
-        (log.responses, log.last)
+    fn state(&self) -> usize {
+        self.log.lock().responses
     }
 }
 
@@ -176,22 +173,22 @@ impl Drop for Stream {
     }
 }
 
-/// Waits until both streams have the same lines and nothing more has come for a while, or until it
-/// is clear that they differ.
-pub async fn rest(pairs: &[(Stream, Stream)]) {
+/// Waits until all pairs are `settled` and nothing more has come for a while, or until it is clear
+/// that they differ.
+pub async fn rest<T: AsRef<(Stream, Stream)>>(pairs: &[T], settled: impl Fn(&T) -> bool) {
     let began = Instant::now();
-    let mut equal_since: Option<(Instant, usize)> = None;
+    let mut settled_since: Option<(Instant, usize)> = None;
     while began.elapsed() < REST_LIMIT {
-        let count: usize = pairs.iter().map(|(a, b)| a.state().0 + b.state().0).sum();
-        match equal_since {
+        let count: usize = pairs.iter().map(|one| one.as_ref().0.state() + one.as_ref().1.state()).sum();
+        match settled_since {
             Some((since, then)) if then == count => {
                 if since.elapsed() >= QUIET {
                     return;
                 }
             }
             _ => {
-                let equal = pairs.iter().all(|(a, b)| a.lines() == b.lines());
-                equal_since = equal.then(|| (Instant::now(), count));
+                let all = pairs.iter().all(&settled);
+                settled_since = all.then(|| (Instant::now(), count));
             }
         }
         tokio::time::sleep(LOOK * 4).await;

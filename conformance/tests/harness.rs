@@ -3,7 +3,7 @@
 use raft_kv_conformance::differential::{Other, Plan, sequence};
 
 async fn check(planted: Option<usize>, auth: bool, expect: usize) {
-    let plan = Plan { other: Other::Etcd, planted };
+    let plan = Plan { other: Other::Etcd, planted, asked: Default::default() };
     let story = sequence(&plan, 11, auth, 250).await.expect("etcd starts; Debian's etcd-server");
     assert!(story.requests > 200, "{} requests", story.requests);
     assert_eq!(story.differences.len(), expect, "{:#?}", story.differences);

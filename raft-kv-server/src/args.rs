@@ -8,11 +8,15 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
+mod ca;
 mod kv;
+mod lock;
 mod moving;
 mod node;
 
+pub use ca::*;
 pub use kv::*;
+pub use lock::*;
 pub use moving::*;
 pub use node::*;
 
@@ -71,8 +75,16 @@ pub enum Command {
     Compact(CompactArgs),
     /// Certificates for clients
     Cert(CertArgs),
+    /// The cluster's root, and its replacement while it serves
+    Ca(CaArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
+    /// Lock what members keep on their disks, or show whether it is
+    Autolock(AutolockArgs),
+    /// Hand the unlock key, read from standard input, to a member on this machine that waits for it
+    Unlock(UnlockArgs),
+    /// The key that unlocks members after a start
+    UnlockKey(UnlockKeyArgs),
     /// Copy the keys and leases of a running etcd into this cluster
     Import(MoveArgs),
     /// Copy a running etcd and follow it until the cut-over
@@ -195,6 +207,9 @@ pub struct RunArgs {
     /// Tell etcd's clients to reach it here from now on
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_etcd_addr: Option<String>,
+    /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
+    #[arg(long, value_name = "FILE")]
+    pub unlock_key_file: Option<PathBuf>,
 }
 
 /// `info`.
@@ -353,6 +368,15 @@ pub enum CertCommand {
         /// Where cacert.pem, cert.pem and key.pem are written
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// Replace a client's certificate by a new one, its three files all at once
+    Renew {
+        /// Where cacert.pem, cert.pem and key.pem are [default: the folder of --cert]
+        #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
+        cert_dir: Option<PathBuf>,
+        /// Keep it current until stopped: in time, and at once when the cluster's root is replaced
+        #[arg(long)]
+        watch: bool,
     },
 }
 

@@ -2,10 +2,12 @@
 //! It must never fall back to anything unauthenticated: there is no such connection.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use raft_kv::client::{Handle, credentials_of};
-use raft_kv::net::read_credentials;
+use raft_kv::client::{Handle, credentials_unlocked};
+use raft_kv::net::{CERT_FILES, read_credentials};
+use raft_kv::pki::{Credentials, ends_soon, validity_of};
 
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
@@ -30,11 +32,75 @@ enum Identity {
 
 /// Reaches the cluster as the options and the environment say.
 pub async fn connect(args: &ConnectArgs) -> Result<Handle, Failure> {
-    let Plan { mut endpoints, identity } = plan(args, |name| std::env::var_os(name))?;
+    reach(plan(args, |name| std::env::var_os(name))?).await
+}
+
+/// As [`connect`], for what outlives a certificate: that of a client whose three files lie in one
+/// folder under their usual names is kept current there.
+pub async fn connect_for_long(args: &ConnectArgs) -> Result<Handle, Failure> {
+    let plan = plan(args, |name| std::env::var_os(name))?;
+    match plan.identity.folder() {
+        Some(folder) => Ok(Handle::connect_renewing(&plan.endpoints, &folder).await?),
+        None => reach(plan).await,
+    }
+}
+
+/// The endpoints, and the folder in which a client's certificate is to be kept current: `cert_dir` if it is
+/// given.
+pub fn renewable(args: &ConnectArgs, cert_dir: Option<&Path>) -> Result<(Vec<String>, PathBuf), Failure> {
+    let mut args = args.clone();
+    if let Some(dir) = cert_dir {
+        let [cacert, cert, key] = CERT_FILES.map(|name| Some(dir.join(name)));
+        (args.cacert, args.cert, args.client_key) = (cacert, cert, key);
+    }
+    let plan = plan(&args, |name| std::env::var_os(name))?;
+    match plan.identity.folder() {
+        Some(folder) => Ok((plan.endpoints, folder)),
+        None => Err(Failure::usage(
+            "only a client's files cacert.pem, cert.pem and key.pem in one folder can be renewed; give it with \
+             --cert-dir (a member renews its own certificate)",
+        )),
+    }
+}
+
+impl Identity {
+    /// The folder that holds the three files under their usual names.
+    fn folder(&self) -> Option<PathBuf> {
+        let Self::Files { cacert, cert, key } = self else { return None };
+        let folder = cert.parent()?;
+        let usual = |(path, name): (&&PathBuf, &&str)| ***path == folder.join(name);
+        let all = [cacert, cert, key];
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        all.iter().zip(&CERT_FILES).all(usual).then(|| folder.to_owned())
+    }
+}
+
+/// Says on standard error that a client's certificate ends soon: nobody else looks after it.
+fn warn_of_end(credentials: &Credentials) {
+    let Some(leaf) = credentials.chain.first() else { return };
+    let Ok((from, until)) = validity_of(leaf) else { return };
+    if ends_soon(from, until, SystemTime::now()) {
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default().as_secs();
+        tracing::warn!(
+            "this client's certificate ends in {} h {} min; `raft-kv cert renew` gets a new one, \
+             `raft-kv cert renew --watch` keeps it current",
+            left / 3600,
+            left / 60 % 60
+        );
+    }
+}
+
+async fn reach(plan: Plan) -> Result<Handle, Failure> {
+    let Plan { mut endpoints, identity } = plan;
     let credentials = match &identity {
-        Identity::Files { cacert, cert, key } => read_credentials(cacert, cert, key)?,
+        Identity::Files { cacert, cert, key } => {
+            let credentials = read_credentials(cacert, cert, key)?;
+            warn_of_end(&credentials);
+            credentials
+        }
         Identity::Member(data_dir) => {
-            let (credentials, address) = credentials_of(data_dir)?;
+            let unlock = crate::cli::lock::key_in_environment()?;
+            let (credentials, address) = credentials_unlocked(data_dir, unlock.as_ref())?;
             if endpoints.is_empty() {
                 endpoints.push(address);
             }

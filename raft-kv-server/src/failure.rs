@@ -125,7 +125,9 @@ impl From<StartError> for Failure {
             StartError::Storage(failed) => failed.into(),
             StartError::Cluster(error) => error.into(),
             // Nothing was changed: another directory or another command is the way out.
-            wrong @ StartError::DataDir { .. } => Self::new(Kind::Refused, format!("refused: {wrong}")),
+            wrong @ (StartError::DataDir { .. } | StartError::Locked { .. }) => {
+                Self::new(Kind::Refused, format!("refused: {wrong}"))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use raft_kv::client::{Config, Node, Overrides, Tuning};
+use raft_kv::client::{Config, Node, Overrides, Tuning, Unlocking, is_locked};
 use raft_kv::limits::MAX_NAME_BYTES;
 use raft_kv::types::Role;
 use raft_kv_server::door::Door;
@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs};
+use crate::cli::lock;
 use crate::connect::parse_endpoint;
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, shell_word};
@@ -45,11 +46,34 @@ pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
         advertise_addr: args.advertise_addr,
         client_addr: args.etcd_addr.map(Into::into),
         advertise_client_addr: args.advertise_etcd_addr,
+        unlocking: unlocking(&args.data_dir, args.unlock_key_file.as_deref(), output)?,
     };
     let mut signals = Signals::new()?;
     let opening = Node::open(&args.data_dir, overrides, Tuning::default());
     let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
     serve(started?, &args.data_dir, false, signals, output).await
+}
+
+/// What is done where the member's disk is locked: the key that is given is tried, and without one it
+/// waits for `raft-kv unlock`, and says so.
+fn unlocking(data_dir: &Path, file: Option<&Path>, output: &mut Output) -> Result<Unlocking, Failure> {
+    if let Some(key) = lock::given_key(file)? {
+        return Ok(Unlocking::With(key));
+    }
+    // What else is wrong with the directory is said by who opens it.
+    if is_locked(data_dir).unwrap_or(false) {
+        let data_dir = data_dir.to_string_lossy();
+        output.answer(
+            || json!({ "event": "locked", "data_dir": data_dir }),
+            || {
+                format!(
+                    "locked: waiting for the unlock key; run `raft-kv unlock --data-dir {}`",
+                    shell_word(&data_dir)
+                )
+            },
+        )?;
+    }
+    Ok(Unlocking::Wait)
 }
 
 fn config(data_dir: &Path, place: PlaceArgs) -> Config {

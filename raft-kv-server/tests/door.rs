@@ -349,7 +349,7 @@ fn probes_are_answered_in_etcds_words() {
         ] {
             assert_eq!(metric(&page, name), Some(expect), "{name} in {page}");
         }
-        for name in ["process_resident_memory_bytes", "raft_kv_certificate_expiry_seconds"] {
+        for name in ["process_resident_memory_bytes", "raft_kv_certificate_expires_seconds"] {
             assert!(metric(&page, name).is_some_and(|value| value > 0.0), "{name} in {page}");
         }
         assert!(page.ends_with("# EOF\n") && page.matches("# EOF").count() == 1, "{page}");

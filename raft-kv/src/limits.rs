@@ -31,8 +31,16 @@ pub const MAX_NODES: u64 = 100_000;
 pub const MAX_TIDIED_PER_STEP: usize = 64;
 /// Nodes that one change says were verified.
 pub const MAX_VERIFIED_PER_STEP: usize = 256;
+/// Secrets that one change seals anew.
+pub const MAX_RESEALED_PER_STEP: usize = 256;
+/// Longest secret as it is sealed, in bytes: the key of a root is the longest.
+pub const MAX_SEALED_BYTES: usize = 8 * 1024;
+/// Seconds that a new data key waits for members that have not stored it and that a quorum does not need.
+pub const DATA_KEY_PATIENCE: i64 = 5;
 /// Longest text of what went wrong at a node, in bytes.
 pub const MAX_NODE_ERROR_BYTES: usize = 512;
+/// Streams of one connection that tell what is believed as it changes.
+pub const MAX_FOLLOWS_PER_CONNECTION: usize = 4;
 /// Roots that can be believed at once: the one in force and those that are to replace it.
 pub const MAX_BELIEVED_ROOTS: usize = 4;
 /// Keys of roots that were given up and are remembered.
@@ -69,8 +77,12 @@ pub const MAX_TOKEN_BYTES: usize = 1024;
 pub const TOKEN_VALIDITY: Duration = Duration::from_secs(12 * 3600);
 /// Passwords that are checked at once; further ones wait.
 pub const MAX_PASSWORD_CHECKS: usize = 2;
-/// Keys and values that one delete may remove, in bytes.
+/// What one request may remove, in bytes: keys, values and [`DELETE_KEY_BYTES`] for each key. A lease
+/// never holds more than can be removed at its end.
 pub const MAX_DELETE_BYTES: usize = 256 * 1024 * 1024;
+/// What removing a key takes in memory besides key and value, in bytes: its records in four tables
+/// and its event.
+pub const DELETE_KEY_BYTES: usize = 512;
 /// Longest secret of a join token, in bytes.
 pub const MAX_SECRET_BYTES: usize = 256;
 /// The highest revision that the store can be raised to; there is as much room above it.
@@ -131,6 +143,11 @@ pub const MAX_POLL_SCAN: usize = 4096;
 /// Readings of history for watchers that one node does at once; each holds about
 /// [`WATCH_BATCH_BYTES`].
 pub const MAX_WATCH_READS: usize = 8;
+/// Ranges, and transactions of nothing else, that one process reads aside at once; more wait. Each
+/// holds at most [`MAX_RANGE_BYTES`].
+pub const MAX_RANGE_READS: usize = 16;
+/// Readings of the whole store that one process does at once: checksums and measures; more wait.
+pub const MAX_WHOLE_READS: usize = 4;
 /// Bytes of a range's answer before it must be asked for in pages.
 pub const MAX_RANGE_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes of a streamed range's part (one larger key goes alone).
@@ -145,6 +162,19 @@ pub const MAX_REMEMBERED_COUNTS: usize = 256;
 pub const MAX_REMEMBERED_RANGE_BYTES: usize = 4 * 1024;
 /// Revisions, and changes, that a remembered count is brought forward or back by.
 pub const MAX_COUNT_STEPS: i64 = 4096;
+
+/// Large answers and batches of watch events on their way to the clients of one node's HTTPS door, in
+/// bytes.
+pub const MAX_ANSWERS_BYTES: usize = 512 * 1024 * 1024;
+/// Answers up to this do not count as large, in bytes: they are bounded by the streams that there can
+/// be.
+pub const SMALL_ANSWER_BYTES: usize = 4 * 1024;
+/// How long a large answer waits for others to be sent before it is refused.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// An answer that its client has read nothing of for this long is ended where others wait for room.
+pub const ANSWER_STALL: Duration = Duration::from_secs(10);
+/// A watcher's stream that its client has not read from for this long keeps no history in memory.
+pub const STALLED_AFTER: Duration = Duration::from_millis(100);
 
 /// Connections of one node, in all.
 pub const MAX_CONNECTIONS: usize = 4096;
@@ -238,6 +268,7 @@ const _: () = {
     assert!(2 * MAX_TXN_DEPTH + 7 <= crate::codec::MAX_DEPTH as usize);
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
+    assert!(SMALL_ANSWER_BYTES < WATCH_BATCH_BYTES && MAX_RANGE_BYTES < MAX_ANSWERS_BYTES);
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);
     assert!(MAX_JOIN_FRAME_BYTES < UNVERIFIED_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= VERIFIED_WINDOW_BYTES);

@@ -108,6 +108,20 @@ pub enum Bug {
     AdmitUnknown,
     /// A removed node's certificate is taken.
     AdmitRemoved,
+    /// A client goes on with the certificate that it had.
+    KeepOldCredentials,
+    /// A watch that goes on elsewhere begins with what it handed out last.
+    ResumeWithLast,
+    /// Any certificate in a node's name may be renewed, whoever has its key.
+    RenewAnyKey,
+    /// New files take the place of old ones one by one.
+    ReplaceInPlace,
+    /// A data key seals before a quorum has it on disk.
+    SealWithUnsavedKey,
+    /// A data key is given up while something is still sealed with it.
+    DropUsedKey,
+    /// A password's hash comes into the log as it is.
+    LogClearSecret,
     /// A removal takes a node's record away and does not say that it is refused.
     ForgetRevocation,
     /// A removal is on disk no sooner than anything else.

@@ -10,12 +10,14 @@ mod auth;
 mod kv;
 mod log;
 mod member;
+mod sealing;
 mod trust;
 
 pub use auth::*;
 pub use kv::*;
 pub use log::*;
 pub use member::*;
+pub use sealing::*;
 pub use trust::*;
 
 /// A store revision: 1 when empty, one more for every request that changes anything.

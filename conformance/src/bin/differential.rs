@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -39,7 +40,13 @@ struct Arguments {
     /// Seconds spent on making each kind of difference small.
     #[arg(long, default_value_t = 0)]
     shrink: u64,
+    /// Show one of each kind of the differences that are explained.
+    #[arg(long)]
+    show_explained: bool,
 }
+
+/// How often the run says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Total {
@@ -48,6 +55,8 @@ struct Total {
     calls: BTreeMap<&'static str, (usize, usize)>,
     refusals: BTreeMap<String, usize>,
     explained: BTreeMap<&'static str, usize>,
+    explained_kinds: BTreeMap<(&'static str, String), (usize, String)>,
+    spent: BTreeMap<&'static str, Duration>,
     differences: usize,
     kinds: BTreeMap<String, (u64, usize, usize)>,
     shown: BTreeSet<String>,
@@ -58,7 +67,8 @@ struct Total {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let other = arguments.bin.clone().map_or(Other::Etcd, Other::RaftKv);
-    let plan = Plan { other, planted: arguments.planted };
+    let asked = Arc::new(AtomicUsize::default());
+    let plan = Plan { other, planted: arguments.planted, asked: Arc::clone(&asked) };
     let began = Instant::now();
     let total = Arc::new(Mutex::new(Total::default()));
     let sequences = arguments.requests.div_ceil(arguments.length) as u64;
@@ -86,12 +96,32 @@ async fn main() -> ExitCode {
             }
         }));
     }
+    let progress = tokio::spawn(tell(Arc::clone(&total), asked, arguments.requests, began));
     for task in tasks {
         if let Err(error) = task.await {
             total.lock().errors.push(error.to_string());
         }
     }
-    report(&total.lock(), began.elapsed())
+    progress.abort();
+    report(&total.lock(), began.elapsed(), arguments.show_explained)
+}
+
+/// Says now and then how far the run is.
+async fn tell(total: Arc<Mutex<Total>>, asked: Arc<AtomicUsize>, requests: usize, began: Instant) {
+    loop {
+        tokio::time::sleep(PROGRESS).await;
+        let (asked, seconds) = (asked.load(Ordering::Relaxed), began.elapsed().as_secs_f64());
+        let total = total.lock();
+        println!(
+            "{seconds:5.0} s: {asked} of {requests} requests ({:.0}/s), {} sequences done, {} explained, {} differences, \
+             {} errors",
+            asked as f64 / seconds,
+            total.sequences,
+            total.explained.values().sum::<usize>(),
+            total.differences,
+            total.errors.len()
+        );
+    }
 }
 
 async fn take(plan: &Plan, total: &Mutex<Total>, seed: u64, story: Story, limit: u64) {
@@ -109,6 +139,12 @@ async fn take(plan: &Plan, total: &Mutex<Total>, seed: u64, story: Story, limit:
         }
         for (name, count) in &story.explained {
             *total.explained.entry(name).or_default() += count;
+        }
+        for (kind, (count, text)) in &story.kinds {
+            total.explained_kinds.entry(kind.clone()).or_insert_with(|| (0, text.clone())).0 += count;
+        }
+        for (phase, spent) in &story.spent {
+            *total.spent.entry(phase).or_default() += *spent;
         }
         total.differences += story.differences.len();
         for one in &story.differences {
@@ -134,7 +170,7 @@ async fn take(plan: &Plan, total: &Mutex<Total>, seed: u64, story: Story, limit:
     }
 }
 
-fn report(total: &Total, took: Duration) -> ExitCode {
+fn report(total: &Total, took: Duration, show_explained: bool) -> ExitCode {
     println!("\ncalls (sent, refused by etcd):");
     for (name, (count, refused)) in &total.calls {
         println!("  {name:22} {count:7} {refused:7}");
@@ -145,6 +181,13 @@ fn report(total: &Total, took: Duration) -> ExitCode {
     }
     for (name, count) in &total.explained {
         println!("explained: {name} {count}");
+        let kinds = total.explained_kinds.iter().filter(|((of, _), _)| show_explained && of == name);
+        for ((_, kind), (count, text)) in kinds {
+            println!("  {count:7} {kind}\n    {text}");
+        }
+    }
+    for (phase, spent) in &total.spent {
+        println!("time in all sequences: {phase} {:.0} s", spent.as_secs_f64());
     }
     for (kind, (seed, at, count)) in &total.kinds {
         println!("UNEXPLAINED {count:5} first at seed {seed} step {at}: {kind}");

@@ -1,28 +1,49 @@
-//! `cert issue`: makes a key pair on this machine, has the cluster sign its public half, and writes
+//! `cert renew` replaces such files, once or for as long as it runs. `cert issue`: makes a key pair on this machine, has the cluster sign its public half, and writes
 //! three PEM files. The private key never leaves the machine and is readable by its owner alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
+use raft_kv::client::{Handle, Renewals, renew_once};
+use raft_kv::error::Error;
 use raft_kv::net::write_credentials;
 use raft_kv::pki::{Credentials, NodeKey};
 use raft_kv::types::Role;
 use serde_json::json;
 
-use crate::args::{CertArgs, CertCommand, CertRole};
-use crate::connect::connect;
+use crate::args::{CertArgs, CertCommand, CertRole, ConnectArgs};
+use crate::connect::{connect, renewable};
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, shell_word};
 
+/// So many refusals in a row are no member's that has not heard yet.
+const REFUSALS: u32 = 6;
+
 /// `raft-kv cert`.
 pub async fn run(args: &CertArgs, output: &mut Output) -> Result<(), Failure> {
-    let CertCommand::Issue { name, role, out } = &args.command;
+    match &args.command {
+        CertCommand::Issue { name, role, out } => issue(&args.connect, name, *role, out, output).await,
+        CertCommand::Renew { cert_dir, watch } => {
+            renew(&args.connect, cert_dir.as_deref(), *watch, output).await
+        }
+    }
+}
+
+async fn issue(
+    connection: &ConnectArgs,
+    name: &str,
+    role: CertRole,
+    out: &Path,
+    output: &mut Output,
+) -> Result<(), Failure> {
     let role = match role {
         CertRole::Client => Role::Client,
         CertRole::Worker => Role::Worker,
     };
-    let handle = connect(&args.connect).await?;
+    let handle = connect(connection).await?;
     // Before anything is signed: a certificate that can't be stored is of no use.
     let folder = prepare(out)?;
     let key = NodeKey::generate();
@@ -34,6 +55,56 @@ pub async fn run(args: &CertArgs, output: &mut Output) -> Result<(), Failure> {
     write_credentials(&folder, &credentials)?;
     let files = ["cacert", "cert", "key"].map(|name| (name, folder.join(format!("{name}.pem"))));
     output.answer(|| files_json(&files), || files_text(&files))
+}
+
+async fn renew(
+    connection: &ConnectArgs,
+    cert_dir: Option<&Path>,
+    watch: bool,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let (endpoints, dir) = renewable(connection, cert_dir)?;
+    if !watch {
+        let renewed = renew_once(&endpoints, &dir).await?;
+        return output.answer(|| renewals_json(&renewed), || renewals_text(&renewed));
+    }
+    let handle = Handle::connect_renewing(&endpoints, &dir).await?;
+    let mut renewals = handle.renewals().expect("it keeps a certificate current");
+    loop {
+        let now = renewals.borrow_and_update().clone();
+        match &now.failed {
+            None => output.answer(|| renewals_json(&now), || renewals_text(&now))?,
+            // One refusal may be a member's that has not heard yet.
+            Some((error @ Error::Refused(_), times)) if *times >= REFUSALS => {
+                return Err(error.clone().into());
+            }
+            Some((error @ Error::Stopped(_), _)) => return Err(error.clone().into()),
+            // The library has logged it, and tries again.
+            Some(_) => {}
+        }
+        if renewals.changed().await.is_err() {
+            return Err(Failure::new(Kind::Stopped, "nothing looks after the certificate any more"));
+        }
+    }
+}
+
+fn ends(renewals: &Renewals) -> i64 {
+    let since = renewals.ends.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn renewals_json(renewals: &Renewals) -> serde_json::Value {
+    json!({
+        "renewed": renewals.renewed, "certificate_ends": ends(renewals), "roots": renewals.roots,
+        "root": renewals.root.map(|root| root.to_string()),
+    })
+}
+
+fn renewals_text(renewals: &Renewals) -> String {
+    let root = renewals.root.map_or("unknown".into(), |root| root.to_string());
+    let until = super::cluster::date(ends(renewals));
+    let believed = if renewals.roots > 1 { format!(", {} believed", renewals.roots) } else { String::new() };
+    format!("certificate until {until}, root {root}{believed}\n")
 }
 
 /// The folder, made if need be: absolute, so that what is printed holds anywhere.

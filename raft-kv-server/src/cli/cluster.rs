@@ -70,7 +70,7 @@ fn info_text(info: &Info) -> String {
 }
 
 /// A day, from seconds since 1970.
-fn date(seconds: i64) -> String {
+pub(super) fn date(seconds: i64) -> String {
     match time::OffsetDateTime::from_unix_timestamp(seconds) {
         Ok(at) => format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day()),
         Err(_) => format!("{seconds} s after 1970"),

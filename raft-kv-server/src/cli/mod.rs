@@ -1,11 +1,13 @@
 //! From the words of the command line to an exit code: one file for each family of commands, all
 //! called from here. A command asks the cluster, prints the answer, and returns how it ended.
 
+mod ca;
 mod cert;
 mod cluster;
 mod import;
 pub mod kv;
 mod lease;
+pub mod lock;
 mod member;
 mod mirror;
 mod node;
@@ -103,8 +105,12 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Watch(args) => watch::run(&args, output).await,
         Command::Txn(args) => txn::run(&args, output).await,
         Command::Lease(args) => lease::run(&args, output).await,
+        Command::Autolock(args) => lock::autolock(&args, output).await,
+        Command::Unlock(args) => lock::unlock(&args, output).await,
+        Command::UnlockKey(args) => lock::unlock_key(&args, output).await,
         Command::Import(args) => import::run(&args, output).await,
         Command::Mirror(args) => mirror::run(&args, output).await,
         Command::Cert(args) => cert::run(&args, output).await,
+        Command::Ca(args) => ca::run(&args, output).await,
     }
 }

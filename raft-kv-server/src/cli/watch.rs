@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::args::WatchCommand;
 use crate::cli::kv::key_range;
-use crate::connect::connect;
+use crate::connect::connect_for_long;
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, event_json, event_text};
 
@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// `raft-kv watch`.
 pub async fn run(args: &WatchCommand, output: &mut Output) -> Result<(), Failure> {
     let range = key_range(&args.range, args.form)?;
-    let handle = connect(&args.connect).await?;
+    let handle = connect_for_long(&args.connect).await?;
     let start_revision = match args.from_revision {
         0 => newest(&handle, &range).await? + 1,
         given => given,

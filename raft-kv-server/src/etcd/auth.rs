@@ -10,7 +10,9 @@ use etcd_api::etcdserverpb::auth_server::Auth;
 use etcd_api::etcdserverpb::*;
 use raft_kv::client::{Handle, hash_password};
 use raft_kv::error::{AuthRefusal, Error, Refusal};
-use raft_kv::types::{AuthChange, AuthQuery, AuthView, Header, KeyRange, Permission, PermissionKind as Kind};
+use raft_kv::types::{
+    AuthChange, AuthQuery, AuthView, Header, KeyRange, PasswordHash, Permission, PermissionKind as Kind,
+};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -46,15 +48,15 @@ impl AuthService {
     }
 
     /// What a user is stored with: the hash that is given, or that of the password.
-    async fn hashed(&self, password: String, hashed: &str) -> Result<Option<String>, Status> {
+    async fn hashed(&self, password: String, hashed: &str) -> Result<Option<PasswordHash>, Status> {
         if !hashed.is_empty() {
             let text = STANDARD.decode(hashed).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let unread = || refused(Refusal::invalid("password's hash", "it is not a bcrypt hash in base64"));
-            return text.ok_or_else(unread).map(Some);
+            return text.ok_or_else(unread).map(|hash| Some(hash.into()));
         }
         let _turn = self.hashes.acquire().await.expect("it is never closed");
         let hash = tokio::task::spawn_blocking(move || hash_password(&password)).await;
-        hash.expect("hashing does not panic").map(Some).map_err(refused)
+        hash.expect("hashing does not panic").map(|hash| Some(hash.into())).map_err(refused)
     }
 }
 

@@ -7,6 +7,7 @@ use etcd_api::etcdserverpb::{
     MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
     MemberUpdateRequest, MemberUpdateResponse,
 };
+use raft_kv::client::Handle;
 use raft_kv::error::{Error, Refusal};
 use raft_kv::types::{Member, MemberRecord, MemberRole, NodeId};
 use tonic::{Request, Response, Status};
@@ -28,6 +29,14 @@ impl ClusterService {
     pub fn new(etcd: Etcd) -> Self {
         Self { etcd }
     }
+
+    /// The handle of whoever asks, who may change the members: asked before anything is looked up,
+    /// so that nobody else learns which members there are.
+    async fn manager<T>(&self, request: &Request<T>) -> Result<Handle, Status> {
+        let handle = self.etcd.handle_of(request)?;
+        handle.may_manage().await.map_err(status)?;
+        Ok(handle)
+    }
 }
 
 #[tonic::async_trait]
@@ -36,7 +45,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        self.etcd.handle_of(&request)?.may_manage().await.map_err(status)?;
+        self.manager(&request).await?;
         address(&request.get_ref().peer_ur_ls)?;
         Err(Status::failed_precondition(HOW_TO_ADD))
     }
@@ -45,7 +54,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
+        let handle = self.manager(&request).await?;
         let id = NodeId(request.into_inner().id);
         let (header, members) = handle.member_remove(id).await.map_err(status)?;
         let members = members.into_iter().map(member).collect();
@@ -56,7 +65,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
+        let handle = self.manager(&request).await?;
         let request = request.into_inner();
         let (_, members) = handle.members().await.map_err(status)?;
         let id = NodeId(request.id);
@@ -86,7 +95,7 @@ impl Cluster for ClusterService {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        let handle = self.etcd.handle_of(&request)?;
+        let handle = self.manager(&request).await?;
         let id = NodeId(request.into_inner().id);
         let (_, members) = handle.members().await.map_err(status)?;
         let voter = |member: &Member| member.record.id == id && member.role != MemberRole::Learner;

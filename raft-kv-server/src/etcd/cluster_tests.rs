@@ -3,7 +3,7 @@
 use raft_kv::raft::Role;
 use tonic::Code;
 
-use super::super::kv::tests::{One, says, told};
+use super::super::kv::tests::{One, named, says, told};
 use super::*;
 
 fn list(linearizable: bool) -> Request<MemberListRequest> {
@@ -64,4 +64,22 @@ async fn without_a_leader_the_members_are_still_listed() {
     let mut asking = list(false);
     asking.metadata_mut().insert("hasleader", "true".parse().unwrap());
     assert_eq!(told(cluster.member_list(asking).await), says(Code::Unavailable, "no leader"));
+}
+
+/// Somebody without rights is told so, and not whether there is such a member.
+#[tokio::test]
+async fn rights_are_asked_for_before_a_member_is_looked_up() {
+    let one = One::start().await;
+    one.enable_auth().await;
+    let cluster = ClusterService::new(one.etcd.clone());
+    let denied = says(Code::PermissionDenied, "permission denied");
+    let peer_ur_ls = Vec::new();
+    let add = MemberAddRequest { peer_ur_ls: peer_ur_ls.clone(), is_learner: false };
+    assert_eq!(told(cluster.member_add(named(add, "bob")).await), denied);
+    for id in [one.node.id().0, 9] {
+        let update = MemberUpdateRequest { id, peer_ur_ls: peer_ur_ls.clone() };
+        assert_eq!(told(cluster.member_update(named(update, "bob")).await), denied);
+        assert_eq!(told(cluster.member_remove(named(MemberRemoveRequest { id }, "bob")).await), denied);
+        assert_eq!(told(cluster.member_promote(named(MemberPromoteRequest { id }, "bob")).await), denied);
+    }
 }

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::recipe::{self, Place, created_at, failed};
+use super::recipe::{self, Place, Waiting, created_at, failed};
 use super::{Etcd, convert};
 
 /// The service.
@@ -48,6 +48,7 @@ impl Election for ElectionService {
         &self,
         request: Request<CampaignRequest>,
     ) -> Result<Response<CampaignResponse>, Status> {
+        let waiting = Waiting::of(&self.etcd, &request);
         let handle = self.etcd.handle_of(&request)?;
         let CampaignRequest { name, lease, value } = request.into_inner();
         let lease = recipe::lease(&handle, lease).await?;
@@ -57,7 +58,8 @@ impl Election for ElectionService {
         if place.before.as_ref().is_some_and(|before| before.value != value) {
             proclaim(&handle, &key, value).await?;
         }
-        let (_, elected) = place.first(&prefix).await?;
+        let first = place.first(&prefix);
+        let (_, elected) = waiting.for_as_long_as_allowed(&prefix, Some(&place.key), first).await?;
         if !elected {
             return Err(not_leader());
         }
@@ -90,12 +92,13 @@ impl Election for ElectionService {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
+        let waiting = Waiting::of(&self.etcd, &request);
         let handle = self.etcd.handle_of(&request)?;
         let prefix = recipe::prefix(&request.into_inner().name);
         let (out, answers) = mpsc::channel(2);
         tokio::spawn(async move {
             let observed = tokio::select! {
-                observed = observe(&handle, &prefix, &out) => observed,
+                observed = waiting.for_as_long_as_allowed(&prefix, None, observe(&handle, &prefix, &out)) => observed,
                 () = out.closed() => return,
             };
             if let Err(status) = observed {

@@ -9,11 +9,12 @@ use etcd_api::etcdserverpb::request_op::Request as PbOp;
 use futures_util::StreamExt;
 use raft_kv::client::{Config, Node, Tuning};
 use raft_kv::raft::{Leadership, Role};
-use raft_kv::types::KeyRange;
+use raft_kv::types::{AuthChange, KeyRange, Permission, PermissionKind, Sealed};
 use tempfile::TempDir;
 use tonic::Code;
 
 use super::*;
+use crate::etcd::Certificate;
 
 /// A cluster of one, for tests of services.
 pub(in crate::etcd) struct One {
@@ -47,6 +48,40 @@ impl One {
         let (_, receiver) = tokio::sync::watch::channel(Leadership { term: 1, role, leader, ready: false });
         self.etcd.clone().with_leadership(receiver)
     }
+}
+
+impl One {
+    /// Users count from now on: `root`, and `bob`, who may read and write the keys from `b` to `c`.
+    pub(in crate::etcd) async fn enable_auth(&self) {
+        let (kind, range) = (PermissionKind::ReadWrite, KeyRange::span("b", "c"));
+        let user = |name: &str| AuthChange::UserAdd { name: name.into(), password: None };
+        let role = |name: &str| AuthChange::RoleAdd { role: name.into() };
+        let grant = |user: &str, role: &str| AuthChange::UserGrant { name: user.into(), role: role.into() };
+        for change in [
+            user("root"),
+            role("root"),
+            grant("root", "root"),
+            user("bob"),
+            role("b"),
+            AuthChange::RoleGrant { role: "b".into(), permission: Permission { kind, range } },
+            grant("bob", "b"),
+            AuthChange::Enable { token_key: Sealed::default() },
+        ] {
+            self.auth(change).await;
+        }
+    }
+
+    /// Changes users, roles or permissions.
+    pub(in crate::etcd) async fn auth(&self, change: AuthChange) {
+        self.node.handle().auth_change(change).await.unwrap();
+    }
+}
+
+/// A request from the client whose certificate says `name`.
+pub(in crate::etcd) fn named<T>(message: T, name: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Certificate { name: name.into(), role: raft_kv::types::Role::Client });
+    request
 }
 
 /// What a client is told, as a code and a text.
@@ -249,6 +284,28 @@ async fn a_stream_shows_one_revision_whatever_is_written_meanwhile() {
     assert!(kvs.iter().all(|kv| kv.value == "old"));
     let last = rest.last().unwrap();
     assert_eq!((last.count, last.header.as_ref().unwrap().revision), (40, 41));
+}
+
+/// A slow reader may not go on reading what it may not read any more.
+#[tokio::test]
+async fn a_stream_ends_where_its_reader_may_not_read_any_more() {
+    let one = One::start().await;
+    let kv = KvService::new(one.etcd.clone());
+    for n in 0..40 {
+        kv.put(put(&format!("b{n:03}"), "v")).await.unwrap();
+    }
+    one.enable_auth().await;
+    let mut stream = kv.range_stream(named(prefix("b"), "bob")).await.unwrap().into_inner();
+    stream.next().await.unwrap().unwrap();
+    one.auth(AuthChange::RoleAdd { role: "other".into() }).await;
+    stream.next().await.unwrap().unwrap();
+    one.auth(AuthChange::UserRevoke { name: "bob".into(), role: "b".into() }).await;
+    let refused = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::PermissionDenied, "etcdserver: permission denied")
+    );
+    assert!(stream.next().await.is_none());
 }
 
 #[tokio::test]

@@ -15,15 +15,16 @@ use etcd_api::etcdserverpb as pb;
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use prost::Message;
 use raft_kv::client::{Handle, RangeMeasure, RangeStream};
-use raft_kv::limits::MAX_REQUEST_BYTES;
+use raft_kv::limits::{MAX_REQUEST_BYTES, RANGE_CHUNK_BYTES};
 use raft_kv::types::{Header, KeyValue, RangeRequest, SortOrder, SortTarget};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 
+use super::room::{Held, Room};
 use super::{Etcd, convert, status};
 
 /// The one path that is looked at.
@@ -77,8 +78,13 @@ where
             let (parts, body) = request.into_parts();
             // Above this the service itself refuses; what is cut off here it would not have read.
             let limited = Limited::new(body, MAX_REQUEST_BYTES + 1024 * 1024);
-            let Ok(collected) = limited.collect().await else {
-                return Ok(Status::resource_exhausted("etcdserver: request is too large").into_http());
+            let collected = match limited.collect().await {
+                Ok(collected) => collected,
+                Err(error) if error.is::<LengthLimitError>() => {
+                    return Ok(Status::resource_exhausted(status::text::TOO_LARGE).into_http());
+                }
+                // It broke off or came too slowly.
+                Err(error) => return Ok(Status::from_error(error).into_http()),
             };
             let bytes = collected.to_bytes();
             let again = Request::from_parts(parts.clone(), Body::new(Full::new(bytes.clone())));
@@ -133,7 +139,11 @@ async fn answer(etcd: &Etcd, request: Request<Bytes>) -> Result<Response<Body>, 
     first.put_u32(len);
     first.put_slice(&whole);
     let rest = open(&handle, request, header).await?;
-    let frames = stream::iter([Ok(Frame::data(first.freeze()))]).chain(pieces(rest, measured.sum));
+    let frames = stream::iter([Ok(Frame::data(first.freeze()))]).chain(pieces(
+        rest,
+        measured.sum,
+        etcd.room().clone(),
+    ));
     let mut response = Response::new(Body::new(StreamBody::new(frames)));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     Ok(response)
@@ -157,10 +167,17 @@ async fn open(handle: &Handle, request: RangeRequest, measured: Header) -> Resul
     handle.range_stream(pinned).await.map_err(status::status)
 }
 
-/// The keys as pieces of the message, `left` bytes in all, and the trailers.
-fn pieces(range: RangeStream, left: u64) -> impl Stream<Item = Result<Frame<Bytes>, Status>> + Send {
-    stream::unfold(Some((range, left)), |state| async move {
-        let (mut range, left) = state?;
+/// The keys as pieces of the message, `left` bytes in all, and the trailers. Each is read when there is
+/// room for it, which it keeps until the next one is asked for.
+fn pieces(
+    range: RangeStream,
+    left: u64,
+    room: Room,
+) -> impl Stream<Item = Result<Frame<Bytes>, Status>> + Send {
+    stream::unfold(Some((range, left, room, Held::default())), |state| async move {
+        let (mut range, left, room, sent) = state?;
+        drop(sent);
+        let held = room.take(RANGE_CHUNK_BYTES).await;
         let chunk = match range.next().await {
             Ok(chunk) => chunk,
             Err(error) => return Some((Err(status::status(error)), None)),
@@ -176,7 +193,7 @@ fn pieces(range: RangeStream, left: u64) -> impl Stream<Item = Result<Frame<Byte
         let kvs = chunk.response.kvs.into_iter().map(convert::key_value).collect();
         let bytes = Bytes::from(pb::RangeResponse { kvs, ..Default::default() }.encode_to_vec());
         match left.checked_sub(bytes.len() as u64) {
-            Some(left) => Some((Ok(Frame::data(bytes)), Some((range, left)))),
+            Some(left) => Some((Ok(Frame::data(bytes)), Some((range, left, room, held)))),
             None => Some((Err(Status::internal("the range changed while it was sent")), None)),
         }
     })

@@ -7,7 +7,7 @@ use etcd_api::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockRespons
 use raft_kv::types::{DeleteRequest, KeyRange};
 use tonic::{Request, Response, Status};
 
-use super::recipe::{self, Place, failed};
+use super::recipe::{self, Place, Waiting, failed};
 use super::{Etcd, convert};
 
 /// The service.
@@ -26,12 +26,14 @@ impl LockService {
 #[tonic::async_trait]
 impl Lock for LockService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let waiting = Waiting::of(&self.etcd, &request);
         let handle = self.etcd.handle_of(&request)?;
         let LockRequest { name, lease } = request.into_inner();
         let lease = recipe::lease(&handle, lease).await?;
         let prefix = recipe::prefix(&name);
         let place = Place::take(&handle, &prefix, lease, Bytes::new()).await?;
-        let (header, held) = place.first(&prefix).await?;
+        let (header, held) =
+            waiting.for_as_long_as_allowed(&prefix, Some(&place.key), place.first(&prefix)).await?;
         if !held {
             return Err(Status::unknown("mutex: session is expired"));
         }

@@ -40,11 +40,15 @@ impl MaintenanceService {
     }
 }
 
-fn kind(alarm: i32) -> Option<AlarmKind> {
+/// The kind that is named, none for every kind. A number that is no alarm's is refused: as none it
+/// would end all alarms.
+#[allow(clippy::result_large_err)]
+fn kind(alarm: i32) -> Result<Option<AlarmKind>, Status> {
     match AlarmType::try_from(alarm) {
-        Ok(AlarmType::Nospace) => Some(AlarmKind::NoSpace),
-        Ok(AlarmType::Corrupt) => Some(AlarmKind::Corrupt),
-        Ok(AlarmType::None) | Err(_) => None,
+        Ok(AlarmType::Nospace) => Ok(Some(AlarmKind::NoSpace)),
+        Ok(AlarmType::Corrupt) => Ok(Some(AlarmKind::Corrupt)),
+        Ok(AlarmType::None) => Ok(None),
+        Err(_) => Err(Status::invalid_argument(format!("there is no alarm with the number {alarm}"))),
     }
 }
 
@@ -63,7 +67,7 @@ impl Maintenance for MaintenanceService {
         use raft_kv::types::AlarmRequest as Asked;
         let handle = self.etcd.handle_of(&request)?;
         let request = request.into_inner();
-        let (member, kind) = (NodeId(request.member_id), kind(request.alarm));
+        let (member, kind) = (NodeId(request.member_id), kind(request.alarm)?);
         let answer = |header, alarms: Vec<_>| {
             let alarms = alarms.into_iter().map(alarm).collect();
             Ok(Response::new(AlarmResponse { header: convert::header(header), alarms }))
@@ -181,6 +185,8 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         let handle = self.etcd.handle_of(&request)?;
+        // Who may not has no business with who leads.
+        handle.may_manage().await.map_err(status)?;
         let (_, info) = handle.info().await.map_err(status)?;
         if info.leader != Some(info.member) {
             return Err(Status::failed_precondition(text::NOT_LEADER));

@@ -53,6 +53,30 @@ async fn alarms_are_raised_listed_and_disarmed_as_etcdctl_does_it() {
     one.etcd.own_handle().put(put).await.unwrap();
 }
 
+/// As none, the number of an alarm that there is not would end every alarm.
+#[tokio::test]
+async fn an_alarm_that_does_not_exist_is_refused_and_changes_nothing() {
+    use alarm_request::AlarmAction as Action;
+    let one = One::start().await;
+    let maintenance = MaintenanceService::new(one.etcd.clone());
+    let me = one.node.id().0;
+    let ask = async |action: Action, alarm: i32| {
+        let request = AlarmRequest { action: action as i32, member_id: 0, alarm };
+        maintenance.alarm(Request::new(request)).await
+    };
+    let raise =
+        AlarmRequest { action: Action::Activate as i32, member_id: me, alarm: AlarmType::Nospace as i32 };
+    maintenance.alarm(Request::new(raise)).await.unwrap();
+    for action in [Action::Get, Action::Activate, Action::Deactivate] {
+        for number in [3, -1, i32::MAX] {
+            let expect = format!("there is no alarm with the number {number}");
+            assert_eq!(told(ask(action, number).await), (Code::InvalidArgument, expect));
+        }
+    }
+    let raised = AlarmMember { member_id: me, alarm: AlarmType::Nospace as i32 };
+    assert_eq!(ask(Action::Get, 0).await.unwrap().into_inner().alarms, [raised], "it is still raised");
+}
+
 #[tokio::test]
 async fn defragment_hash_leader_and_downgrade() {
     let one = One::start().await;

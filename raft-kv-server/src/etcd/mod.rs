@@ -4,6 +4,7 @@
 pub mod auth;
 pub mod cluster;
 pub mod convert;
+pub mod deadline;
 pub mod election;
 mod health;
 pub mod kv;
@@ -12,9 +13,11 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod recipe;
+pub mod room;
 pub mod status;
 pub mod watch;
 
+use deadline::Deadlines;
 use etcd_api::etcdserverpb::auth_server::AuthServer;
 use etcd_api::etcdserverpb::cluster_server::ClusterServer;
 use etcd_api::etcdserverpb::kv_server::KvServer;
@@ -24,10 +27,11 @@ use etcd_api::etcdserverpb::watch_server::WatchServer;
 use etcd_api::v3electionpb::election_server::ElectionServer;
 use etcd_api::v3lockpb::lock_server::LockServer;
 use raft_kv::client::Handle;
-use raft_kv::limits::MAX_DOOR_MESSAGE_BYTES;
+use raft_kv::limits::{MAX_ANSWERS_BYTES, MAX_DOOR_MESSAGE_BYTES};
 use raft_kv::raft::Leadership;
 use raft_kv::raft::Role as Part;
 use raft_kv::types::{ClusterId, NodeId, Role};
+use room::{Room, Rooms};
 use tonic::service::Routes;
 use tonic::{Request, Status};
 
@@ -39,16 +43,21 @@ pub fn routes(etcd: Etcd) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let readable = "the descriptors that were built in can be read";
-    macro_rules! bounded {
+    macro_rules! sized {
         ($server:ident, $service:expr) => {
             $server::new($service)
                 .max_decoding_message_size(MAX_DOOR_MESSAGE_BYTES)
                 .max_encoding_message_size(usize::MAX)
         };
     }
-    let kv = bounded!(KvServer, kv::KvService::new(etcd.clone()));
+    macro_rules! bounded {
+        ($server:ident, $service:expr) => {
+            Deadlines::new(Rooms(sized!($server, $service)))
+        };
+    }
+    let kv = sized!(KvServer, kv::KvService::new(etcd.clone()));
     Routes::new(health::service(etcd.own_handle()))
-        .add_service(large::LargeRanges::new(kv, etcd.clone()))
+        .add_service(Deadlines::new(Rooms(large::LargeRanges::new(kv, etcd.clone()))))
         .add_service(bounded!(WatchServer, watch::WatchService::new(etcd.clone())))
         .add_service(bounded!(LeaseServer, lease::LeaseService::new(etcd.clone())))
         .add_service(bounded!(ClusterServer, cluster::ClusterService::new(etcd.clone())))
@@ -67,6 +76,7 @@ pub struct Etcd {
     cluster: ClusterId,
     member: NodeId,
     leadership: Option<tokio::sync::watch::Receiver<Leadership>>,
+    room: Room,
 }
 
 /// Who is at the other end of a TLS connection; the listener puts it into each request's
@@ -108,7 +118,20 @@ impl Who {
 impl Etcd {
     /// The services of the member behind `handle`.
     pub fn new(handle: Handle, cluster: ClusterId, member: NodeId) -> Self {
-        Self { handle, cluster, member, leadership: None }
+        Self { handle, cluster, member, leadership: None, room: Room::of(MAX_ANSWERS_BYTES) }
+    }
+
+    /// The same with other room for answers that are being sent.
+    #[must_use]
+    pub fn with_room(mut self, room: Room) -> Self {
+        self.room = room;
+        self
+    }
+
+    /// Room for answers that are being sent: one for all services, and for all that are made of
+    /// clones of this.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The same, knowing who leads as it changes.

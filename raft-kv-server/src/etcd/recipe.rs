@@ -9,9 +9,10 @@ use raft_kv::types::{
     PutRequest, RangeRequest, Revision, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnRequest, WatchBatch,
     WatchRequest,
 };
-use tonic::Status;
+use tokio::sync::watch;
+use tonic::{Request, Status};
 
-use super::status;
+use super::{Etcd, Who, status};
 
 /// Seconds of a lease that is granted to a caller who has none; nobody renews it for them.
 const LEASE_TTL: i64 = 60;
@@ -28,6 +29,47 @@ pub(super) async fn lease(handle: &Handle, lease: LeaseId) -> Result<LeaseId, St
         return Ok(lease);
     }
     Ok(handle.lease_grant(0, LEASE_TTL).await.map_err(failed)?.1)
+}
+
+/// Who waits for a lock or a leader, for as long as that takes: users, roles and the token may
+/// change meanwhile.
+pub(super) struct Waiting {
+    etcd: Etcd,
+    who: Who,
+    changes: watch::Receiver<u64>,
+}
+
+impl Waiting {
+    /// Whoever sent `request`, from before its first check on.
+    pub(super) fn of<T>(etcd: &Etcd, request: &Request<T>) -> Self {
+        Self { etcd: etcd.clone(), who: Who::asks(request), changes: etcd.own_handle().auth_changes() }
+    }
+
+    /// What comes of `work`, or why it ends early: the caller may not read the keys under `prefix`
+    /// any more or, where it `writes`, not write them.
+    pub(super) async fn for_as_long_as_allowed<W>(
+        mut self,
+        prefix: &Bytes,
+        writes: Option<&Bytes>,
+        work: impl Future<Output = Result<W, Status>>,
+    ) -> Result<W, Status> {
+        let (read, written) = (KeyRange::prefix(prefix.clone()), writes.cloned().map(KeyRange::key));
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = self.changes.changed() => self.check(&read, written.as_ref()).await?,
+                done = &mut work => return done,
+            }
+        }
+    }
+
+    async fn check(&self, read: &KeyRange, written: Option<&KeyRange>) -> Result<(), Status> {
+        // Whoever was nobody before may be a user now, and the other way round.
+        let handle = self.etcd.handle_for(&self.who)?.settled().await.map_err(status::status)?;
+        handle.may_watch(read).map_err(status::status)?;
+        written.map_or(Ok(()), |key| handle.may_write(key)).map_err(status::status)
+    }
 }
 
 /// All keys that take part: those under `name/`.

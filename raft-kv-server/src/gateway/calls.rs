@@ -14,7 +14,7 @@ use http::StatusCode;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use prost::Message;
-use raft_kv::limits::MAX_JSON_REQUEST_BYTES;
+use raft_kv::limits::{MAX_JSON_REQUEST_BYTES, REQUEST_READ_DEADLINE};
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -24,6 +24,8 @@ use tonic_prost::ProstDecoder;
 use super::failure;
 use super::json::{self, Refused};
 use super::request::{FromJson, Head, Messages, message};
+use crate::etcd::deadline::too_late;
+use crate::etcd::room::{self, Sending};
 
 /// What a service answers with.
 pub type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -52,12 +54,14 @@ where
         let answered = async {
             let head = Head::of(parts)?;
             let deadline = deadline(&head);
-            let answer = async { call(service, head.with(message(body).await?)).await };
-            let answer = before(deadline, answer).await.unwrap_or_else(|| Err(too_late()))?;
-            json::encode(answer.get_ref()).map_err(unwritable)
+            let answer =
+                async { call(service, head.with(message(body, REQUEST_READ_DEADLINE).await?)).await };
+            let mut answer = before(deadline, answer).await.unwrap_or_else(|| Err(too_late()))?;
+            let sending = answer.extensions_mut().remove::<Sending>();
+            Ok((json::encode(answer.get_ref()).map_err(unwritable)?, sending))
         };
         match answered.await {
-            Ok(bytes) => failure::json(StatusCode::OK, Body::from(bytes)),
+            Ok((bytes, sending)) => failure::json(StatusCode::OK, room::bytes(bytes, sending)),
             Err(status) => failure::plain(&status),
         }
     })
@@ -79,7 +83,9 @@ where
         let asked = async {
             let head = Head::of(parts)?;
             let deadline = deadline(&head);
-            let message = before(deadline, message(body)).await.unwrap_or_else(|| Err(too_late()))?;
+            let message = before(deadline, message(body, REQUEST_READ_DEADLINE))
+                .await
+                .unwrap_or_else(|| Err(too_late()))?;
             Ok((deadline, head.with(message)))
         };
         match asked.await {
@@ -107,9 +113,11 @@ where
             Err(status) => return failure::plain(&status),
         };
         let deadline = deadline(&head);
-        let mut messages = Messages::of(body);
+        let mut messages = Messages::of(body, REQUEST_READ_DEADLINE);
         // As in etcd, a body that does not even begin as it should is told by the HTTP status.
-        let first = match before(deadline, messages.next::<Q>()).await {
+        let arrives = Instant::now() + REQUEST_READ_DEADLINE;
+        let arrives = deadline.map_or(arrives, |deadline| deadline.min(arrives));
+        let first = match before(Some(arrives), messages.next::<Q>()).await {
             None => return failure::plain(&too_late()),
             Some(None) => None,
             Some(Some(Ok(first))) => Some(first),
@@ -179,8 +187,11 @@ where
     let failed = |status: &Status| {
         failure::json(failure::http_status(status.code()), Body::from(failure::in_stream(status)))
     };
-    let mut answers = match before(deadline, call).await {
-        Some(Ok(answer)) => Lines { answers: Some(Box::pin(answer.into_inner())), deadline, _here: here },
+    let (mut answers, sending) = match before(deadline, call).await {
+        Some(Ok(mut answer)) => {
+            let sending = answer.extensions_mut().remove::<Sending>();
+            (Lines { answers: Some(Box::pin(answer.into_inner())), deadline, _here: here }, sending)
+        }
         Some(Err(status)) => return failed(&status),
         None => return failed(&too_late()),
     };
@@ -193,7 +204,7 @@ where
                 Some((line, answers))
             });
             let lines = stream::once(async { first }).chain(rest).map(Ok::<_, Infallible>);
-            failure::json(StatusCode::OK, Body::from_stream(lines))
+            failure::json(StatusCode::OK, room::body(Body::from_stream(lines), sending))
         }
     }
 }
@@ -232,10 +243,6 @@ fn line<A: Serialize>(answer: &A) -> Result<Bytes, Status> {
 
 fn unwritable(error: serde_json::Error) -> Status {
     Status::internal(format!("the answer has no JSON form: {error}"))
-}
-
-fn too_late() -> Status {
-    Status::deadline_exceeded("context deadline exceeded")
 }
 
 fn deadline(head: &Head) -> Option<Instant> {

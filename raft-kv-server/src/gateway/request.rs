@@ -11,10 +11,12 @@ use http_body_util::{BodyExt, Limited};
 use prost::Message;
 use raft_kv::limits::{MAX_JSON_REQUEST_BYTES, MAX_JSON_VALUES};
 use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
 use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Extensions, Request, Status};
 
 use super::json::{self, Bounds, Refused, Splitter};
+use crate::etcd::deadline::{self, Arriving};
 
 const BOUNDS: Bounds = Bounds { bytes: MAX_JSON_REQUEST_BYTES, values: MAX_JSON_VALUES };
 /// What grpc-gateway takes off a header's name to have the metadata's.
@@ -36,7 +38,8 @@ impl Head {
     /// Of an HTTP request.
     #[allow(clippy::result_large_err)]
     pub fn of(parts: Parts) -> Result<Self, Status> {
-        let timeout = timeout(&parts.headers)?;
+        let wrong = |text| Status::invalid_argument(format!("invalid grpc-timeout: {text}"));
+        let timeout = deadline::timeout(&parts.headers).map_err(wrong)?;
         Ok(Self { metadata: metadata(&parts.headers), extensions: parts.extensions, timeout })
     }
 
@@ -65,33 +68,14 @@ fn metadata(headers: &HeaderMap) -> MetadataMap {
     metadata
 }
 
-/// `Grpc-Timeout`: a number of at most 8 digits and its unit.
-#[allow(clippy::result_large_err)]
-fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let parsed = text.char_indices().last().and_then(|(end, unit)| {
-        let digits = &text[..end];
-        let amount = (digits.len() <= 8).then(|| digits.parse::<u32>().ok()).flatten()?;
-        let amount = u64::from(amount);
-        Some(match unit {
-            'H' => Duration::from_secs(amount * 3600),
-            'M' => Duration::from_secs(amount * 60),
-            'S' => Duration::from_secs(amount),
-            'm' => Duration::from_millis(amount),
-            'u' => Duration::from_micros(amount),
-            'n' => Duration::from_nanos(amount),
-            _ => return None,
-        })
-    });
-    parsed.map(Some).ok_or_else(|| Status::invalid_argument(format!("invalid grpc-timeout: {text}")))
-}
-
-/// The one message of a request's whole body.
-pub async fn message<T: FromJson>(body: Body) -> Result<T, Status> {
+/// The one message of a request's whole body, which must have arrived `within` this.
+pub async fn message<T: FromJson>(body: Body, within: Duration) -> Result<T, Status> {
+    let body = Arriving::new(body, within);
     let whole = Limited::new(body, BOUNDS.bytes).collect().await.map_err(|error| {
         if error.is::<http_body_util::LengthLimitError>() {
             refused(Refused::TooLarge)
+        } else if error.is::<Status>() {
+            deadline::too_late()
         } else {
             Status::cancelled("the request's body broke off")
         }
@@ -107,17 +91,19 @@ pub fn refused(why: Refused) -> Status {
     }
 }
 
-/// The messages that follow each other in a request's body, read as they are asked for.
+/// The messages that follow each other in a request's body, read as they are asked for. Between
+/// two of them any time may pass; one that has begun must arrive in time.
 pub struct Messages {
     body: Body,
     splitter: Splitter,
     over: bool,
+    within: Duration,
 }
 
 impl Messages {
-    /// Of a body that nothing was read of.
-    pub fn of(body: Body) -> Self {
-        Self { body, splitter: Splitter::new(BOUNDS), over: false }
+    /// Of a body that nothing was read of; a message that has begun must arrive `within` this.
+    pub fn of(body: Body, within: Duration) -> Self {
+        Self { body, splitter: Splitter::new(BOUNDS), over: false, within }
     }
 
     /// The next one, or that there are no more.
@@ -129,11 +115,24 @@ impl Messages {
     }
 
     async fn next_object(&mut self) -> Option<Result<Bytes, Refused>> {
+        let mut begun = None;
         while !self.over {
             if let Some(object) = self.splitter.next_object().transpose() {
                 return Some(object);
             }
-            match self.body.frame().await {
+            let frame = if self.splitter.is_between() {
+                self.body.frame().await
+            } else {
+                let end = *begun.get_or_insert_with(|| Instant::now() + self.within);
+                match timeout_at(end, self.body.frame()).await {
+                    Ok(frame) if Instant::now() < end => frame,
+                    _ => {
+                        self.over = true;
+                        return Some(Err(Refused::Wrong(deadline::too_late().message().to_owned())));
+                    }
+                }
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     if let Some(piece) = frame.data_ref() {
                         self.splitter.push(piece);
@@ -148,5 +147,50 @@ impl Messages {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use etcd_api::etcdserverpb::RangeRequest;
+    use futures_util::{StreamExt, stream};
+    use tonic::Code;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(30);
+
+    /// A body that begins with this and never ends.
+    fn stalled(begin: &'static str) -> Body {
+        let begin = stream::iter([Ok::<_, Infallible>(Bytes::from_static(begin.as_bytes()))]);
+        Body::from_stream(begin.chain(stream::pending()))
+    }
+
+    async fn in_time<W: Future>(work: W) -> W::Output {
+        tokio::time::timeout(Duration::from_secs(20), work).await.expect("it does not wait for ever")
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_stalls_is_given_up() {
+        for begin in ["", "{", r#"{"key":"aw=="}"#] {
+            let refused = in_time(message::<RangeRequest>(stalled(begin), SOON)).await.unwrap_err();
+            let expect = (Code::DeadlineExceeded, "context deadline exceeded");
+            assert_eq!((refused.code(), refused.message()), expect, "{begin}");
+        }
+        let mut messages = Messages::of(stalled(r#"{"key":"aw=="}{"key":"#), SOON);
+        let first = in_time(messages.next::<RangeRequest>()).await.unwrap().unwrap();
+        assert_eq!(first.key, "k");
+        assert!(in_time(messages.next::<RangeRequest>()).await.unwrap().is_err(), "it had begun");
+        assert!(in_time(messages.next::<RangeRequest>()).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn between_two_messages_any_time_may_pass() {
+        let mut messages = Messages::of(stalled(r#"{"key":"aw=="}"#), SOON);
+        in_time(messages.next::<RangeRequest>()).await.unwrap().unwrap();
+        let waits = tokio::time::timeout(4 * SOON, messages.next::<RangeRequest>()).await;
+        assert!(waits.is_err(), "it is waited for on");
     }
 }

@@ -10,6 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use raft_kv::client::api::Info;
+use raft_kv::types::Phase;
 
 use super::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::etcd::Etcd;
@@ -23,6 +24,8 @@ pub(super) async fn page(etcd: Etcd, metrics: Arc<Metrics>) -> Response {
     if let Ok((_, info)) = etcd.own_handle().info().await {
         member(&mut registry, &info);
     }
+    let rotation = etcd.own_handle().rotation_here().unwrap_or_default();
+    rotating(&mut registry, rotation.as_ref().map(|(rotation, late)| (rotation.phase, *late)));
     gauge(&mut registry, "etcd_server_has_leader", "Whether a leader is known", has_leader(&etcd));
     process(&mut registry);
     let mut text = metrics.render();
@@ -46,6 +49,20 @@ fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let counter = Counter::<u64>::default();
     counter.inc_by(value);
     registry.register(name, help, counter);
+}
+
+/// How far the replacement of the root is, and how many it waits for.
+fn rotating(registry: &mut Registry, rotation: Option<(Phase, usize)>) {
+    let phase = match rotation {
+        None => 0,
+        Some((Phase::Introduce, _)) => 1,
+        Some((Phase::Reissue, _)) => 2,
+    };
+    let help =
+        "The replacement of the root: 0 none, 1 the new one is introduced, 2 certificates are reissued";
+    gauge(registry, "raft_kv_ca_rotation_phase", help, phase);
+    let late = rotation.map_or(0, |(_, late)| signed(late as u64));
+    gauge(registry, "raft_kv_ca_late_nodes", "Nodes that the replacement of the root waits for", late);
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -97,7 +114,7 @@ fn member(registry: &mut Registry, info: &Info) {
     registry.register("etcd_server_id", "This member's id", id);
     gauge(registry, "raft_kv_raft_term", "Raft's term", signed(info.term));
     let help = "When this member's certificate ends, in seconds since 1970";
-    gauge(registry, "raft_kv_certificate_expiry_seconds", help, info.certificate_ends);
+    gauge(registry, "raft_kv_certificate_expires_seconds", help, info.certificate_ends);
     gauge(registry, "raft_kv_watchers", "Watchers", signed(info.watchers));
     counter(registry, "raft_kv_log_syncs", "Syncs of the raft log to disk since the start", info.syncs.0);
 }

@@ -32,6 +32,12 @@ impl Ended {
         serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// That a command has succeeded, whatever it says.
+    #[track_caller]
+    pub fn done(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
     /// The one door for bad input: the exit code, and what the message must name.
     #[track_caller]
     pub fn refused(&self, code: i32, parts: &[&str]) {

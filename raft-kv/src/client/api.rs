@@ -8,10 +8,10 @@ use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
-    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, Header, Index,
-    LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse, ReadmitRequest,
-    Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse, WatchBatch,
-    WatchRequest,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
+    Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
+    ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse,
+    WatchBatch, WatchRequest,
 };
 
 /// A request.
@@ -199,8 +199,10 @@ pub struct Joined {
     pub roots: Vec<Bytes>,
     /// The members, itself included.
     pub members: Vec<Member>,
+    /// The keys that the cluster's secrets are sealed with.
+    pub keys: HandedKeys,
 }
-wire_struct!(Joined { cluster, node, chain, roots, members });
+wire_struct!(Joined { cluster, node, chain, roots, members, keys });
 
 /// A member and what it knows of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -314,6 +316,7 @@ mod tests {
             chain: chain.clone(),
             roots: roots.clone(),
             members: members.clone(),
+            keys: crate::pki::Keyring::generate().handed(),
         };
         let replies = [
             Reply::Range(RangeResponse::default()),

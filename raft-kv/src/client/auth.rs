@@ -6,19 +6,23 @@
 
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use rand::RngCore;
+use zeroize::Zeroizing;
 
 use super::api::{Answered, Call, Reply};
 use super::local::Local;
 use super::token::{Claims, Token, end_of_one_made, sign};
+use super::trust::sealing::{TOKEN_KEY, password_of};
 use crate::error::{AuthRefusal, Error, NotDone, Refusal};
-use crate::limits::{MAX_PASSWORD_BYTES, TOKEN_KEY_BYTES};
+use crate::limits::{MAX_BCRYPT_COST, MAX_PASSWORD_BYTES, TOKEN_KEY_BYTES};
 use crate::machine::auth::{Asked, AuthStatus, authorize, status, still_authorized, user};
 use crate::machine::command::Command;
 use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
-use crate::types::{AlarmRequest, AuthChange, AuthQuery, Caller, KeyRange, NodeId, TrustCall};
+use crate::types::{
+    AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, NodeId, PasswordHash, Sealed,
+    TrustCall,
+};
 
 /// What a check of a password costs; each step doubles it.
 const BCRYPT_COST: u32 = 10;
@@ -36,6 +40,24 @@ pub fn hash_password(password: &str) -> Result<String, Refusal> {
         return Err(Refusal::invalid("password", why));
     }
     Ok(bcrypt::hash(password, BCRYPT_COST).expect("the cost is in bounds and the system draws a salt"))
+}
+
+/// Whether it has the form of a bcrypt hash, of a cost that can be borne.
+fn check_hash(hash: &str) -> Result<(), Refusal> {
+    let bytes = hash.as_bytes();
+    let letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"./".contains(byte);
+    let cost = hash.get(4..6).and_then(|cost| cost.parse::<u32>().ok()).unwrap_or(0);
+    let fits = bytes.len() == 60
+        && bytes.starts_with(b"$2")
+        && b"abxy".contains(&bytes[2])
+        && bytes[3] == b'$'
+        && bytes[6] == b'$'
+        && bytes[7..].iter().all(letter);
+    if !fits || !(4..=MAX_BCRYPT_COST).contains(&cost) {
+        let why = format!("it is not a bcrypt hash of a cost from 4 to {MAX_BCRYPT_COST}");
+        return Err(Refusal::invalid("password's hash", why));
+    }
+    Ok(())
 }
 
 /// Where a call is asked for.
@@ -186,6 +208,20 @@ impl Local {
         Ok(self.read(|view| still_authorized(view, caller, &Asked::Watch(range)))??)
     }
 
+    /// Refuses to go on reading keys to a caller that may not read them now.
+    pub(super) fn still_may_read(&self, caller: &Caller, range: &KeyRange) -> Result<(), Error> {
+        if *caller == Caller::Full || !self.shell.auth_counts() {
+            return Ok(());
+        }
+        Ok(self.read(|view| still_authorized(view, caller, &Asked::Range(range)))??)
+    }
+
+    /// Refuses a caller that may not write these keys now.
+    pub(super) fn may_write(&self, caller: &Caller, range: &KeyRange) -> Result<(), Error> {
+        let delete = Command::Delete(DeleteRequest { range: range.clone(), prev_kv: false });
+        Ok(self.read(|view| still_authorized(view, caller, &Asked::Command(&delete)))??)
+    }
+
     /// Refuses a caller that is nobody's name while permissions count. It is not waited for others,
     /// so that it can be asked without a leader.
     pub(super) async fn may_look(&self, caller: &Caller, patience: Duration) -> Result<(), Error> {
@@ -200,6 +236,45 @@ impl Local {
         Ok(self.read(|view| still_authorized(view, &caller, &Asked::Root))??)
     }
 
+    /// Nothing goes into the log in clear.
+    fn seal_secrets(&self, change: &mut AuthChange) -> Result<(), Refusal> {
+        match change {
+            AuthChange::Enable { token_key } => {
+                let mut drawn = Zeroizing::new([0; TOKEN_KEY_BYTES]);
+                rand::rng().fill_bytes(drawn.as_mut());
+                *token_key = self.keyring.seal(TOKEN_KEY, drawn.as_ref());
+            }
+            AuthChange::UserAdd { name, password } | AuthChange::UserPassword { name, password } => {
+                match password {
+                    Some(PasswordHash::Clear(hash)) => {
+                        check_hash(hash)?;
+                        let sealed = self.keyring.seal(&password_of(name), hash.as_bytes());
+                        *password = Some(PasswordHash::Sealed(sealed));
+                    }
+                    Some(PasswordHash::Sealed(_)) => {
+                        return Err(Refusal::invalid("password's hash", "hand it over in clear"));
+                    }
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The hash that a user's record has sealed.
+    fn hash_of(&self, name: &str, sealed: Option<Sealed>) -> Result<Option<String>, Error> {
+        let Some(sealed) = sealed else { return Ok(None) };
+        let hash = self.keyring.open(&password_of(name), &sealed)?;
+        let damaged = |_| Refusal::invalid("password", "it is stored damaged; set it anew");
+        Ok(Some(String::from_utf8(hash).map_err(damaged)?))
+    }
+
+    /// The key that signs tokens; none that signs anything where there is none.
+    fn token_key(&self, status: &AuthStatus) -> Result<Vec<u8>, Error> {
+        Ok(self.keyring.open(TOKEN_KEY, &status.token_key)?)
+    }
+
     /// Changes users, roles or permissions.
     pub(super) async fn auth_change(
         &self,
@@ -207,11 +282,7 @@ impl Local {
         mut change: AuthChange,
         patience: Duration,
     ) -> Answered {
-        if let AuthChange::Enable { token_key } = &mut change {
-            let mut drawn = [0; TOKEN_KEY_BYTES];
-            rand::rng().fill_bytes(&mut drawn);
-            *token_key = Bytes::copy_from_slice(&drawn);
-        }
+        self.seal_secrets(&mut change)?;
         let command = on_behalf(asker, Command::Auth(change));
         let (revision, ..) = self.apply(What::Command { command, once: None }, patience).await?;
         Ok((self.header(revision), Reply::Done))
@@ -232,13 +303,14 @@ impl Local {
             return Err(AuthRefusal::NotEnabled.into());
         }
         let password_revision = user.as_ref().map_or(0, |user| user.password_revision);
-        let hash = user.and_then(|user| user.password);
+        let hash = self.hash_of(&name, user.and_then(|user| user.password))?;
         if !self.check_password(password, hash, patience).await? {
             return Err(AuthRefusal::Failed.into());
         }
         // Should the password have changed meanwhile, the token has ended before it is used.
         let (revision, ends) = (status.revision, end_of_one_made(SystemTime::now()));
-        let token = sign(&status.token_key, &Claims { user: name, password_revision, revision, ends });
+        let token =
+            sign(&self.token_key(&status)?, &Claims { user: name, password_revision, revision, ends });
         Ok((self.now()?, Reply::Token(token)))
     }
 
@@ -308,7 +380,7 @@ impl Local {
         let is_held = held.is_some_and(|user| {
             user.password.is_some() && user.password_revision == token.claims.password_revision
         });
-        if !is_held || !token.is_valid(&status.token_key, SystemTime::now()) {
+        if !is_held || !token.is_valid(&self.token_key(&status)?, SystemTime::now()) {
             return Err(invalid());
         }
         Ok(Caller::User { name: token.claims.user, revision: status.revision })
@@ -328,8 +400,13 @@ mod tests {
         assert_eq!(parts(&hash), parts(NOBODYS_PASSWORD));
         // It is read to its end, not given up at the first letter.
         assert!(!bcrypt::verify("secret", NOBODYS_PASSWORD).unwrap());
-        let change = AuthChange::UserAdd { name: "u".into(), password: Some(hash) };
-        machine::validate(&Command::Auth(change)).unwrap();
+        check_hash(&hash).unwrap();
+        let dear = hash.replace("$10$", "$31$");
+        for bad in ["", "secret", &hash[1..], &hash.replace("$10$", "$xx$"), &dear] {
+            assert!(check_hash(bad).is_err(), "{bad}");
+        }
+        let change = AuthChange::UserAdd { name: "u".into(), password: Some(hash.into()) };
+        assert!(machine::validate(&Command::Auth(change)).is_err(), "in clear it never comes into the log");
         assert!(hash_password(&"x".repeat(MAX_PASSWORD_BYTES)).is_ok());
         assert!(hash_password(&"x".repeat(MAX_PASSWORD_BYTES + 1)).is_err());
     }

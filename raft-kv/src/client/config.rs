@@ -3,10 +3,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::trust::unlock::Unlocking;
+use super::trust::vault::KEYRING_FILE;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::net::write_private;
@@ -74,6 +76,8 @@ pub struct Overrides {
     pub client_addr: Option<Option<SocketAddr>>,
     /// Another address at which HTTP clients reach it.
     pub advertise_client_addr: Option<String>,
+    /// What it does where its disk is locked.
+    pub unlocking: Unlocking,
 }
 
 /// Why a node did not start. Nothing was changed in its data directory.
@@ -89,6 +93,18 @@ pub enum StartError {
         dir: String,
         /// What is wrong, and what to do.
         why: String,
+    },
+    /// The disk is locked: the cluster's unlock key is needed.
+    #[error(
+        "data directory {dir} is locked{}; `raft-kv run` waits there until `raft-kv unlock --data-dir DIR` hands it \
+         the unlock key, other commands take it from RAFT_KV_UNLOCK_KEY",
+        if *.wrong { ", and that is not its unlock key" } else { "" }
+    )]
+    Locked {
+        /// Which.
+        dir: String,
+        /// Whether a key was given that does not open it.
+        wrong: bool,
     },
     /// The disk failed, or holds what was never written.
     #[error("{0}")]
@@ -146,7 +162,8 @@ impl DataDir {
                 "it does not exist; make a member with `raft-kv init` or `raft-kv join`".into(),
             ));
         }
-        let file = File::options().create(true).truncate(false).write(true).open(path.join(LOCK_FILE));
+        let file =
+            File::options().create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK_FILE));
         let file = file.map_err(|error| wrong(format!("its lock can't be opened: {error}; {RIGHTS}")))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -157,8 +174,10 @@ impl DataDir {
             }
             Err(TryLockError::Error(error)) => return Err(wrong(format!("it can't be locked: {error}"))),
         }
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-            .map_err(|error| wrong(format!("its mode can't be set to 0700: {error}; {RIGHTS}")))?;
+        if make {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+                .map_err(|error| wrong(format!("its mode can't be set to 0700: {error}; {RIGHTS}")))?;
+        }
         Ok(Self { path: path.to_path_buf(), _lock: file })
     }
 
@@ -194,12 +213,55 @@ impl DataDir {
         self.clear()
     }
 
+    /// Refuses a directory in which others than its owner may look at anything. What RocksDB writes lies
+    /// in folders that nobody else may enter; everything else is looked at itself.
+    pub(super) fn check_modes(&self) -> Result<(), StartError> {
+        self.check_mode(&self.path)?;
+        for entry in self.entries(&self.path)? {
+            self.check_mode(&entry)?;
+            if ["cert", "log"].iter().any(|name| entry == self.join(name)) && entry.is_dir() {
+                for file in self.entries(&entry)? {
+                    self.check_mode(&file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self, folder: &Path) -> Result<Vec<PathBuf>, StartError> {
+        let listed =
+            fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        listed.map_err(|error| self.wrong(format!("{} can't be read: {error}; {RIGHTS}", folder.display())))
+    }
+
+    fn check_mode(&self, path: &Path) -> Result<(), StartError> {
+        let Ok(meta) = fs::metadata(path) else {
+            // A link to nowhere shows nothing; whoever needs it says what is missing.
+            return Ok(());
+        };
+        let mode = meta.permissions().mode() & 0o777;
+        if mode & 0o077 == 0 {
+            return Ok(());
+        }
+        let (what, wanted) = if meta.is_dir() { ("folder", "700") } else { ("file", "600") };
+        Err(self.wrong(format!(
+            "others than its owner may look at the {what} {0} (mode {mode:04o}); run: chmod {wanted} {0}",
+            path.display()
+        )))
+    }
+
     /// Removes everything but the lock.
     pub(super) fn clear(&self) -> Result<(), StartError> {
         // First of all what says that a member is here: cut short, this leaves an empty place.
         match fs::remove_file(self.join(NODE_FILE)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(self.wrong(format!("its file `node` can't be removed: {error}; {RIGHTS}")));
+            }
+            _ => {}
+        }
+        match fs::remove_file(self.join(KEYRING_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(self.wrong(format!("its keyring can't be removed: {error}; {RIGHTS}")));
             }
             _ => {}
         }

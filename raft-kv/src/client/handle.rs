@@ -3,6 +3,7 @@
 //! Every method says by its error whether the request was refused, certainly not done, or has an
 //! unknown outcome; nothing that might have been done is ever sent twice.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +14,7 @@ use super::auth::Asker;
 use super::local::Local;
 use super::ranges::RangeStream;
 use super::remote::Remote;
+use super::renewing::Renewals;
 use super::snapshot::Snapshot;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
@@ -21,12 +23,18 @@ use crate::limits;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::machine::read::RangeMeasure;
+use crate::net::read_credentials_in;
 use crate::pki::Credentials;
 use crate::types::{
-    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, Caller, DeleteRequest, DeleteResponse, Header,
-    KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, Revision, Role, StateHash, TxnRequest, TxnResponse, WatchRequest,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, CaStatus, Caller, DeleteRequest,
+    DeleteResponse, Header, KeyRange, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Revision, Role, Rotation, StateHash, TrustCall, TrustReply,
+    TxnRequest, TxnResponse, WatchRequest,
 };
+
+/// What to do where a certificate has expired.
+pub(super) const RENEW: &str = "get a new one: `raft-kv cert issue NAME --out DIR --data-dir D` on a machine that \
+    runs a member makes one, and `raft-kv cert renew --watch` keeps it current from then on";
 
 #[derive(Clone)]
 enum Door {
@@ -84,7 +92,7 @@ impl Handle {
     /// [`Error::Refused`] where a certificate or an endpoint is not accepted, [`Error::NotDone`]
     /// where nobody answers.
     pub async fn connect(endpoints: &[String], credentials: Credentials) -> Result<Self, Error> {
-        credentials.check_date(SystemTime::now(), "get a new one with `raft-kv cert issue` from a member")?;
+        credentials.check_date(SystemTime::now(), RENEW)?;
         let remote = Remote::connect(endpoints, credentials).await?;
         Ok(Self {
             door: Door::Remote(Arc::new(remote)),
@@ -92,6 +100,67 @@ impl Handle {
             caller: Caller::Full,
             node: None,
         })
+    }
+
+    /// As [`connect`](Self::connect) with the certificate in `dir` (`cacert.pem`, `cert.pem`, `key.pem`),
+    /// which is kept current for as long as the handle or a clone lives: renewed at a random point between
+    /// 50 and 80 % of its life, and at once where the cluster's root is replaced. The files change all at
+    /// once ([`replace_credentials`](crate::net::replace_credentials)); calls go on meanwhile, watches too.
+    /// A certificate that another process has put there is taken as well.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and [`Refusal::Invalid`] for files that can't be read.
+    pub async fn connect_renewing(endpoints: &[String], dir: &Path) -> Result<Self, Error> {
+        let credentials = read_credentials_in(dir)?;
+        credentials.check_date(SystemTime::now(), RENEW)?;
+        let remote = Arc::new(Remote::connect(endpoints, credentials).await?);
+        super::renewing::start(&remote, dir.to_owned())?;
+        Ok(Self {
+            door: Door::Remote(remote),
+            patience: limits::REQUEST_DEADLINE,
+            caller: Caller::Full,
+            node: None,
+        })
+    }
+
+    /// How the certificate is doing, of a handle made by [`connect_renewing`](Self::connect_renewing).
+    pub fn renewals(&self) -> Option<tokio::sync::watch::Receiver<Renewals>> {
+        match &self.door {
+            Door::Local(_) => None,
+            Door::Remote(remote) => remote.renewals(),
+        }
+    }
+
+    /// Asks the cluster's authority. `Renew` and `Follow` come by their own ways:
+    /// [`connect_renewing`](Self::connect_renewing).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn trust(&self, call: TrustCall) -> Result<(Header, TrustReply), Error> {
+        expect!(self.call(Call::Trust(call)).await, Reply::Trust(reply) => reply)
+    }
+
+    /// The cluster's authority: roots, nodes, how far a rotation is and who is late.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn ca_status(&self) -> Result<CaStatus, Error> {
+        match self.trust(TrustCall::Status).await? {
+            (_, TrustReply::Status(status)) => Ok(status),
+            (_, other) => Err(unexpected(&Reply::Trust(other))),
+        }
+    }
+
+    /// The rotation that is under way as this member knows it, and how many nodes are late, without waiting
+    /// for anybody. Only for a handle in the member's own process.
+    ///
+    /// # Errors
+    /// [`NotDone::NoState`](crate::error::NotDone::NoState), [`Error::Stopped`].
+    pub fn rotation_here(&self) -> Result<Option<(Rotation, usize)>, Error> {
+        match &self.door {
+            Door::Local(local) => local.rotation_here(),
+            Door::Remote(_) => Err(not_here("a rotation is looked up")),
+        }
     }
 
     /// The same door with another patience: how long a request may take, at most
@@ -139,6 +208,20 @@ impl Handle {
         }
     }
 
+    /// The same door for a caller of whom this member may not have heard yet: waits until it has.
+    ///
+    /// # Errors
+    /// [`AuthRefusal::InvalidToken`](crate::error::AuthRefusal::InvalidToken), and see [`Error`].
+    pub async fn settled(&self) -> Result<Self, Error> {
+        match &self.door {
+            Door::Local(local) => {
+                let caller = local.settle_caller(&self.caller, self.patience).await?;
+                Ok(self.clone().acting_as(caller))
+            }
+            Door::Remote(_) => Ok(self.clone()),
+        }
+    }
+
     /// Who a caller from outside is: by its token if it has one, else by its certificate's name.
     /// Only for a handle in the member's own process.
     ///
@@ -178,6 +261,17 @@ impl Handle {
     pub fn may_watch(&self, range: &KeyRange) -> Result<(), Error> {
         match &self.door {
             Door::Local(local) => local.may_watch(&self.caller, range),
+            Door::Remote(_) => Ok(()),
+        }
+    }
+
+    /// The same for writing these keys.
+    ///
+    /// # Errors
+    /// [`Refusal::Auth`] if not.
+    pub fn may_write(&self, range: &KeyRange) -> Result<(), Error> {
+        match &self.door {
+            Door::Local(local) => local.may_write(&self.caller, range),
             Door::Remote(_) => Ok(()),
         }
     }
@@ -490,7 +584,7 @@ impl Handle {
     pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
         match &self.door {
             Door::Local(local) => local.watch_as(&self.caller, request, self.patience).await,
-            Door::Remote(remote) => remote.watch(request, self.patience).await,
+            Door::Remote(remote) => Watch::remote(remote.clone(), request, self.patience).await,
         }
     }
 

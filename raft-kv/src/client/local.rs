@@ -2,7 +2,6 @@
 //! confirmed index and are then served from the node's own state.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,9 +13,11 @@ use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
 use super::snapshot::Copies;
 use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
+use super::trust::vault::Vault;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
-use crate::error::{Error, Refusal, StorageFailed, Unknown};
+use crate::error::{Error, NotDone, Refusal, StorageFailed, Unknown};
+use crate::limits;
 use crate::machine::auth::Asked;
 use crate::machine::command::Command;
 use crate::machine::count::Counts;
@@ -27,7 +28,7 @@ use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring, Secret};
 use crate::types::{
     Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role,
-    TokenRecord, TxnOp, TxnRequest, WatchRequest,
+    TokenRecord, TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -53,8 +54,8 @@ pub(super) struct Local {
     pub(super) copies: Copies,
     /// What the cluster's secrets are sealed with.
     pub(super) keyring: Keyring,
-    /// Where this member's certificate lies.
-    pub(super) cert_dir: PathBuf,
+    /// What of them lies on this member's disk.
+    pub(super) vault: Arc<Vault>,
     /// How long certificates made here are valid.
     pub(super) leaf_validity: Duration,
 }
@@ -176,6 +177,10 @@ impl Local {
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(asker, record, patience).await,
             Call::RaiseRevision(to) => self.raise_revision(asker, to, patience).await,
+            // Nobody else may have them, whatever it may do otherwise.
+            Call::Trust(TrustCall::Keys) if asker.caller != Caller::Full => {
+                Err(Refusal::NotAllowed { role: "client".into() }.into())
+            }
             Call::Trust(call) => self.trust_call(call, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
@@ -201,7 +206,7 @@ impl Local {
                 })
             })
         };
-        let (revision, response) = run(true, read).await??;
+        let (revision, response) = RANGES.run(patience, read).await???;
         Ok((self.header(revision), Reply::Txn(response)))
     }
 
@@ -397,6 +402,73 @@ pub(super) fn random<T: From<u64>>() -> T {
     }
 }
 
-pub(super) async fn run<R: Send + 'static>(aside: bool, work: impl FnOnce() -> R + Send + 'static) -> R {
-    if aside { tokio::task::spawn_blocking(work).await.expect("reading does not panic") } else { work() }
+/// Turns of readings that are done aside. The threads for them are the process's, and so are the
+/// turns.
+pub(super) struct Turns(Semaphore);
+
+/// Of ranges.
+pub(super) static RANGES: Turns = Turns::new(limits::MAX_RANGE_READS);
+/// Of what reads the whole store.
+pub(super) static WHOLE: Turns = Turns::new(limits::MAX_WHOLE_READS);
+
+impl Turns {
+    const fn new(at_once: usize) -> Self {
+        Self(Semaphore::const_new(at_once))
+    }
+
+    /// Does blocking work on another thread, in its turn. Whoever goes away meanwhile keeps its turn
+    /// until the work is over.
+    ///
+    /// # Errors
+    /// [`NotDone::Busy`] where no turn came in time.
+    pub(super) async fn run<R: Send + 'static>(
+        &'static self,
+        patience: Duration,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Result<R, Error> {
+        let turn = tokio::time::timeout(patience, self.0.acquire()).await;
+        let turn = turn.map_err(|_| Error::NotDone(NotDone::Busy))?.expect("it is never closed");
+        let work = move || {
+            let _turn = turn;
+            work()
+        };
+        Ok(tokio::task::spawn_blocking(work).await.expect("reading does not panic"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// However many ask, no more threads than turns are taken, and whoever gives up while it reads
+    /// has not given its thread back.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_more_is_read_at_once_than_there_are_turns() {
+        static TURNS: Turns = Turns::new(3);
+        static NOW: AtomicUsize = AtomicUsize::new(0);
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let read = move || {
+            let now = NOW.fetch_add(1, Ordering::SeqCst) + 1;
+            assert!(now <= 3, "{now} at once");
+            let _ = gate.lock().recv();
+            NOW.fetch_sub(1, Ordering::SeqCst);
+        };
+        let patience = Duration::from_secs(20);
+        let ask = |patience| tokio::spawn(TURNS.run(patience, read.clone()));
+        let first: Vec<_> = (0..3).map(|_| ask(patience)).collect();
+        while NOW.load(Ordering::SeqCst) < 3 {
+            tokio::task::yield_now().await;
+        }
+        first.iter().for_each(tokio::task::JoinHandle::abort);
+        let busy = ask(Duration::from_millis(20)).await.unwrap();
+        assert!(matches!(busy, Err(Error::NotDone(NotDone::Busy))), "{busy:?}");
+        let rest: Vec<_> = (0..20).map(|_| ask(patience)).collect();
+        drop(open);
+        for one in rest {
+            one.await.unwrap().unwrap();
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::api::{Answered, Reply};
 use super::auth::{Asker, on_behalf};
-use super::local::{Local, run};
+use super::local::{Local, WHOLE};
 use crate::machine;
 use crate::machine::command::Command;
 use crate::node::ask::What;
@@ -30,7 +30,7 @@ impl Local {
     }
 
     /// This member's checksum over its key space.
-    pub(super) async fn hash_kv(&self, revision: Revision, _patience: Duration) -> Answered {
+    pub(super) async fn hash_kv(&self, revision: Revision, patience: Duration) -> Answered {
         let shell = self.shell.clone();
         let read = move || {
             shell.read(|view| {
@@ -38,8 +38,8 @@ impl Local {
                 Ok(machine::read::hash_kv(view, revision)?.map(|hash| (current, hash)))
             })
         };
-        // It reads everything, which takes as long as it takes.
-        let (current, hash) = run(true, read).await??;
+        // It reads everything, which takes as long as it takes; only its turn must come in time.
+        let (current, hash) = WHOLE.run(patience, read).await???;
         Ok((self.header(current), Reply::Hash(hash)))
     }
 

@@ -21,6 +21,8 @@ mod ranges;
 #[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
+mod renewing;
+#[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 mod snapshot;
@@ -46,11 +48,15 @@ pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]
 pub use handle::Handle;
 #[cfg(feature = "node")]
-pub use node::{Node, credentials_of};
+pub use node::{Node, credentials_of, credentials_unlocked};
 #[cfg(feature = "node")]
 pub use ranges::{RangeChunk, RangeStream};
 #[cfg(feature = "node")]
+pub use renewing::{Renewals, renew_once};
+#[cfg(feature = "node")]
 pub use snapshot::Snapshot;
+#[cfg(feature = "node")]
+pub use trust::unlock::{Unlocking, is_locked, unlock};
 #[cfg(feature = "node")]
 pub use watch::Watch;
 #[cfg(feature = "node")]

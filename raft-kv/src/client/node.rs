@@ -18,17 +18,19 @@ use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
-use super::trust::Wanted;
 use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::unlock::opened;
+use super::trust::vault::Vault;
+use super::trust::{self, Wanted};
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::{self, Genesis, Machine, Store};
-use crate::net::{Dialer, Endpoint, LiveTrust, PeerNet, read_credentials, write_credentials};
+use crate::net::{Dialer, Endpoint, LiveTrust, PeerNet};
 use crate::node::replica::Identity;
 use crate::node::shell::{Parts, Shell};
-use crate::pki::{self, Credentials, JoinToken, Keyring, NodeKey, RootKey, Secret, Subject};
+use crate::pki::{self, Credentials, JoinToken, Keyring, NodeKey, RootKey, Secret, Subject, UnlockKey};
 use crate::raft::Leadership;
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Opened};
@@ -66,6 +68,7 @@ impl Node {
         dir.expect_vacant()?;
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
         let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
+        let keyring = Keyring::generate();
         let hosts = hosts_of(&addr, &door.url());
         let subject = Subject { cluster, node, role: Role::Manager, name: String::new(), hosts };
         let leaf = pki::issue(
@@ -81,8 +84,9 @@ impl Node {
             Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Credentials::default() };
         let record =
             MemberRecord { id: node, name: config.name.clone(), addr: addr.clone(), client_url: door.url() };
-        make_first(&dir, &config.tuning, cluster, &record, &root, &credentials)?;
-        save_credentials(&dir, &credentials)?;
+        make_first(&dir, &config.tuning, cluster, &record, &root, &credentials, &keyring)?;
+        let vault = Vault::create(dir.path(), keyring.handed(), &credentials.key)?;
+        save_credentials(&dir, &vault, &credentials)?;
         let remembered = Remembered {
             cluster,
             node,
@@ -93,7 +97,7 @@ impl Node {
             members: vec![(node, addr)],
         };
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, config.tuning, door).await
+        Self::run(dir, remembered, config.tuning, door, vault).await
     }
 
     /// Joins the cluster that `token` belongs to, by way of any of `endpoints` (`host:port`), and
@@ -128,8 +132,8 @@ impl Node {
             advertise_addr: addr,
             client: door.place.clone(),
         };
-        let remembered = take_in(&dir, &config.tuning, &key, joined, place)?;
-        Self::run(dir, remembered, config.tuning, door).await
+        let (remembered, vault) = take_in(&dir, &config.tuning, &key, joined, place)?;
+        Self::run(dir, remembered, config.tuning, door, vault).await
     }
 
     /// Starts a member again from its data directory.
@@ -140,6 +144,8 @@ impl Node {
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
         let dir = DataDir::take(data_dir, false)?;
         let mut remembered = dir.recall()?;
+        dir.check_modes()?;
+        let vault = opened(dir.path(), &overrides.unlocking).await?;
         let before = remembered.advertise_addr.clone();
         let moved = overrides.listen_addr.is_some_and(|addr| addr != remembered.listen_addr);
         if let Some(listen) = overrides.listen_addr {
@@ -152,14 +158,18 @@ impl Node {
         let door = Door::again(&remembered, &before, &overrides)?;
         remembered.client = door.place.clone();
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, tuning, door).await
+        Self::run(dir, remembered, tuning, door, vault).await
     }
 
-    async fn run(dir: DataDir, node: Remembered, tuning: Tuning, door: Door) -> Result<Self, StartError> {
-        let credentials = load_credentials(&dir)?;
+    async fn run(
+        dir: DataDir,
+        node: Remembered,
+        tuning: Tuning,
+        door: Door,
+        vault: Vault,
+    ) -> Result<Self, StartError> {
+        let credentials = vault.load()?;
         let identity = credentials.check()?;
-        credentials
-            .check_date(SystemTime::now(), "remove this member, empty its data directory and join anew")?;
         if (identity.cluster, identity.node) != (node.cluster, node.node) {
             let why = format!(
                 "its certificate belongs to member {} of cluster {}, its file `node` to member {} of cluster {}; \
@@ -168,9 +178,10 @@ impl Node {
             );
             return Err(StartError::DataDir { dir: dir.path().display().to_string(), why });
         }
-        let (parts, node) = open_parts(&dir, node, &tuning, credentials).await?;
+        let (parts, node, vault) = open_parts(&dir, node, &tuning, credentials, vault).await?;
         // Rejoining under a new id brings new ones.
-        let trust = LiveTrust::new(load_credentials(&dir)?)?;
+        let credentials = trust::renew_expired(vault.load()?, &vault, &parts.state, &node, &tuning)?;
+        let trust = LiveTrust::new(credentials)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
         let asked = state.clone();
@@ -192,8 +203,8 @@ impl Node {
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
             counts: Mutex::default(),
             copies: Copies::new(dir.join("copies"))?,
-            keyring: Keyring::default(),
-            cert_dir: dir.join("cert"),
+            keyring: vault.keyring(),
+            vault: Arc::new(vault),
             leaf_validity: tuning.leaf_validity,
         });
         outside.connect(&local);
@@ -204,6 +215,8 @@ impl Node {
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
+            tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
+            tokio::spawn(super::trust::keep_sealed(local.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }
@@ -296,7 +309,11 @@ impl Node {
         self.endpoint.close().await;
         for task in std::mem::take(&mut self.tasks) {
             task.abort();
+            // What it was in the middle of keeps the state open.
+            let _ = task.await;
         }
+        // The socket lives a little longer; it lets nobody in, and keeps nothing open.
+        self.local.trust.set_standing(|_| Standing::Removed);
         stopped
     }
 }
@@ -453,8 +470,8 @@ fn make_first(
     record: &MemberRecord,
     root: &RootKey,
     credentials: &Credentials,
+    keyring: &Keyring,
 ) -> Result<(), StartError> {
-    let keyring = Keyring::default();
     let token = |role| {
         let secret = Secret::generate(&mut rand::rng()).to_text();
         let secret = keyring.seal(TOKEN_SECRET, secret.as_bytes());
@@ -462,7 +479,7 @@ fn make_first(
         let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
         (token_id(role), record)
     };
-    let authority = authority_of(root, &keyring)?;
+    let authority = authority_of(root, keyring)?;
     let wanted = Wanted {
         node: record.id,
         role: Role::Manager,
@@ -517,7 +534,7 @@ fn take_in(
     key: &NodeKey,
     joined: Joined,
     place: Place,
-) -> Result<Remembered, StartError> {
+) -> Result<(Remembered, Vault), StartError> {
     let der = |all: &[Bytes]| all.iter().map(|one| one.to_vec()).collect();
     let credentials = Credentials {
         chain: der(&joined.chain),
@@ -526,7 +543,8 @@ fn take_in(
         ..Default::default()
     };
     credentials.check()?;
-    save_credentials(dir, &credentials)?;
+    let vault = Vault::create(dir.path(), joined.keys, &credentials.key)?;
+    save_credentials(dir, &vault, &credentials)?;
     let identity = log::Identity { cluster: joined.cluster, node: joined.node };
     Log::create(log_files(dir)?, options(tuning), identity, SnapshotMeta::default(), HardState::default())?;
     let addr_of = |member: &Member| (member.record.id, member.record.addr.clone());
@@ -540,20 +558,15 @@ fn take_in(
         members: joined.members.iter().map(addr_of).collect(),
     };
     dir.remember(&remembered)?;
-    Ok(remembered)
+    Ok((remembered, vault))
 }
 
-fn save_credentials(dir: &DataDir, credentials: &Credentials) -> Result<(), StartError> {
+fn save_credentials(dir: &DataDir, vault: &Vault, credentials: &Credentials) -> Result<(), StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let path = dir.join("cert");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
     made.map_err(|error| StorageFailed::io(path.display().to_string(), "making the folder", &error))?;
-    Ok(write_credentials(&path, credentials)?)
-}
-
-fn load_credentials(dir: &DataDir) -> Result<Credentials, StartError> {
-    let path = dir.join("cert");
-    Ok(read_credentials(&path.join("cacert.pem"), &path.join("cert.pem"), &path.join("key.pem"))?)
+    Ok(vault.save(credentials)?)
 }
 
 /// The credentials of a member on this machine, from its data directory, and the address at which
@@ -562,11 +575,20 @@ fn load_credentials(dir: &DataDir) -> Result<Credentials, StartError> {
 /// # Errors
 /// [`StartError`]: the directory holds no member or can't be read.
 pub fn credentials_of(data_dir: &Path) -> Result<(Credentials, String), StartError> {
+    credentials_unlocked(data_dir, None)
+}
+
+/// As [`credentials_of`], of a member whose disk may be locked.
+///
+/// # Errors
+/// As there, and [`StartError::Locked`] without the unlock key or with another one.
+pub fn credentials_unlocked(
+    data_dir: &Path,
+    unlock: Option<&UnlockKey>,
+) -> Result<(Credentials, String), StartError> {
     let wrong = |why: String| StartError::DataDir { dir: data_dir.display().to_string(), why };
     let remembered = super::config::recall_from(data_dir).map_err(wrong)?;
-    let cert = data_dir.join("cert");
-    let credentials =
-        read_credentials(&cert.join("cacert.pem"), &cert.join("cert.pem"), &cert.join("key.pem"))?;
+    let credentials = Vault::open(data_dir, unlock)?.load()?;
     Ok((credentials, remembered.advertise_addr))
 }
 
@@ -577,7 +599,8 @@ async fn open_parts(
     node: Remembered,
     tuning: &Tuning,
     credentials: Credentials,
-) -> Result<(Parts, Remembered), StartError> {
+    vault: Vault,
+) -> Result<(Parts, Remembered, Vault), StartError> {
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
     let identity = log::Identity { cluster: node.cluster, node: node.node };
@@ -597,7 +620,7 @@ async fn open_parts(
     };
     let identity = Identity { me: node.node, boot: random(), seed: random() };
     let folder = dir.path().to_path_buf();
-    Ok((Parts { identity, log, writer, state, folder }, node))
+    Ok((Parts { identity, log, writer, state, folder }, node, vault))
 }
 
 async fn rejoin(
@@ -606,7 +629,7 @@ async fn rejoin(
     members: Vec<Member>,
     tuning: &Tuning,
     credentials: Credentials,
-) -> Result<(Parts, Remembered), StartError> {
+) -> Result<(Parts, Remembered, Vault), StartError> {
     let mut endpoints: Vec<String> = members.into_iter().map(|member| member.record.addr).collect();
     endpoints.extend(node.members.iter().map(|(_, addr)| addr.clone()));
     endpoints.retain(|addr| *addr != node.advertise_addr);
@@ -632,10 +655,10 @@ async fn rejoin(
         advertise_addr: node.advertise_addr,
         client: node.client,
     };
-    let remembered = take_in(dir, tuning, &key, joined, place)?;
+    let (remembered, vault) = take_in(dir, tuning, &key, joined, place)?;
     tracing::warn!(old = %node.node, new = %remembered.node, "rejoined under a new id; the state comes from the others");
-    let credentials = load_credentials(dir)?;
-    open_parts(dir, remembered, tuning, credentials).await
+    let credentials = vault.load()?;
+    open_parts(dir, remembered, tuning, credentials, vault).await
 }
 
 fn client_url(place: Option<&(SocketAddr, String)>) -> String {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::api::{Answered, Reply};
 use super::auth::serve;
 use super::handle::Handle;
-use super::local::{Local, run};
+use super::local::{Local, RANGES, WHOLE};
 use crate::error::{Error, Refusal};
-use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS};
+use crate::limits::{MAX_RANGE_CHUNK_KEYS, RANGE_CHUNK_BYTES, RANGE_FIRST_KEYS, REQUEST_DEADLINE};
 use crate::machine;
 use crate::machine::auth::Asked;
 use crate::machine::count::behind;
@@ -33,7 +33,8 @@ pub struct RangeChunk {
 }
 
 enum Source {
-    Local(Arc<Local>),
+    /// This member, who reads, and the whole range.
+    Local(Arc<Local>, Caller, KeyRange),
     Remote(Handle),
 }
 
@@ -91,11 +92,15 @@ impl RangeStream {
     /// called again.
     ///
     /// # Errors
-    /// [`Refusal::Compacted`] where the stream's revision was compacted meanwhile: start anew. And
-    /// see [`Error`].
+    /// [`Refusal::Compacted`] where the stream's revision was compacted meanwhile: start anew.
+    /// [`Refusal::Auth`] where the caller may not read the range any more. And see [`Error`].
     pub async fn next(&mut self) -> Result<Option<RangeChunk>, Error> {
         if self.ended {
             return Ok(None);
+        }
+        // Parts come for as long as the caller is slow; users and roles may change meanwhile.
+        if let Source::Local(local, caller, range) = &self.source {
+            local.still_may_read(caller, range)?;
         }
         if self.rest.count_only {
             let count = self.count(self.rest.clone()).await?;
@@ -138,11 +143,11 @@ impl RangeStream {
 
     async fn read(&self, keys: usize) -> Result<(Vec<KeyValue>, bool), Error> {
         match &self.source {
-            Source::Local(local) => {
+            Source::Local(local, ..) => {
                 let (shell, request) = (local.shell.clone(), self.rest.clone());
                 let read =
                     move || shell.read(|view| machine::read::page(view, &request, keys, RANGE_CHUNK_BYTES));
-                let (_, kvs, more) = run(true, read).await??;
+                let (_, kvs, more) = RANGES.run(REQUEST_DEADLINE, read).await???;
                 Ok((kvs, more))
             }
             Source::Remote(handle) => {
@@ -165,7 +170,9 @@ impl RangeStream {
     async fn count(&self, request: RangeRequest) -> Result<i64, Error> {
         let request = RangeRequest { count_only: true, ..request };
         match &self.source {
-            Source::Local(local) => Ok(local.counted(&Caller::Full, request).await?.1.count),
+            Source::Local(local, ..) => {
+                Ok(local.counted(&Caller::Full, request, REQUEST_DEADLINE).await?.1.count)
+            }
             Source::Remote(handle) => Ok(handle.range(request).await?.1.count),
         }
     }
@@ -178,7 +185,7 @@ impl Local {
         if !request.serializable {
             self.barrier(patience).await?;
         }
-        let (revision, response) = self.counted(caller, request).await?;
+        let (revision, response) = self.counted(caller, request, patience).await?;
         Ok((self.header(revision), Reply::Range(response)))
     }
 
@@ -187,6 +194,7 @@ impl Local {
         &self,
         caller: &Caller,
         request: RangeRequest,
+        patience: Duration,
     ) -> Result<(Revision, RangeResponse), Error> {
         let remembered = self.counts.lock().recall(&request.range, request.revision);
         let counted = remembered.is_some_and(|known| known.revision == request.revision);
@@ -203,7 +211,7 @@ impl Local {
                 })
             })
         };
-        let (revision, response) = run(!small, read).await??;
+        let (revision, response) = if small { read() } else { RANGES.run(patience, read).await? }??;
         let at = if request.revision > 0 { request.revision } else { revision };
         self.counts.lock().learn(&request, at, &response);
         Ok((revision, response))
@@ -230,7 +238,7 @@ impl Local {
                 serve(view, &caller, &what, !request.serializable, measure)
             })
         };
-        let (revision, measured) = run(true, read).await??;
+        let (revision, measured) = WHOLE.run(patience, read).await???;
         Ok((self.header(revision), measured))
     }
 
@@ -252,6 +260,7 @@ impl Local {
         };
         let revision = self.read(pin)??;
         let header = self.header(revision);
-        Ok(RangeStream::new(Source::Local(self.clone()), request, revision, header))
+        let source = Source::Local(self.clone(), caller, request.range.clone());
+        Ok(RangeStream::new(source, request, revision, header))
     }
 }

@@ -13,8 +13,8 @@ use super::auth::Asker;
 use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
 use super::node::{OWN_PATIENCE, hosts_of};
-use super::trust::Wanted;
 use super::trust::authority::{Issued, now};
+use super::trust::{Turns, Wanted, follow};
 use super::worker;
 use super::world::removed_text;
 use crate::codec::Wire;
@@ -97,15 +97,21 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
 }
 
 async fn serve_client(local: Arc<Local>, connection: ClientConn, served: Arc<Semaphore>) {
+    let turns = Arc::new(Turns::new());
     while let Some(stream) = connection.next_stream().await {
         let Ok(permit) = served.clone().acquire_owned().await else {
             return;
         };
-        tokio::spawn(serve_request(local.clone(), stream, permit));
+        tokio::spawn(serve_request(local.clone(), stream, turns.clone(), permit));
     }
 }
 
-async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: OwnedSemaphorePermit) {
+async fn serve_request(
+    local: Arc<Local>,
+    mut stream: RequestStream,
+    turns: Arc<Turns>,
+    served: OwnedSemaphorePermit,
+) {
     let call = match stream.recv().await {
         Ok(Some(frame)) => {
             Call::from_bytes(frame).map_err(|error| Refusal::Malformed { what: error.what.into() }.into())
@@ -123,6 +129,11 @@ async fn serve_request(local: Arc<Local>, mut stream: RequestStream, served: Own
             drop(served);
             return serve_watch(&local, stream, request).await;
         }
+        Ok(Call::Trust(TrustCall::Follow)) => {
+            drop(served);
+            return follow(&local, stream, &turns).await;
+        }
+        Ok(Call::Trust(TrustCall::Renew { request })) => local.renew(&stream, &turns, &request).await,
         // Who rejoins proves by its certificate who it was; anything else is asked for in a name.
         Ok(Call::Rejoin { request, name, addr, client_url }) => {
             let place = Place { name, addr, client_url };
@@ -170,8 +181,9 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
     changes.mark_unchanged();
     let begun = async {
         let caller = caller(local, &stream)?;
-        let watch = local.watch_as(&caller, request, OWN_PATIENCE).await?;
-        Ok((local.now()?, watch))
+        // Read before the watch begins: behind this revision nothing is missed by going on from it.
+        let header = local.now()?;
+        Ok((header, local.watch_as(&caller, request, OWN_PATIENCE).await?))
     };
     let (header, mut watch) = match begun.await {
         Ok(begun) => begun,
@@ -300,7 +312,8 @@ async fn admit_member(
     }
     let members = added?;
     tracing::info!(%node, "a member joined");
-    let joined = Joined { cluster: local.cluster, node, chain, roots, members };
+    let keys = local.handed_keys()?;
+    let joined = Joined { cluster: local.cluster, node, chain, roots, members, keys };
     Ok((local.now()?, Reply::Joined(joined)))
 }
 

@@ -56,7 +56,9 @@ impl Copies {
             }
             _ => {}
         }
-        fs::create_dir_all(&folder)
+        let mut private = fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(private.recursive(true), 0o700)
+            .create(&folder)
             .map_err(|error| StorageFailed::io(folder.display().to_string(), "making the folder", &error))?;
         Ok(Self { folder, turns: Arc::new(Semaphore::new(AT_ONCE)), counter: AtomicU64::new(0) })
     }

@@ -1,22 +1,33 @@
 //! A watch as its caller holds it: local or over QUIC.
+//!
+//! One over QUIC goes on by itself on another connection, behind what it handed out last, where its
+//! connection breaks, its member leaves or the certificate is exchanged. It must never hand out an event
+//! twice nor leave one out: where the history in between is gone, it says so.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::api::{Answered, Reply};
-use crate::codec::Wire;
-use crate::error::{Error, NotDone, Refusal};
-use crate::net::ResponseStream;
+use super::api::{Call, Reply};
+use super::remote::{Opened, Remote, read_answer};
+use crate::error::{Error, NotDone, Refusal, Unknown};
+use crate::net::Dialer;
 use crate::node::shell::Subscription;
-use crate::types::WatchBatch;
+use crate::types::{WatchBatch, WatchRequest};
+
+/// How long a watch that broke looks for a member that serves it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after a member that took the watch up and let it down again at once.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the node ended, once it has.
 pub(super) type Ended = watch::Receiver<Option<Error>>;
 
 enum Source {
     Local(Box<Subscription>, Ended, Option<Duration>),
-    Remote(Box<ResponseStream>),
+    Remote(Box<Distant>),
 }
 
 /// Follows keys until it is dropped.
@@ -30,16 +41,24 @@ impl Watch {
         Self { source: Source::Local(Box::new(subscription), ended, notify), ended: false }
     }
 
-    pub(super) fn remote(stream: ResponseStream) -> Self {
-        Self { source: Source::Remote(Box::new(stream)), ended: false }
+    /// Begins a watch at whichever member takes it, within `patience`.
+    pub(super) async fn remote(
+        remote: Arc<Remote>,
+        request: WatchRequest,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let certificates = remote.certificates();
+        let mut distant = Distant { remote, request, stream: None, certificates, broken: None, tries: 0 };
+        distant.begin(Instant::now() + patience).await?;
+        Ok(Self { source: Source::Remote(Box::new(distant)), ended: false })
     }
 
     /// The next batch: whole revisions in order, none missing, none twice. `None` after a
     /// [`WatchBatch::Compacted`]. May be dropped and called again.
     ///
     /// # Errors
-    /// The connection broke or the node stopped: watch again from the last revision + 1, at any
-    /// member.
+    /// The node in this process stopped; or for 30 seconds no member elsewhere took the watch up again
+    /// (the next call looks for another 30), or those that did refuse it.
     pub async fn next(&mut self) -> Result<Option<WatchBatch>, Error> {
         if self.ended {
             return Ok(None);
@@ -49,7 +68,7 @@ impl Watch {
                 batch = next_local(subscription, *notify) => batch?,
                 why = over(ended) => return Err(why),
             },
-            Source::Remote(stream) => next_remote(stream).await?,
+            Source::Remote(stream) => stream.next().await?,
         };
         self.ended = matches!(batch, None | Some(WatchBatch::Compacted(_)));
         Ok(batch)
@@ -81,15 +100,99 @@ async fn next_local(
     }
 }
 
-async fn next_remote(stream: &mut ResponseStream) -> Result<Option<WatchBatch>, Error> {
-    let Some(frame) = stream.next().await? else {
-        return Ok(None);
-    };
-    let answered =
-        Answered::from_bytes(frame).map_err(|error| Refusal::Malformed { what: error.to_string() })?;
-    match answered? {
-        (_, Reply::Watch(batch)) => Ok(Some(batch)),
-        (_, other) => Err(Refusal::Malformed { what: format!("a watch was answered {other:?}") }.into()),
+/// A watch at a member elsewhere.
+struct Distant {
+    remote: Arc<Remote>,
+    /// Its start is the first revision that has not been handed out.
+    request: WatchRequest,
+    /// `None` between two connections.
+    stream: Option<Opened>,
+    certificates: watch::Receiver<u64>,
+    /// Since when nothing has come because there is no connection.
+    broken: Option<Instant>,
+    /// Connections since the last answer.
+    tries: u32,
+}
+
+impl Distant {
+    async fn begin(&mut self, deadline: Instant) -> Result<(), Error> {
+        self.certificates.mark_unchanged();
+        let opened = self.remote.open(&Call::Watch(self.request.clone()), deadline).await?;
+        if !matches!(opened.first, Reply::Done) {
+            let what = format!("a watch was answered {:?}", opened.first);
+            return Err(Refusal::Malformed { what }.into());
+        }
+        if self.request.start_revision == 0 {
+            // From now on is from a revision on, should this connection break before the first event.
+            self.request.start_revision = opened.header.revision + 1;
+        }
+        self.stream = Some(opened);
+        Ok(())
+    }
+
+    /// Takes the watch up again. May be dropped and called again.
+    async fn resume(&mut self) -> Result<(), Error> {
+        let since = *self.broken.get_or_insert_with(Instant::now);
+        if self.tries > 1 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.tries += 1;
+        let begun = self.begin(since + PATIENCE).await;
+        if begun.is_err() {
+            self.broken = None;
+        }
+        begun
+    }
+
+    /// May be dropped and called again.
+    async fn next(&mut self) -> Result<Option<WatchBatch>, Error> {
+        loop {
+            let Some(opened) = &mut self.stream else {
+                self.resume().await?;
+                continue;
+            };
+            let frame = tokio::select! {
+                // The cluster waits until nothing rests on the old certificate any more.
+                _ = self.certificates.changed() => {
+                    self.stream = None;
+                    continue;
+                }
+                frame = opened.stream.next() => frame,
+            };
+            let answered = match frame {
+                Ok(Some(frame)) => read_answer(frame),
+                // It says so where it ends a watch; the rest is a connection that broke, whatever with.
+                Ok(None) | Err(_) => Err(Error::Unknown(Unknown::ConnectionLost)),
+            };
+            match answered {
+                Ok((_, Reply::Watch(batch))) => {
+                    (self.broken, self.tries) = (None, 0);
+                    self.note(&batch);
+                    return Ok(Some(batch));
+                }
+                Ok((_, other)) => {
+                    let what = format!("a watch was answered {other:?}");
+                    return Err(Refusal::Malformed { what }.into());
+                }
+                Err(Error::NotDone(_) | Error::Unknown(_) | Error::Stopped(_)) => {
+                    let dialer: Arc<Dialer> = opened.dialer.clone();
+                    self.remote.give_up(&dialer);
+                    self.stream = None;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Remembers what is handed out.
+    fn note(&mut self, batch: &WatchBatch) {
+        let last = match batch {
+            WatchBatch::Changes(changes) => changes.last().map_or(0, |change| change.revision),
+            WatchBatch::Progress(revision) => *revision,
+            WatchBatch::Compacted(_) => 0,
+        };
+        let next = if crate::planted!(ResumeWithLast) { last } else { last + 1 };
+        self.request.start_revision = self.request.start_revision.max(next);
     }
 }
 

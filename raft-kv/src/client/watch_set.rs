@@ -102,6 +102,37 @@ impl WatchSet {
         self.step(true).await
     }
 
+    /// Waits until [`try_next`](Self::try_next) may have something; nothing is taken from the
+    /// watchers, so it costs no memory to have waited. May be dropped and called again.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        tokio::select! {
+            ready = self.set.ready() => ready,
+            why = over(&mut self.ended) => Err(why),
+        }
+    }
+
+    /// Whether a watcher may have something now.
+    pub fn is_ready(&self) -> bool {
+        self.set.is_ready()
+    }
+
+    /// The same as [`next`](Self::next), if there is a batch at once.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn try_next(&mut self) -> Result<Option<(i64, WatchBatch)>, Error> {
+        self.set.try_next()
+    }
+
+    /// Gives up what was read for watchers and not handed out. For a consumer that will not take it
+    /// soon; nothing is lost, it is read again.
+    pub fn let_go(&mut self) {
+        self.set.let_go();
+    }
+
     async fn step(&mut self, bookmark: bool) -> Result<Next, Error> {
         tokio::select! {
             next = self.set.next(bookmark) => next,

@@ -41,7 +41,12 @@ fn may(call: &Call) -> bool {
             | TrustCall::NodeRemove(_)
             | TrustCall::NodePromote(_)
             | TrustCall::NodeDemote(_)
-            | TrustCall::NodeReadmit(_) => false,
+            | TrustCall::NodeReadmit(_)
+            | TrustCall::LockStatus
+            | TrustCall::Autolock(_)
+            | TrustCall::UnlockKey
+            | TrustCall::UnlockKeyRotate
+            | TrustCall::Keys => false,
         },
         Call::Range(_)
         | Call::Command { .. }
@@ -92,7 +97,9 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
                 status.nodes.iter().all(|node| node.id == worker)
                     && status.late.iter().all(|node| *node == worker)
             }
-            TrustReply::Tokens(_) | TrustReply::Token { .. } => false,
+            TrustReply::Tokens(_) | TrustReply::Token { .. } | TrustReply::Lock(_) | TrustReply::Keys(_) => {
+                false
+            }
         },
         Reply::Range(_)
         | Reply::Command(_)

@@ -42,6 +42,7 @@ impl Outside {
     /// Ends the connections of members that were removed.
     pub(super) fn close_refused(&self) {
         self.endpoint.live().note_change();
+        let _runtime = self.runtime.enter();
         if let Some(local) = self.local() {
             local.recheck(&self.endpoint);
         }

@@ -4,8 +4,8 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    LeaseId, Member, MemberRecord, NodeId, OnceId, PutRequest, PutResponse, RequestId, Revision, Term,
-    TrustChange, TxnOp, TxnRequest, TxnResponse,
+    LeaseId, Member, MemberRecord, NodeId, OnceId, PasswordHash, PutRequest, PutResponse, RequestId,
+    Revision, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -186,12 +186,19 @@ fn caller_size(caller: &Caller) -> usize {
     }
 }
 
+fn hash_size(hash: &PasswordHash) -> usize {
+    match hash {
+        PasswordHash::Clear(hash) => hash.len(),
+        PasswordHash::Sealed(hash) => hash.0.len(),
+    }
+}
+
 fn change_size(change: &AuthChange) -> usize {
     match change {
-        AuthChange::Enable { token_key } => token_key.len(),
+        AuthChange::Enable { token_key } => token_key.0.len(),
         AuthChange::Disable => 0,
         AuthChange::UserAdd { name, password } | AuthChange::UserPassword { name, password } => {
-            name.len() + password.as_ref().map_or(0, String::len)
+            name.len() + password.as_ref().map_or(0, hash_size)
         }
         AuthChange::UserDelete { name } => name.len(),
         AuthChange::UserGrant { name, role } | AuthChange::UserRevoke { name, role } => {

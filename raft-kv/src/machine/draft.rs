@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::alarm::Raised;
 use super::auth::Known;
 use super::format::{Held, Logged, Stored, Superseded, attached_key, load, ordered, past_key};
+use super::lease;
 use super::overlay::Overlay;
 use super::store::{Read, Table};
 use super::trust::LetIn;
@@ -63,6 +64,8 @@ pub struct Draft<'a> {
     pub trust_changed: bool,
     /// Whether a node was removed in this batch: that must not be forgotten by a crash, however soon.
     pub revoked: bool,
+    /// Whether the log up to here should be given up: it has what was sealed with a key that is.
+    pub forget_log: bool,
 }
 
 impl<'a> Draft<'a> {
@@ -83,6 +86,7 @@ impl<'a> Draft<'a> {
             auth_changed: None,
             trust_changed: false,
             revoked: false,
+            forget_log: false,
         }
     }
 
@@ -114,6 +118,15 @@ impl<'a> Draft<'a> {
             value: Held::place(&value),
         };
         let lease_before = before.as_ref().map_or(0, |before| before.lease);
+        let len_before = before.as_ref().map_or(0, Stored::value_len);
+        if (lease_before, len_before) != (lease, value.len()) {
+            if lease_before != 0 {
+                lease::release(self, lease_before, &key, len_before)?;
+            }
+            if lease != 0 {
+                lease::hold(self, lease, &key, value.len())?;
+            }
+        }
         if lease_before != 0 && lease_before != lease {
             self.overlay.remove(Table::Attached, attached_key(lease_before, &key));
         }
@@ -134,6 +147,7 @@ impl<'a> Draft<'a> {
     pub fn delete(&mut self, key: Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
         if before.lease != 0 {
             self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
+            lease::release(self, before.lease, &key, before.value_len())?;
         }
         let prev = self.supersede(&key, before)?;
         self.overlay.remove(Table::Live, key.clone());

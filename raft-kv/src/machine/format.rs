@@ -151,8 +151,10 @@ wire_struct!(Logged { kind, key, superseded });
 pub struct LeaseRecord {
     /// Seconds granted.
     pub ttl: i64,
+    /// What removing its keys takes, in bytes, as a delete counts.
+    pub held: u64,
 }
-wire_struct!(LeaseRecord { ttl });
+wire_struct!(LeaseRecord { ttl, held });
 
 /// A revision, which is never negative, as key bytes in its own order.
 pub fn ordered(number: i64) -> Bytes {

@@ -3,6 +3,7 @@
 //! They change the revision being made and never seal it: the command that holds them does.
 
 use super::draft::Draft;
+use super::format::Stored;
 use super::lease;
 use super::range::Budget;
 use super::stop::Stop;
@@ -49,6 +50,10 @@ pub fn put(draft: &mut Draft, request: &PutRequest, budget: &mut Budget) -> Resu
         if request.ignore_lease || (planted!(KeepLeaseOnPut) && lease == 0) {
             lease = before.lease;
         }
+    }
+    if lease != 0 {
+        let same = before.as_ref().filter(|before| before.lease == lease);
+        lease::check_room(draft, lease, &request.key, value.len(), same.map(Stored::value_len))?;
     }
     let prev = draft.put(request.key.clone(), value, lease, before)?.filter(|_| request.prev_kv);
     if let Some(prev) = &prev {

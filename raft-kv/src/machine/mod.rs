@@ -44,7 +44,7 @@ pub use genesis::Genesis;
 pub use memory::MemoryStore;
 pub use stop::Settled;
 pub use store::{Batch, Read, Store, Table};
-pub use trust::Verdict;
+pub use trust::{SealStep, Verdict};
 pub use validate::{validate, validate_range};
 
 use bytes::Bytes;
@@ -91,6 +91,8 @@ pub struct Applied {
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed: roots, nodes, tokens.
     pub trust_changed: bool,
+    /// Whether the log up to here should be given up soon: it has what was sealed with a key that is.
+    pub forget_log: bool,
     /// The last applied index.
     pub last: Index,
 }
@@ -213,6 +215,7 @@ impl<S: Store> Machine<S> {
             raised,
             auth_changed: draft.auth_changed,
             trust_changed: draft.trust_changed,
+            forget_log: draft.forget_log,
             last: index,
         })
     }
@@ -254,6 +257,7 @@ impl<S: Store> Machine<S> {
             auth_changed: draft.auth_changed,
             trust_changed: draft.trust_changed,
             revoked: draft.revoked,
+            forget_log: draft.forget_log,
         };
         Ok((draft.overlay.into_batch(), published, outcomes))
     }
@@ -270,6 +274,7 @@ struct Published {
     auth_changed: Option<u64>,
     trust_changed: bool,
     revoked: bool,
+    forget_log: bool,
 }
 
 fn apply_entry(

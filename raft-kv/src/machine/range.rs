@@ -15,7 +15,7 @@ use super::store::Read;
 use super::values::ValueReader;
 use super::versions::{count, versions};
 use crate::error::{Refusal, StorageFailed};
-use crate::limits::{MAX_DELETE_BYTES, MAX_RANGE_BYTES};
+use crate::limits::{DELETE_KEY_BYTES, MAX_DELETE_BYTES, MAX_RANGE_BYTES};
 use crate::types::{KeyValue, RangeRequest, RangeResponse, Revision, SortOrder, SortTarget};
 
 /// Bytes that an answered key takes besides key and value.
@@ -45,9 +45,14 @@ impl Budget {
         Self { answer: MAX_RANGE_BYTES, deletes: MAX_DELETE_BYTES }
     }
 
-    /// Takes what removing `bytes` of keys and values needs.
+    /// Takes what removing a key needs whose key and value are `bytes` long together.
     pub fn take_delete(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let why = || format!("it holds more than {MAX_DELETE_BYTES} bytes; delete it in parts");
+        let bytes = bytes.saturating_add(DELETE_KEY_BYTES);
+        let why = || {
+            format!(
+                "it holds more than {MAX_DELETE_BYTES} bytes, counting {DELETE_KEY_BYTES} for each key; delete it in parts"
+            )
+        };
         self.deletes = self.deletes.checked_sub(bytes).ok_or_else(|| Refusal::invalid("range", why()))?;
         Ok(())
     }
@@ -79,6 +84,15 @@ pub fn check_revision(revision: Revision, current: Revision, compacted: Revision
         return Err(Refusal::Compacted { requested: revision, compacted });
     }
     Ok(())
+}
+
+/// The same of a range within a transaction: there a revision below 0 is not the newest, but one
+/// before all that can be read, as in etcd (before the first compaction `compacted` is -1).
+pub fn check_txn_revision(revision: Revision, current: Revision, compacted: Revision) -> Result<(), Refusal> {
+    if revision < 0 && revision < compacted {
+        return Err(Refusal::Compacted { requested: revision, compacted });
+    }
+    check_revision(revision, current, compacted)
 }
 
 /// Answers `request`, whose revision has been checked. Its answer counts against `budget`. Where
@@ -168,6 +182,15 @@ pub fn in_key_order(request: &RangeRequest) -> bool {
     request.sort_target == SortTarget::Key && request.sort_order != SortOrder::Descend
 }
 
+/// Whether only the first keys of the range are sorted, one more than the limit: so etcd answers
+/// where something other than the key is sorted by and no order is named.
+fn sorts_first(request: &RangeRequest) -> bool {
+    request.sort_target != SortTarget::Key
+        && request.sort_order == SortOrder::None
+        && request.limit > 0
+        && !has_filters(request)
+}
+
 /// Whether keys of the range may be left out for their revisions.
 pub fn has_filters(request: &RangeRequest) -> bool {
     let bounds = [
@@ -207,7 +230,7 @@ impl<'a> Picked<'a> {
 
     /// Whether no further key can change the answer.
     fn is_complete(&self) -> bool {
-        self.more && in_key_order(self.request)
+        self.more && (in_key_order(self.request) || sorts_first(self.request))
     }
 
     /// Bytes that a candidate holds, or will once it is answered.
@@ -233,7 +256,8 @@ impl<'a> Picked<'a> {
         self.bytes = self.bytes.saturating_add(self.size(&one));
         self.found.push(one);
         let many = self.limit.saturating_mul(2).max(1024);
-        if self.found.len() >= many || self.bytes > budget {
+        let first = sorts_first(self.request) && self.found.len() > self.limit;
+        if first || self.found.len() >= many || self.bytes > budget {
             self.cut();
         }
         // Refused here already, so that no more than a budget is ever held.

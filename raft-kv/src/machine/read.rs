@@ -11,14 +11,14 @@ use super::format::{load_meta, meta};
 use super::range::{self, Budget, check_revision};
 use super::stop::{Settled, Stop, settle};
 use super::store::Read;
-use super::trust::Verdict;
+use super::trust::{SealStep, Verdict};
 use super::validate::{validate_range, validate_txn};
 use super::{history, lease, members, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
     Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, NodeRecord, RangeRequest,
-    RangeResponse, Revision, Revocation, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest,
-    TxnResponse,
+    RangeResponse, Revision, Revocation, Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted,
+    TxnRequest, TxnResponse,
 };
 
 pub use super::alarm::{alarms, check_read};
@@ -203,6 +203,17 @@ pub fn revocation(view: &dyn Read, id: NodeId) -> Result<Option<Revocation>, Sto
 /// What the leader should do about a rotation, by its clock.
 pub fn verdict(view: &dyn Read, now: i64) -> Result<Verdict, StorageFailed> {
     trust::verdict(view, now)
+}
+
+/// Which keys seal secrets, and whether members' disks are locked.
+pub fn sealing(view: &dyn Read) -> Result<Sealing, StorageFailed> {
+    trust::sealing(view)
+}
+
+/// What is to be done next about the replacement of a data key, by the leader's clock; at most so many
+/// secrets are looked at for it.
+pub fn seal_step(view: &dyn Read, now: i64, most: usize) -> Result<SealStep, StorageFailed> {
+    trust::seal_step(view, now, most)
 }
 
 /// The join token with that id.

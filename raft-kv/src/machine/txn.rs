@@ -5,7 +5,7 @@
 
 use super::draft::Draft;
 use super::kv;
-use super::range::{Budget, check_revision, range};
+use super::range::{Budget, check_txn_revision, range};
 use super::stop::Stop;
 use super::store::Read;
 use super::versions::versions;
@@ -50,7 +50,7 @@ pub fn read_only(
         })
     };
     for request in ranges() {
-        check_revision(request.revision, current, compacted)?;
+        check_txn_revision(request.revision, current, compacted)?;
     }
     for request in ranges() {
         responses.push(TxnOpResponse::Range(range(view, request, None, &mut budget)?));
@@ -122,7 +122,7 @@ fn check(draft: &Draft, plan: &Plan) -> Result<(), Stop> {
         TxnOp::Range(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
     })?;
     on_path(plan, &mut |op| match op {
-        TxnOp::Range(request) => Ok(check_revision(request.revision, draft.revision, draft.compacted)?),
+        TxnOp::Range(request) => Ok(check_txn_revision(request.revision, draft.revision, draft.compacted)?),
         TxnOp::Put(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
     })
 }

@@ -86,7 +86,8 @@ impl Dial<'_> {
                 _ => return Err(unreachable("the node that answers speaks another version")),
             }
             let peer = VerifiedPeer::dialled(&connection)?;
-            Ok(hold(self.registry, connection, Some(peer), self.purpose, true))
+            let leaf = self.credentials.and_then(|own| own.chain.first()).cloned().unwrap_or_default();
+            Ok(hold(self.registry, connection, Some(peer), self.purpose, true, leaf))
         };
         let deadline = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, all);
         deadline.await.unwrap_or_else(|_| Err(unreachable("nobody answers")))

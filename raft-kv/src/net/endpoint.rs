@@ -61,6 +61,8 @@ pub struct ConnectionInfo {
 pub(super) struct Held {
     pub(super) connection: quinn::Connection,
     pub(super) info: ConnectionInfo,
+    /// The certificate that this side showed; empty where it is not known or there was none.
+    pub(super) leaf: Vec<u8>,
     registry: Weak<Mutex<Registry>>,
     number: u64,
 }
@@ -102,13 +104,14 @@ pub(super) fn hold(
     peer: Option<VerifiedPeer>,
     purpose: Purpose,
     dialled: bool,
+    leaf: Vec<u8>,
 ) -> Arc<Held> {
     let remote = connection.remote_address();
     let info = ConnectionInfo { peer, purpose, dialled, remote };
     let mut all = registry.lock();
     let number = all.next;
     all.next += 1;
-    let held = Arc::new(Held { connection, info, registry: Arc::downgrade(registry), number });
+    let held = Arc::new(Held { connection, info, leaf, registry: Arc::downgrade(registry), number });
     all.open.insert(number, Arc::downgrade(&held));
     held
 }
@@ -130,6 +133,17 @@ impl Drop for Inner {
 #[derive(Clone)]
 pub struct Endpoint {
     inner: Arc<Inner>,
+}
+
+/// An endpoint that closes when nobody else needs it.
+#[derive(Clone)]
+pub struct WeakEndpoint(Weak<Inner>);
+
+impl WeakEndpoint {
+    /// The endpoint, while it is open.
+    pub fn upgrade(&self) -> Option<Endpoint> {
+        self.0.upgrade().map(|inner| Endpoint { inner })
+    }
 }
 
 impl Endpoint {
@@ -171,6 +185,11 @@ impl Endpoint {
         tokio::spawn(listen_on(quinn.clone(), Arc::new(listener)));
         let accepted = tokio::sync::Mutex::new(accepted);
         Ok(Self { inner: Arc::new(Inner { quinn, live, registry, accepted }) })
+    }
+
+    /// The same, without keeping it open.
+    pub fn downgrade(&self) -> WeakEndpoint {
+        WeakEndpoint(Arc::downgrade(&self.inner))
     }
 
     /// The next connection that was let in; `None` once the endpoint is closed.
@@ -226,11 +245,12 @@ impl Endpoint {
         self.inner.registry.lock().open.values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Ends every connection and the listener, and waits (at most a second) until the other ends
+    /// Ends every connection and the listener, and waits (at most four seconds; where a handshake was
+    /// under way it takes three) until the other ends
     /// have been told.
     pub async fn close(&self) {
         self.inner.quinn.close(VarInt::from_u32(CLOSE_DONE), b"");
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.inner.quinn.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(4), self.inner.quinn.wait_idle()).await;
     }
 
     pub(super) fn quinn(&self) -> &quinn::Endpoint {
@@ -354,7 +374,7 @@ impl Listener {
                 return refuse(&connection, &refusal);
             }
         };
-        let held = hold(&self.registry, connection, peer, purpose, false);
+        let held = hold(&self.registry, connection, peer, purpose, false, Vec::new());
         // Now that it can be found and closed: it may have been refused meanwhile.
         if let Some(peer) = &held.info.peer {
             let admitted = self.live.wait_admitted(&peer.identity()).await;

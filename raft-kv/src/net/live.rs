@@ -152,6 +152,11 @@ impl LiveTrust {
         self.trust.load().identity
     }
 
+    /// The certificate that is shown now, in DER.
+    pub(super) fn leaf(&self) -> Vec<u8> {
+        self.trust.load().credentials.chain.first().cloned().unwrap_or_default()
+    }
+
     /// What is in use now.
     pub fn credentials(&self) -> Credentials {
         self.trust.load().credentials.clone()

@@ -20,14 +20,17 @@ mod tls;
 
 pub use crate::pki::Purpose;
 pub use bulk::{BulkConn, BulkError, BulkIncoming};
-pub use credential_files::{read_credentials, write_credentials, write_private};
+pub use credential_files::{
+    CERT_FILES, lock_credentials, read_credentials, read_credentials_in, replace_credentials,
+    write_credentials, write_private,
+};
 pub use dial::{Dialer, ResponseStream};
-pub use endpoint::{Accepted, ConnectionInfo, Endpoint};
+pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};
 pub use https::{HandshakeFault, HttpsPeer, UNKNOWN_ROOT};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};
-pub use tls::VerifiedPeer;
+pub use tls::{VerifiedPeer, root_of};
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -21,6 +22,13 @@ use crate::error::Refusal;
 use crate::limits::{MAX_DIAL_PAUSE, MAX_FRAME_BYTES, MIN_DIAL_PAUSE};
 use crate::pki::{Identity, Purpose};
 use crate::types::NodeId;
+
+/// How long what is being written may take when a connection is made anew.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a peer takes to read what it has.
+const READ_OUT: Duration = Duration::from_millis(20);
+/// Members that got new certificates at one moment do not dial in step.
+const MAX_RENEWAL_JITTER: Duration = Duration::from_millis(100);
 
 /// What a node learns from its peers' connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -224,26 +232,36 @@ struct Outgoing {
 async fn keep_link(link: Outgoing) {
     let mut pause = MIN_DIAL_PAUSE;
     loop {
-        match link.endpoint.dial(Purpose::Peer, &link.addr, Some(link.node)).await {
-            Ok(held) => {
-                let since = Instant::now();
-                link.outbox.open();
-                if link.events.send(PeerEvent::Connected(link.node)).await.is_err() {
-                    return;
+        let since = Instant::now();
+        let mut connected = false;
+        loop {
+            match link.endpoint.dial(Purpose::Peer, &link.addr, Some(link.node)).await {
+                Ok(held) => {
+                    link.outbox.open();
+                    if !connected && link.events.send(PeerEvent::Connected(link.node)).await.is_err() {
+                        return;
+                    }
+                    connected = true;
+                    let Some(why) = link.serve(&held).await else {
+                        tracing::debug!(peer = %link.node, "dialled anew: one side has another certificate");
+                        continue;
+                    };
+                    tracing::debug!(peer = %link.node, %why, "the connection to a peer ended");
                 }
-                let why = link.serve(&held).await;
-                tracing::debug!(peer = %link.node, %why, "the connection to a peer ended");
-                if link.outbox.shut() {
-                    link.reports.unreachable(link.node);
-                }
-                if link.events.send(PeerEvent::Disconnected(link.node)).await.is_err() {
-                    return;
-                }
-                if since.elapsed() > MAX_DIAL_PAUSE {
-                    pause = MIN_DIAL_PAUSE;
-                }
+                Err(error) => tracing::debug!(peer = %link.node, %error, "a peer can't be reached"),
             }
-            Err(error) => tracing::debug!(peer = %link.node, %error, "a peer can't be reached"),
+            break;
+        }
+        if connected {
+            if link.outbox.shut() {
+                link.reports.unreachable(link.node);
+            }
+            if link.events.send(PeerEvent::Disconnected(link.node)).await.is_err() {
+                return;
+            }
+            if since.elapsed() > MAX_DIAL_PAUSE {
+                pause = MIN_DIAL_PAUSE;
+            }
         }
         // Members that lost each other at one moment shall not dial in step.
         let jitter = pause.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -253,28 +271,85 @@ async fn keep_link(link: Outgoing) {
 }
 
 impl Outgoing {
-    /// Writes both lanes until the connection ends; returns why it did.
-    async fn serve(&self, held: &Held) -> String {
-        tokio::select! {
-            why = self.lane(held, Priority::Urgent) => why,
-            why = self.lane(held, Priority::Append) => why,
-            why = held.connection.closed() => why.to_string(),
+    /// Writes both lanes until the connection ends, and returns why it did; `None` where one side's
+    /// certificate is another one now: nothing that was taken from the outbox is lost then.
+    async fn serve(&self, held: &Held) -> Option<String> {
+        let renewed = Renewed::default();
+        let lanes = async {
+            tokio::join!(
+                self.lane(held, Priority::Urgent, &renewed),
+                self.lane(held, Priority::Append, &renewed)
+            )
+        };
+        tokio::pin!(lanes);
+        let mut ended = tokio::select! {
+            (urgent, append) = &mut lanes => return Some(urgent.or(append)?),
+            why = held.connection.closed() => Some(why.to_string()),
+            () = self.renewal(held) => None,
+        };
+        if ended.is_none() {
+            // What is being written goes out; what waits, over the next connection.
+            renewed.tell();
+            let written = tokio::time::timeout(RENEWAL_PATIENCE, lanes).await;
+            ended = written.ok().and_then(|(urgent, append)| urgent.or(append));
         }
+        ended
     }
 
-    async fn lane(&self, held: &Held, priority: Priority) -> String {
+    /// Resolves when this connection should be made anew: it rests on a certificate that was replaced
+    /// here, or on one of the peer's that is not what it would show now.
+    async fn renewal(&self, held: &Held) {
+        let mut changes = self.endpoint.live().changed();
+        let leaf = held.leaf.clone();
+        let live = self.endpoint.live();
+        let believed = || held.info.peer.as_ref().is_none_or(|peer| peer.still_believed(live, true).is_ok());
+        // The sender lives as long as the endpoint does.
+        let _ = changes.wait_for(|_| live.leaf() != leaf || !believed()).await;
+        if !believed() {
+            return;
+        }
+        // Not all members shall dial in step.
+        let jitter = rand::rng().random_range(0..MAX_RENEWAL_JITTER.as_millis() as u64);
+        tokio::time::sleep(Duration::from_millis(jitter)).await;
+    }
+
+    async fn lane(&self, held: &Held, priority: Priority, renewed: &Renewed) -> Option<String> {
         let mut stream = match held.connection.open_uni().await {
             Ok(stream) => stream,
-            Err(error) => return error.to_string(),
+            Err(error) => return Some(error.to_string()),
         };
         let _ = stream.set_priority(if priority == Priority::Urgent { 1 } else { 0 });
         loop {
-            let frames = self.outbox.take(priority).await;
+            let frames = tokio::select! {
+                biased;
+                () = renewed.told() => break,
+                frames = self.outbox.take(priority) => frames,
+            };
             if let Err(error) = write_frames(&mut stream, frames).await {
                 self.reports.unreachable(self.node);
-                return error.to_string();
+                return Some(error.to_string());
             }
         }
+        // The peer has it all then; it is given the time to read it before a newer connection takes over.
+        let _ = stream.finish();
+        let _ = stream.stopped().await;
+        tokio::time::sleep(READ_OUT).await;
+        None
+    }
+}
+
+/// Tells both lanes of a connection to end.
+#[derive(Default)]
+struct Renewed(tokio::sync::watch::Sender<bool>);
+
+impl Renewed {
+    fn tell(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn told(&self) {
+        // The sender is `self`.
+        let _ = self.0.subscribe().wait_for(|told| *told).await;
     }
 }
 

@@ -11,6 +11,7 @@ use super::frame::{FrameError, FrameReader, write_frames};
 use crate::error::{Error, NotDone, Refusal, Unknown};
 use crate::limits::{MAX_JOIN_FRAME_BYTES, MAX_REQUEST_FRAME_BYTES, REQUEST_READ_DEADLINE};
 use crate::pki::Identity;
+use crate::types::KeyDigest;
 
 /// A client's connection, or that of a member that forwards its clients' requests.
 #[derive(Debug)]
@@ -78,7 +79,7 @@ async fn next_stream(held: &Arc<Held>, max: usize) -> Option<RequestStream> {
         send,
         recv: FrameReader::new(recv, max),
         begun: false,
-        _held: held.clone(),
+        held: held.clone(),
     })
 }
 
@@ -91,10 +92,16 @@ pub struct RequestStream {
     send: SendStream,
     recv: FrameReader,
     begun: bool,
-    _held: Arc<Held>,
+    held: Arc<Held>,
 }
 
 impl RequestStream {
+    /// The public key in the asker's verified certificate; `None` for a joiner.
+    pub fn key(&self) -> Option<KeyDigest> {
+        let peer = self.held.info.peer.as_ref()?;
+        crate::pki::key_of(peer.chain().next()?).ok()
+    }
+
     /// The next frame of the request; `None` when the asker has said all. The first must be there
     /// within [`REQUEST_READ_DEADLINE`]; later ones (of a watcher) may take as long as they like.
     ///

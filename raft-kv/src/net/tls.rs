@@ -240,6 +240,22 @@ impl Believed {
     }
 }
 
+/// The root that the leaf rests on by itself, of those that `credentials` believe; `None` if none.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] for a root that can't be read.
+pub fn root_of(credentials: &Credentials) -> Result<Option<RootDigest>, Refusal> {
+    let chain = certificates(&credentials.chain);
+    let Some((leaf, others)) = chain.split_first() else { return Ok(None) };
+    for root in credentials.roots.iter().rev() {
+        let (clients, _) = verifiers(&root_store(std::slice::from_ref(root))?)?;
+        if clients.verify_client_cert(leaf, others, UnixTime::now()).is_ok() {
+            return Ok(Some(RootDigest::of(root)));
+        }
+    }
+    Ok(None)
+}
+
 fn certificates(all: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
     all.iter().cloned().map(CertificateDer::from).collect()
 }
@@ -393,9 +409,17 @@ impl DialVerifier {
                 (Arc::new(pinned), None, None)
             }
         };
-        trust
-            .verify_server(leaf, others, now)
-            .map_err(|error| bad(format!("the node that answers: {}", certificate_error(&error))))?;
+        trust.verify_server(leaf, others, now).map_err(|error| {
+            let why = certificate_error(&error);
+            let advice = match error {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) if cluster.is_some() => {
+                    "; if it was replaced, a token of the new one brings a new certificate: \
+                         `raft-kv cert renew --token TOKEN`"
+                }
+                _ => "",
+            };
+            bad(format!("the node that answers: {why}{advice}"))
+        })?;
         check_dialled(&Identity::from_cert(leaf)?, cluster, node)
     }
 }
@@ -485,10 +509,15 @@ pub(super) fn certificate_error(error: &rustls::Error) -> String {
 /// What a TLS alert from the other side means for the one that gets it. `None`: not about us.
 pub(super) fn alert_refusal(alert: u64) -> Option<Refusal> {
     let why = match alert {
-        45 => "this side's certificate has expired, or a clock is wrong; get a new one",
+        45 => {
+            "this side's certificate has expired, or a clock is wrong; get a new one: `raft-kv cert issue NAME \
+             --out DIR --data-dir D` on a machine that runs a member makes one"
+        }
         48 | 51 => {
             "this side's certificate comes from a root that is not believed there: it belongs to \
-             another cluster, or the cluster's root was replaced"
+             another cluster, or the cluster's root was replaced; get a new one: `raft-kv cert issue NAME \
+             --out DIR --data-dir D` on a machine that runs a member makes one, and `raft-kv cert renew \
+             --watch` keeps it current from then on"
         }
         44 => "this side's certificate was revoked",
         42 | 43 | 46 | 49 => "the other side does not accept this side's certificate",

@@ -40,6 +40,8 @@ pub struct Report {
     pub auth: Option<(u64, bool)>,
     /// Whether what is believed changed, or the whole state is new.
     pub trust: bool,
+    /// Whether the log up to here is to be given up: see [`machine::Applied::forget_log`].
+    pub forget_log: bool,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -89,6 +91,7 @@ impl<S: Store> Applier<S> {
             members: Some(members?),
             auth: Some(self.auth()?),
             trust: true,
+            forget_log: false,
             ..Report::default()
         })
     }
@@ -106,7 +109,7 @@ impl<S: Store> Applier<S> {
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
-        let trust = applied.trust_changed;
+        let (trust, forget_log) = (applied.trust_changed, applied.forget_log);
         let machine = self.machine.as_ref().expect("it has just applied");
         let (me, boot) = (self.me, self.boot);
         let ours = |outcome: &Outcome| outcome.request.origin == me && outcome.request.boot == boot;
@@ -119,6 +122,7 @@ impl<S: Store> Applier<S> {
             members,
             auth,
             trust,
+            forget_log,
             bytes,
             ..Report::default()
         };

@@ -233,6 +233,10 @@ impl<L: LogView> Replica<L> {
             self.members = members.clone();
             out.members = Some(members);
         }
+        if report.forget_log {
+            self.forget_to = self.applied.index;
+            self.flush_soon = true;
+        }
         self.step(now, raft::Input::Applied(self.applied.index), out)
     }
 
@@ -353,6 +357,8 @@ impl<L: LogView> Replica<L> {
         for progress in status.progress.values().filter(|progress| progress.recent_active) {
             keep_from = keep_from.min(progress.matched);
         }
+        // Who is behind that gets a snapshot: what is in there may be open to a key in wrong hands.
+        keep_from = keep_from.max(self.forget_to.min(meta.index));
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
             keep_from = keep_from.min(checkpoint.index);
         }

@@ -166,6 +166,8 @@ pub struct Replica<L: LogView> {
     pub(super) flushing: bool,
     /// The configuration changed since the last flush began.
     pub(super) flush_soon: bool,
+    /// The log up to here is kept for nobody.
+    pub(super) forget_to: Index,
     pub(super) checkpoint: Option<SnapshotMeta>,
     pub(super) making_checkpoint: bool,
     pub(super) sending: BTreeSet<NodeId>,
@@ -210,6 +212,7 @@ impl<L: LogView> Replica<L> {
             flushed_at: Duration::ZERO,
             flushing: false,
             flush_soon: false,
+            forget_to: 0,
             checkpoint: None,
             making_checkpoint: false,
             sending: BTreeSet::new(),

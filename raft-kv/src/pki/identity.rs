@@ -173,14 +173,21 @@ impl Credentials {
     pub fn from_pem(files: &PemFiles) -> Result<Self, Refusal> {
         let roots = certificates(&files.cacert, "cacert")?;
         let chain = certificates(&files.cert, "cert")?;
-        let keys = pem::parse_many(&files.key).unwrap_or_default();
-        let key = match keys.as_slice() {
-            [key] if key.tag() == "PRIVATE KEY" => key.contents().to_vec(),
-            _ => return bad("the key file does not hold one private key (PKCS #8 in PEM)"),
-        };
+        let key = Self::key_from_pem(&files.key)?;
         let credentials = Self { chain, key, roots, distrusted: Vec::new() };
         credentials.check()?;
         Ok(credentials)
+    }
+
+    /// The one private key (PKCS #8 in DER) in a PEM file.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if there is none, or more.
+    pub fn key_from_pem(text: &str) -> Result<Vec<u8>, Refusal> {
+        match pem::parse_many(text).unwrap_or_default().as_slice() {
+            [key] if key.tag() == "PRIVATE KEY" => Ok(key.contents().to_vec()),
+            _ => bad("the key file does not hold one private key (PKCS #8 in PEM)"),
+        }
     }
 
     /// Whether leaf and key belong together and the leaf names somebody.

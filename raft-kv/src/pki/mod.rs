@@ -14,9 +14,9 @@ mod verify;
 
 pub use crate::types::RootDigest;
 pub use identity::{Credentials, Identity, PemFiles, name_of};
-pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, issue, request_key, validity_of};
+pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, ends_soon, issue, request_key, validity_of};
 pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
-pub use seal::Keyring;
+pub use seal::{Keyring, UnlockKey};
 pub use token::{JoinToken, Secret};
 pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};
 

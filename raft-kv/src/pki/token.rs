@@ -122,7 +122,7 @@ impl FromStr for JoinToken {
     }
 }
 
-fn encode(bytes: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 8 / 5 + 1);
     let (mut bits, mut held) = (0u32, 0);
     for &byte in bytes {
@@ -140,7 +140,7 @@ fn encode(bytes: &[u8]) -> String {
 }
 
 /// Strict: no other text has the same bytes.
-fn decode(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() * 5 / 8);
     let (mut bits, mut held) = (0u32, 0);
     for letter in text.bytes() {

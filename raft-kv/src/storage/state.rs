@@ -19,8 +19,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
-    ColumnFamily, DB, Direction, FlushOptions, IteratorMode, ReadOptions, Snapshot, WriteBatch, WriteOptions,
-    properties,
+    BottommostLevelCompaction, ColumnFamily, CompactOptions, DB, Direction, FlushOptions, IteratorMode,
+    ReadOptions, Snapshot, WriteBatch, WriteOptions, properties,
 };
 
 pub use super::rocks::StateOptions;
@@ -141,6 +141,20 @@ impl State {
             table_readers: sum(properties::ESTIMATE_TABLE_READERS_MEM),
             pending_compaction: sum(properties::ESTIMATE_PENDING_COMPACTION_BYTES),
         }
+    }
+}
+
+impl State {
+    /// Writes all that there is of `table` anew, so that no file has what was overwritten or removed.
+    /// For small tables: it takes as long as the table is large.
+    pub fn rewrite(&self, table: Table) -> Result<(), StorageFailed> {
+        let database = self.shared.current.load_full();
+        self.shared.flush(&database)?;
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        let all = None::<&[u8]>;
+        database.db().compact_range_cf_opt(family(database.db(), table), all, all, &options);
+        self.shared.check(&database)
     }
 }
 

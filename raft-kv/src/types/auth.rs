@@ -1,8 +1,6 @@
 //! Users, roles and permissions, with etcd v3's meaning; and who a caller is.
 
-use bytes::Bytes;
-
-use super::{KeyRange, NodeId};
+use super::{KeyRange, NodeId, PasswordHash, Sealed};
 use crate::codec::{wire_enum, wire_struct};
 
 /// Who makes a call, as far as the store's own permissions go.
@@ -59,8 +57,8 @@ wire_struct!(Permission { kind, range });
 pub enum AuthChange {
     /// From now on permissions count. Needs the user `root` with the role `root`.
     Enable {
-        /// The key that signs tokens from now on, drawn at random by the proposer.
-        token_key: Bytes,
+        /// The key that signs tokens from now on, drawn at random and sealed by the member that is asked.
+        token_key: Sealed,
     },
     /// From now on everybody with a certificate may do everything.
     Disable,
@@ -69,7 +67,7 @@ pub enum AuthChange {
         /// The name; not empty.
         name: String,
         /// The bcrypt hash of the password; `None` for one that proves itself by certificate only.
-        password: Option<String>,
+        password: Option<PasswordHash>,
     },
     /// Removes a user.
     UserDelete {
@@ -81,7 +79,7 @@ pub enum AuthChange {
         /// The name.
         name: String,
         /// As in `UserAdd`.
-        password: Option<String>,
+        password: Option<PasswordHash>,
     },
     /// Gives a user a role.
     UserGrant {

@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{NodeId, Role};
+use super::{DataKeyId, HandedKeys, LockStatus, NodeId, Resealed, Role};
 use crate::codec::{Malformed, Reader, Wire, wire_enum, wire_struct};
 
 macro_rules! digest {
@@ -370,6 +370,45 @@ pub enum TrustChange {
         /// Now.
         now: i64,
     },
+    /// Makes the next data key known to the members, who store it. While one is being replaced this asks
+    /// for another replacement after it.
+    KeyNext {
+        /// One more than the active one's.
+        id: DataKeyId,
+        /// The key, sealed with the active one.
+        key: Sealed,
+        /// Now.
+        now: i64,
+    },
+    /// A member has the next data key on its disk.
+    KeyStored {
+        /// Which key.
+        id: DataKeyId,
+        /// Who.
+        node: NodeId,
+    },
+    /// From here on the next data key seals. Refused while it is not on the disks of a quorum.
+    KeyActivate {
+        /// Which key.
+        id: DataKeyId,
+    },
+    /// Secrets sealed anew.
+    Reseal {
+        /// Which; those that have changed meanwhile are passed over.
+        items: Vec<Resealed>,
+    },
+    /// From here on nothing is sealed with the key before the active one. Refused while something is.
+    KeySettle {
+        /// The active key.
+        id: DataKeyId,
+    },
+    /// Locks members' disks with an unlock key, or with another one, or unlocks them.
+    Unlock {
+        /// The unlock key; `None` for no lock.
+        key: Option<Sealed>,
+        /// The version before it: of two changes at a time one is refused.
+        version: u64,
+    },
 }
 wire_enum!(TrustChange {
     1 => Rotate { id, authority, deadline, stolen, now }, 2 => Reissue { id },
@@ -378,6 +417,8 @@ wire_enum!(TrustChange {
     8 => TokenCreate { id, token, now }, 9 => TokenRotate { id, secret, now }, 10 => TokenRevoke { id },
     11 => NodeRemove { id, now }, 12 => NodeRole { id, role }, 13 => Readmit { id, until },
     14 => Tidy { now },
+    30 => KeyNext { id, key, now }, 31 => KeyStored { id, node }, 32 => KeyActivate { id },
+    33 => Reseal { items }, 34 => KeySettle { id }, 35 => Unlock { key, version },
 });
 
 /// A root that its owner brings, instead of one that the cluster makes.
@@ -453,12 +494,23 @@ pub enum TrustCall {
     /// Tells when what is believed changes: answered by a stream, each item the same as to `Renew` without
     /// a chain.
     Follow,
+    /// Whether members' disks are locked.
+    LockStatus,
+    /// Locks members' disks, or unlocks them; data keys are replaced.
+    Autolock(bool),
+    /// The unlock key.
+    UnlockKey,
+    /// Gives the cluster another unlock key; data keys are replaced.
+    UnlockKeyRotate,
+    /// The keys that secrets are sealed with: for members alone.
+    Keys,
 }
 wire_enum!(TrustCall {
     1 => Status, 2 => Rotate { new, deadline, stolen }, 3 => Abort, 4 => Tokens,
     5 => TokenCreate { role, label, ttl, uses }, 6 => TokenRotate(id), 7 => TokenRevoke(id), 8 => Token(id),
     9 => NodeRemove(id), 10 => NodePromote(id), 11 => NodeDemote(id), 12 => NodeReadmit(id),
     13 => Renew { request }, 14 => Follow,
+    30 => LockStatus, 31 => Autolock(on), 32 => UnlockKey, 33 => UnlockKeyRotate, 34 => Keys,
 });
 
 /// What the authority answers.
@@ -486,10 +538,14 @@ pub enum TrustReply {
     },
     /// To anything that has nothing to tell.
     Done,
+    /// To a question about the lock, and to changes of it.
+    Lock(LockStatus),
+    /// To a member that asks for keys.
+    Keys(HandedKeys),
 }
 wire_enum!(TrustReply {
     1 => Status(status), 2 => Tokens(tokens), 3 => Token { id, text },
-    4 => Certificate { chain, roots, issuing }, 5 => Done,
+    4 => Certificate { chain, roots, issuing }, 5 => Done, 30 => Lock(status), 31 => Keys(keys),
 });
 
 /// The authority as `ca status` shows it.

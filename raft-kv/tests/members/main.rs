@@ -5,5 +5,7 @@
 mod permissions;
 mod ranges;
 mod recovery;
+mod renewing;
+mod rotation;
 mod serving;
 mod support;

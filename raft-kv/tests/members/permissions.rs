@@ -17,7 +17,10 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Error>, expect: AuthRefusal) {
 }
 
 fn user(name: &str, password: Option<&str>) -> AuthChange {
-    AuthChange::UserAdd { name: name.into(), password: password.map(|text| hash_password(text).unwrap()) }
+    AuthChange::UserAdd {
+        name: name.into(),
+        password: password.map(|text| hash_password(text).unwrap().into()),
+    }
 }
 
 fn grant(name: &str, role: &str) -> AuthChange {
@@ -34,7 +37,8 @@ async fn enable(handle: &Handle) {
     };
     let users = [user("root", Some("r")), grant("root", "root"), user("alice", Some("a")), user("bob", None)];
     let roles = [role("ra", "a/"), role("rb", "b/")].into_iter().flatten();
-    let grants = [grant("alice", "ra"), grant("bob", "rb"), AuthChange::Enable { token_key: "".into() }];
+    let grants =
+        [grant("alice", "ra"), grant("bob", "rb"), AuthChange::Enable { token_key: Default::default() }];
     for change in users.into_iter().chain(roles).chain(grants) {
         handle.auth_change(change).await.unwrap();
     }
@@ -78,7 +82,7 @@ async fn a_token_counts_on_every_member_at_once_and_ends_with_its_password() {
             alice.members().await.unwrap();
         }
         // Each round the password changes, and with it every token.
-        let (name, password) = ("alice".into(), Some(hash_password("a").unwrap()));
+        let (name, password) = ("alice".into(), Some(hash_password("a").unwrap().into()));
         nodes[(round + 1) % 3]
             .handle()
             .auth_change(AuthChange::UserPassword { name, password })
@@ -119,7 +123,8 @@ async fn by_certificate(node: &Node, name: &str) -> Handle {
     let (chain, roots) =
         node.handle().issue_certificate(name, Role::Client, key.request().into()).await.unwrap();
     let der = |list: Vec<bytes::Bytes>| list.iter().map(|one| one.to_vec()).collect();
-    let credentials = Credentials { chain: der(chain), key: key.der().to_vec(), roots: der(roots) };
+    let credentials =
+        Credentials { chain: der(chain), key: key.der().to_vec(), roots: der(roots), ..Default::default() };
     Handle::connect(&[node.addr().to_owned()], credentials).await.unwrap()
 }
 

@@ -52,12 +52,16 @@ pub async fn value(handle: &Handle, key: &str) -> Option<String> {
     found.map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
 }
 
-pub async fn cluster(dir: &Path, names: &[&str]) -> Vec<Node> {
-    // RUST_LOG=debug shows what a failing run did.
+/// RUST_LOG=debug shows what a failing run did.
+pub fn logs() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_test_writer()
         .try_init();
+}
+
+pub async fn cluster(dir: &Path, names: &[&str]) -> Vec<Node> {
+    logs();
     let first = Node::init(config(dir, names[0])).await.unwrap();
     let token = first.handle().join_token(Role::Manager).await.unwrap();
     let mut nodes = vec![first];

@@ -8,18 +8,20 @@ mod words;
 #[cfg(test)]
 mod tests;
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use etcd_api::etcdserverpb::WatchRequest;
 use etcd_api::etcdserverpb::watch_server::Watch;
-use etcd_api::etcdserverpb::{WatchRequest, WatchResponse};
 use raft_kv::limits;
 use raft_kv::raft::Leadership;
 use raft_kv::types::Caller;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::room::Paced;
 use super::{Etcd, Who, status};
 
 /// How often a watcher that asked for it hears how far it is when nothing happens.
@@ -30,7 +32,38 @@ const LEADERLESS: Duration = limits::TICK.saturating_mul(3 * limits::ELECTION_TI
 const QUEUED_ANSWERS: usize = 1;
 
 /// The answers of one stream.
-pub type Answers = ReceiverStream<Result<WatchResponse, Status>>;
+pub type Answers = Paced<Asking>;
+
+/// The answers as they are made: it is told when one is asked for that there is not yet.
+#[derive(Debug)]
+pub struct Asking {
+    answers: mpsc::Receiver<stream::Queued>,
+    hungry: watch::Sender<bool>,
+}
+
+impl Asking {
+    fn new(answers: mpsc::Receiver<stream::Queued>) -> (Self, watch::Receiver<bool>) {
+        let (hungry, told) = watch::channel(false);
+        (Self { answers, hungry }, told)
+    }
+
+    /// How many are made and not taken.
+    #[cfg(test)]
+    fn queued(&self) -> usize {
+        self.answers.len()
+    }
+}
+
+impl Stream for Asking {
+    type Item = stream::Queued;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<stream::Queued>> {
+        let polled = self.answers.poll_recv(context);
+        let hungry = polled.is_pending();
+        self.hungry.send_if_modified(|told| std::mem::replace(told, hungry) != hungry);
+        polled
+    }
+}
 
 /// The service.
 #[derive(Clone, Debug)]
@@ -71,14 +104,20 @@ impl WatchService {
         // From before the first check on, so that no change is missed.
         let auth_changes = Some(self.etcd.own_handle().auth_changes());
         let nobody = || self.etcd.own_handle().clone().acting_as(Caller::Anonymous);
-        let handle = self.etcd.handle_for(&who).unwrap_or_else(|_| nobody());
+        let handle = match self.etcd.handle_for(&who) {
+            Err(status) if status.code() == Code::Unauthenticated => nobody(),
+            found => found?,
+        };
         let set = handle.watch_set().map_err(status::status)?;
         let (out, answers) = mpsc::channel(QUEUED_ANSWERS);
         let etcd = self.etcd.clone();
-        let stream = stream::Stream::new(set, out, Box::new(move || etcd.handle_for(&who)));
+        let (answers, hungry) = Asking::new(answers);
+        let out = stream::Out { answers: out, hungry };
+        let stream =
+            stream::Stream::new(set, out, self.etcd.room().clone(), Box::new(move || etcd.handle_for(&who)));
         let ends = stream::Ends { leaderless: leaderless(leadership), auth_changes };
         tokio::spawn(stream.run(Box::pin(requests), ends, self.progress_interval));
-        Ok(ReceiverStream::new(answers))
+        Ok(self.etcd.room().paced(answers))
     }
 }
 
@@ -92,7 +131,11 @@ impl Watch for WatchService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let needs_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
         let who = Who::asks(&request);
-        Ok(Response::new(self.follow(who, needs_leader, request.into_inner())?))
+        let answers = self.follow(who, needs_leader, request.into_inner())?;
+        let sending = answers.sending();
+        let mut response = Response::new(answers);
+        response.extensions_mut().insert(sending);
+        Ok(response)
     }
 }
 

@@ -5,13 +5,15 @@ use etcd_api::etcdserverpb::watch_create_request::FilterType;
 use etcd_api::etcdserverpb::{WatchCreateRequest, WatchResponse};
 use etcd_api::mvccpb;
 use raft_kv::error::{AuthRefusal, Error, Refusal};
-use raft_kv::types::{Change, Event, EventKind, Header, KeyRange, WatchRequest};
+use raft_kv::types::{Change, Event, EventKind, Header, KeyRange, KeyValue, WatchBatch, WatchRequest};
 use tonic::Status;
 
 use crate::etcd::{convert, status};
 
 /// The watcher's number in answers that are for no watcher, or for all.
 pub(super) const NO_WATCHER: i64 = -1;
+/// Bytes that a key in an event takes besides key and value.
+const EVENT_OVERHEAD: usize = 48;
 pub(super) const DUPLICATE: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 /// The text of a start below 0, which is as far from being readable as can be.
 pub(super) const NEGATIVE: &str = "etcdserver: mvcc: required revision has been compacted";
@@ -29,6 +31,16 @@ pub(super) fn request(create: &WatchCreateRequest) -> WatchRequest {
         no_delete: filters(FilterType::Nodelete),
         prev_kv: create.prev_kv,
         progress_notify: create.progress_notify,
+    }
+}
+
+/// About the bytes that a batch is sent in.
+pub(super) fn bytes(batch: &WatchBatch) -> usize {
+    let kv = |kv: &KeyValue| kv.key.len() + kv.value.len() + EVENT_OVERHEAD;
+    let event = |event: &Event| kv(&event.kv) + event.prev.as_ref().map_or(0, kv);
+    match batch {
+        WatchBatch::Changes(changes) => changes.iter().flat_map(|change| &change.events).map(event).sum(),
+        WatchBatch::Progress(_) | WatchBatch::Compacted(_) => 0,
     }
 }
 

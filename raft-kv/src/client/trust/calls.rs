@@ -7,7 +7,7 @@ use super::super::local::Local;
 use super::authority::{now, roots_of};
 use crate::error::{Error, Refusal};
 use crate::machine::{self, Verdict};
-use crate::types::{CaStatus, TrustCall, TrustReply};
+use crate::types::{CaStatus, Rotation, TrustCall, TrustReply};
 
 impl Local {
     /// Carries out what is asked of the authority. Renewals and the stream of changes come by their own
@@ -24,6 +24,11 @@ impl Local {
                 self.abort_rotation().await?;
                 TrustReply::Done
             }
+            TrustCall::LockStatus => return self.lock_status(false),
+            TrustCall::Autolock(on) => return self.autolock(on, patience).await,
+            TrustCall::UnlockKey => return self.lock_status(true),
+            TrustCall::UnlockKeyRotate => return self.rotate_unlock_key(patience).await,
+            TrustCall::Keys => TrustReply::Keys(self.handed_keys()?),
             TrustCall::NodeRemove(id) => self.node_remove(id, patience).await?,
             TrustCall::NodePromote(id) => self.node_promote(id, patience).await?,
             TrustCall::NodeDemote(id) => self.node_demote(id, patience).await?,
@@ -34,6 +39,21 @@ impl Local {
             }
         };
         Ok((self.now()?, Reply::Trust(reply)))
+    }
+
+    /// The rotation under way as this member knows it, and how many nodes are late.
+    pub(in crate::client) fn rotation_here(&self) -> Result<Option<(Rotation, usize)>, Error> {
+        // A member that has just joined knows nothing yet.
+        self.now()?;
+        let now = now();
+        self.read(|view| {
+            let Some(rotation) = machine::read::trusted(view)?.rotation else { return Ok(None) };
+            let late = match machine::read::verdict(view, now)? {
+                Verdict::Wait { late, .. } | Verdict::Settle { late, .. } => late.len(),
+                Verdict::Stable | Verdict::Reissue { .. } => 0,
+            };
+            Ok(Some((rotation, late)))
+        })
     }
 
     fn ca_status(&self) -> Result<CaStatus, Error> {

@@ -3,32 +3,40 @@
 //! What is believed is what the state says, never what a peer says. A change is in force for new
 //! handshakes at once; open connections that it does not cover are ended right after.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
 
+use super::super::config::{Remembered, StartError, Tuning};
 use super::super::local::Local;
 use super::super::node::{OWN_PATIENCE, hosts_of};
 use super::authority::{Wanted, now};
-use crate::error::{Error, Refusal};
+use super::vault::Vault;
+use crate::error::Error;
 use crate::limits::{MAX_NODE_ERROR_BYTES, MAX_VERIFIED_PER_STEP};
-use crate::machine;
-use crate::net::{Endpoint, write_credentials};
-use crate::pki::{self, Credentials, NodeKey};
-use crate::types::{NodeId, Phase, Role, RootDigest, TrustChange, Trusted};
+use crate::machine::{self, Store};
+use crate::net::{ConnectionInfo, Endpoint, VerifiedPeer};
+use crate::pki::{self, Credentials, NodeKey, RootKey, Subject};
+use crate::storage::state::State;
+use crate::types::{NodeId, Phase, Role, RootDigest, Standing, TrustChange, Trusted};
 
 /// How often it is looked while a rotation is under way.
 const ROTATING: Duration = Duration::from_millis(50);
 /// How often it is looked otherwise: for certificates that end.
 const QUIET: Duration = Duration::from_secs(5);
+/// How much longer connections live that rest on a root that is not believed any more.
+const GRACE: Duration = Duration::from_millis(400);
 /// First pause after a failed renewal; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// When a certificate is renewed: at a random point between 50 and 80 % of its life.
+/// When a certificate is renewed: at a random point between 50 and 80 % of its life, which begins when
+/// it is made; it is valid from a little before.
 pub(in crate::client) fn due(from: SystemTime, until: SystemTime) -> SystemTime {
+    let from = from + pki::BACK_DATE;
+    // Its life begins when it is made, which is later than it says.
+    let from = (from + pki::BACK_DATE).min(until);
     let life = until.duration_since(from).unwrap_or_default();
     from + life.mul_f64(rand::rng().random_range(0.5..0.8))
 }
@@ -38,7 +46,7 @@ struct Keeper {
     endpoint: Endpoint,
     /// The leaf that `due` was drawn for, and when it is to be renewed.
     due: (Vec<u8>, SystemTime),
-    /// The root that this member's leaf rests on, as far as is known: that of the newest issue.
+    /// How long to wait after the next failure, and until when after the last one.
     pause: Duration,
     not_before: tokio::time::Instant,
 }
@@ -114,7 +122,8 @@ impl Keeper {
     }
 
     fn put_in_force(&self, credentials: Credentials) -> Result<(), Error> {
-        save(&self.local.cert_dir, &credentials)?;
+        let saved = self.local.vault.save(&credentials);
+        saved.map_err(|failed| Error::Stopped(failed.to_string()))?;
         self.local.trust.swap(credentials)?;
         self.local.recheck(&self.endpoint);
         Ok(())
@@ -138,6 +147,7 @@ impl Keeper {
         if (moved || introducing) && !due || tokio::time::Instant::now() < self.not_before {
             return Ok(());
         }
+        tracing::debug!(?moved, ?introducing, ?due, "renewing");
         match self.renewed(credentials).await {
             Ok(()) => {
                 self.pause = FIRST_PAUSE;
@@ -206,10 +216,6 @@ impl Keeper {
     }
 }
 
-fn save(dir: &Path, credentials: &Credentials) -> Result<(), Error> {
-    write_credentials(dir, credentials).map_err(|failed| Error::Stopped(failed.to_string()))
-}
-
 impl Local {
     /// Whether this member leads and has taken on its duties.
     pub(in crate::client) fn leads(&self) -> bool {
@@ -217,12 +223,28 @@ impl Local {
         leadership.leader == Some(self.me) && leadership.ready
     }
 
-    /// Ends connections that are not believed any more.
-    pub(in crate::client) fn recheck(&self, endpoint: &Endpoint) {
+    /// Ends connections whose other end is not let in any more, now; and those that are not believed
+    /// any more a moment later, so that who has a better certificate opens another one first.
+    pub(in crate::client) fn recheck(self: &Arc<Self>, endpoint: &Endpoint) {
+        self.end_unbelieved(endpoint, false);
+        // A node that has ended meanwhile shall not be kept.
+        let (local, endpoint) = (Arc::downgrade(self), endpoint.downgrade());
+        tokio::spawn(async move {
+            tokio::time::sleep(GRACE).await;
+            if let (Some(local), Some(endpoint)) = (local.upgrade(), endpoint.upgrade()) {
+                local.end_unbelieved(&endpoint, true);
+            }
+        });
+    }
+
+    fn end_unbelieved(&self, endpoint: &Endpoint, chains: bool) {
         let spared = self.spared.lock().clone();
-        let spare = |node: NodeId| spared.contains(&node);
-        let ended =
-            endpoint.recheck(|info| info.peer.as_ref().is_some_and(|peer| spare(peer.identity().node)));
+        let live = endpoint.live();
+        let spare = |info: &ConnectionInfo| {
+            let Some(identity) = info.peer.as_ref().map(VerifiedPeer::identity) else { return true };
+            spared.contains(&identity.node) || !chains && live.standing(&identity) != Standing::Removed
+        };
+        let ended = endpoint.recheck(spare);
         if ended > 0 {
             tracing::info!(ended, "connections ended that are not believed any more");
         }
@@ -230,9 +252,45 @@ impl Local {
 }
 
 /// A member whose certificate ended while it was off makes itself another: it has the authority's key,
-/// and the others know it. The log hears of it as soon as there is a quorum.
-pub(in crate::client) fn expired(credentials: &Credentials, now: SystemTime) -> Result<bool, Refusal> {
-    let leaf =
-        credentials.chain.first().ok_or_else(|| Refusal::BadCertificate { why: "there is none".into() })?;
-    Ok(now >= pki::validity_of(leaf)?.1)
+/// and the others know it. The log hears of it as soon as there is a quorum, so that a cluster comes
+/// back that was off as a whole for longer than its certificates last.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] where it can't: its root was replaced, or the key is kept outside.
+pub(in crate::client) fn renew_expired(
+    credentials: Credentials,
+    vault: &Vault,
+    state: &State,
+    node: &Remembered,
+    tuning: &Tuning,
+) -> Result<Credentials, StartError> {
+    let bring_back = "bring it back with a token: `raft-kv run --token TOKEN`";
+    let now = SystemTime::now();
+    let leaf = credentials.chain.first().cloned().unwrap_or_default();
+    if now < pki::validity_of(&leaf)?.1 {
+        credentials.check_date(now, bring_back)?;
+        return Ok(credentials);
+    }
+    let held = |view: &dyn machine::Read| {
+        if machine::read::holds_state(view)? { machine::read::trusted(view).map(Some) } else { Ok(None) }
+    };
+    let trusted = state.view(held)?;
+    let authority = trusted.as_ref().map(Trusted::issuing);
+    let Some((authority, key)) = authority.and_then(|it| Some((it, it.key.as_ref()?))) else {
+        credentials.check_date(now, bring_back)?;
+        return Ok(credentials);
+    };
+    let key = vault.keyring().open(super::authority::CA_KEY, key)?;
+    let signer = RootKey::from_parts(authority.via.first().unwrap_or(&authority.root), &key)?;
+    let url = node.client.as_ref().map_or(String::new(), |(_, told)| format!("https://{told}"));
+    let hosts = hosts_of(&node.advertise_addr, &url);
+    let (cluster, own) = (node.cluster, NodeKey::generate());
+    let subject = Subject { cluster, node: node.node, role: Role::Manager, name: String::new(), hosts };
+    let leaf = pki::issue(&signer, &subject, &own.public(), now, tuning.leaf_validity, &mut rand::rng())?;
+    let behind = authority.via.iter().chain(&authority.cross).map(|cert| cert.to_vec());
+    let chain = std::iter::once(leaf).chain(behind).collect();
+    let renewed = Credentials { chain, key: own.der().to_vec(), ..credentials };
+    vault.save(&renewed)?;
+    tracing::warn!("this member's certificate had expired; it has a new one");
+    Ok(renewed)
 }

@@ -6,7 +6,14 @@ pub(super) mod authority;
 mod calls;
 mod keeper;
 mod nodes;
+mod renew;
 mod rotation;
+pub(super) mod sealing;
+pub(super) mod unlock;
+pub(super) mod vault;
 
 pub(super) use authority::Wanted;
-pub(super) use keeper::keep;
+pub(super) use keeper::{due, keep, renew_expired};
+pub(super) use nodes::evict;
+pub(super) use renew::{Turns, follow};
+pub(super) use sealing::keep_sealed;

@@ -3,21 +3,21 @@
 //! What the user root needs can't be taken while permissions count, so nobody is locked out. A
 //! change that changes nothing makes no new revision.
 
-use bytes::Bytes;
-
 use super::records::{
     AuthStatus, ROOT, RoleRecord, UserRecord, role, role_key, status, status_key, user, user_key, users,
 };
 use crate::error::{AuthRefusal, Refusal};
 use crate::limits::{
-    MAX_AUTH_NAME_BYTES, MAX_BCRYPT_COST, MAX_KEY_BYTES, MAX_ROLE_PERMISSIONS, MAX_ROLES, MAX_USER_ROLES,
-    MAX_USERS, TOKEN_KEY_BYTES,
+    MAX_AUTH_NAME_BYTES, MAX_KEY_BYTES, MAX_ROLE_PERMISSIONS, MAX_ROLES, MAX_SECRET_BYTES, MAX_USER_ROLES,
+    MAX_USERS,
 };
 use crate::machine::command::Answer;
 use crate::machine::draft::Draft;
 use crate::machine::stop::Stop;
 use crate::machine::store::Table;
-use crate::types::{AuthChange, KeyRange, Permission};
+use crate::machine::trust::check_key;
+use crate::planted;
+use crate::types::{AuthChange, KeyRange, PasswordHash, Permission, Sealed};
 
 /// Whether the change made a difference.
 type Changed = Result<bool, Stop>;
@@ -29,12 +29,13 @@ fn refused<T>(why: AuthRefusal) -> Result<T, Stop> {
 /// Refuses a change that is out of its bounds, whatever users and roles there are.
 pub fn validate(change: &AuthChange) -> Result<(), Refusal> {
     let names: &[&String] = match change {
-        AuthChange::Enable { token_key } if token_key.len() != TOKEN_KEY_BYTES => {
-            return Err(Refusal::invalid("token key", format!("it does not have {TOKEN_KEY_BYTES} bytes")));
+        AuthChange::Enable { token_key } => {
+            check_sealed("token key", token_key)?;
+            &[]
         }
-        AuthChange::Enable { .. } | AuthChange::Disable => &[],
+        AuthChange::Disable => &[],
         AuthChange::UserAdd { name, password } | AuthChange::UserPassword { name, password } => {
-            password.as_deref().map_or(Ok(()), check_hash)?;
+            password.as_ref().map_or(Ok(()), check_password)?;
             &[name]
         }
         AuthChange::UserDelete { name } => &[name],
@@ -58,22 +59,33 @@ pub fn validate(change: &AuthChange) -> Result<(), Refusal> {
     }
 }
 
-/// Whether it has the form of a bcrypt hash, of a cost that can be borne.
-fn check_hash(hash: &str) -> Result<(), Refusal> {
-    let bytes = hash.as_bytes();
-    let letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"./".contains(byte);
-    let cost = hash.get(4..6).and_then(|cost| cost.parse::<u32>().ok()).unwrap_or(0);
-    let fits = bytes.len() == 60
-        && bytes.starts_with(b"$2")
-        && b"abxy".contains(&bytes[2])
-        && bytes[3] == b'$'
-        && bytes[6] == b'$'
-        && bytes[7..].iter().all(letter);
-    if !fits || !(4..=MAX_BCRYPT_COST).contains(&cost) {
-        let why = format!("it is not a bcrypt hash of a cost from 4 to {MAX_BCRYPT_COST}");
-        return Err(Refusal::invalid("password's hash", why));
+/// Nothing but what is sealed comes into the log.
+fn check_sealed(field: &str, secret: &Sealed) -> Result<(), Refusal> {
+    if secret.key().is_none() || secret.0.len() > MAX_SECRET_BYTES {
+        return Err(Refusal::invalid(field, "it is not sealed; hand it to a member, who seals it"));
     }
     Ok(())
+}
+
+fn check_password(hash: &PasswordHash) -> Result<(), Refusal> {
+    match hash {
+        PasswordHash::Sealed(hash) => check_sealed("password's hash", hash),
+        PasswordHash::Clear(_) if planted!(LogClearSecret) => Ok(()),
+        PasswordHash::Clear(_) => check_sealed("password's hash", &Sealed::default()),
+    }
+}
+
+/// A password as it is stored. What is sealed with a key that is given up nobody could open soon.
+fn stored(draft: &Draft, password: &Option<PasswordHash>) -> Result<Option<Sealed>, Stop> {
+    match password {
+        None => Ok(None),
+        Some(PasswordHash::Sealed(hash)) => {
+            check_key(draft, hash)?;
+            Ok(Some(hash.clone()))
+        }
+        // Refused before it is proposed; a log that has one all the same is not made worse by it.
+        Some(PasswordHash::Clear(hash)) => Ok(Some(Sealed(hash.clone().into()))),
+    }
 }
 
 fn check_len(range: &KeyRange) -> Result<(), Refusal> {
@@ -119,7 +131,7 @@ pub fn change(draft: &mut Draft, change: &AuthChange) -> Result<Answer, Stop> {
     Ok(Answer::Done)
 }
 
-fn enable(draft: &Draft, status: &mut AuthStatus, token_key: &Bytes) -> Changed {
+fn enable(draft: &Draft, status: &mut AuthStatus, token_key: &Sealed) -> Changed {
     if status.enabled {
         return Ok(false);
     }
@@ -128,6 +140,7 @@ fn enable(draft: &Draft, status: &mut AuthStatus, token_key: &Bytes) -> Changed 
         Some(root) if !root.is_root() => return refused(AuthRefusal::RootRoleMissing),
         Some(_) => {}
     }
+    check_key(draft, token_key)?;
     status.enabled = true;
     status.token_key = token_key.clone();
     Ok(true)
@@ -137,7 +150,12 @@ fn full(what: &str, max: u64) -> Stop {
     Refusal::invalid(what, format!("there are {max} already, which is the limit")).into()
 }
 
-fn user_add(draft: &mut Draft, status: &mut AuthStatus, name: &str, password: &Option<String>) -> Changed {
+fn user_add(
+    draft: &mut Draft,
+    status: &mut AuthStatus,
+    name: &str,
+    password: &Option<PasswordHash>,
+) -> Changed {
     if name.is_empty() {
         return refused(AuthRefusal::UserEmpty);
     }
@@ -149,7 +167,8 @@ fn user_add(draft: &mut Draft, status: &mut AuthStatus, name: &str, password: &O
     }
     status.users += 1;
     let password_revision = status.revision + 1;
-    let record = UserRecord { password: password.clone(), password_revision, roles: Vec::new() };
+    let password = stored(draft, password)?;
+    let record = UserRecord { password, password_revision, roles: Vec::new() };
     draft.overlay.put(Table::Trust, user_key(name), &record);
     Ok(true)
 }
@@ -165,10 +184,15 @@ fn user_delete(draft: &mut Draft, status: &mut AuthStatus, name: &str) -> Change
 }
 
 /// A user without a password stays without: it was made to prove itself by certificate alone.
-fn user_password(draft: &mut Draft, status: &AuthStatus, name: &str, password: &Option<String>) -> Changed {
+fn user_password(
+    draft: &mut Draft,
+    status: &AuthStatus,
+    name: &str,
+    password: &Option<PasswordHash>,
+) -> Changed {
     let mut record = existing_user(draft, name)?;
     if record.password.is_some() {
-        record.password.clone_from(password);
+        record.password = stored(draft, password)?;
     }
     record.password_revision = status.revision + 1;
     draft.overlay.put(Table::Trust, user_key(name), &record);

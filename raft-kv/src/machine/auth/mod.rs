@@ -14,6 +14,7 @@ mod standing;
 pub use change::{change, validate};
 pub use query::query;
 pub use records::{AuthStatus, UserRecord, status, user};
+pub(super) use records::{status_key, user_key, users};
 pub use standing::{Asked, Standing};
 
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use crate::codec::wire_struct;
 use crate::error::StorageFailed;
 use crate::machine::format::{decode, load};
 use crate::machine::store::{Read, Table};
-use crate::types::Permission;
+use crate::types::{Permission, Sealed};
 
 const STATUS: &[u8] = b"auth";
 const USERS: &[u8] = b"user/";
@@ -28,7 +28,7 @@ pub struct AuthStatus {
     /// Counts up with each change of users, roles, or of whether they count; 1 at first.
     pub revision: u64,
     /// Signs tokens. Drawn anew at each enabling; it must never be shown.
-    pub token_key: Bytes,
+    pub token_key: Sealed,
     /// How many users there are.
     pub users: u64,
     /// How many roles there are.
@@ -38,15 +38,15 @@ wire_struct!(AuthStatus { enabled, revision, token_key, users, roles });
 
 impl Default for AuthStatus {
     fn default() -> Self {
-        Self { enabled: false, revision: 1, token_key: Bytes::new(), users: 0, roles: 0 }
+        Self { enabled: false, revision: 1, token_key: Sealed::default(), users: 0, roles: 0 }
     }
 }
 
 /// A user.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UserRecord {
-    /// The bcrypt hash of the password; none for one that proves itself by certificate alone.
-    pub password: Option<String>,
+    /// The bcrypt hash of the password, sealed; none for one that proves itself by certificate alone.
+    pub password: Option<Sealed>,
     /// The revision of users and roles at which the password last changed: older tokens have ended.
     pub password_revision: u64,
     /// Names of roles, ascending.

@@ -147,3 +147,116 @@ fn a_large_answer_is_asked_for_in_pages() {
     let silent = Command::Delete(DeleteRequest { range: KeyRange::all(), prev_kv: false });
     assert_eq!(bench.ask(silent), Ok(Answer::Delete(DeleteResponse { deleted: keys as i64, prevs: vec![] })));
 }
+
+/// Removing small keys costs more than their bytes: the bound counts each.
+#[test]
+fn one_delete_removes_no_more_than_fits_in_memory() {
+    let bench = &mut Bench::new();
+    let most = MAX_DELETE_BYTES / (DELETE_KEY_BYTES + 6);
+    let ops = |from: usize, to: usize| {
+        let op = |at: usize| TxnOp::Put(PutRequest { key: bytes(&format!("{at:06}")), ..Default::default() });
+        txn((from..to).map(op).collect())
+    };
+    let mut at = 0;
+    while at <= most {
+        let entries: Vec<_> = (at..=most)
+            .step_by(MAX_TXN_OPS)
+            .take(256)
+            .map(|from| vec![(None, ops(from, (from + MAX_TXN_OPS).min(most + 1)))])
+            .collect();
+        at += entries.len() * MAX_TXN_OPS;
+        assert!(bench.entries(&entries).outcomes.iter().all(|outcome| outcome.result.is_ok()));
+    }
+    let revision = bench.machine.revision();
+    let all = || Command::Delete(DeleteRequest { range: KeyRange::all(), prev_kv: false });
+    let refused = bench.ask(all()).unwrap_err();
+    assert!(matches!(&refused, Refusal::Invalid { field, .. } if field == "range"), "{refused:?}");
+    assert_eq!(bench.machine.revision(), revision);
+    bench.ask(delete(KeyRange::key(bytes("000000")))).unwrap();
+    let Ok(Answer::Delete(deleted)) = bench.ask(all()) else { panic!("it is at the bound") };
+    assert_eq!(deleted.deleted as usize, most);
+}
+
+fn held(bench: &Bench, lease: LeaseId) -> usize {
+    let record = bench.view(|view| super::super::lease::held(view, lease)).unwrap();
+    usize::try_from(record).unwrap()
+}
+
+/// Every way in which a key comes to a lease, changes there, and leaves it.
+#[test]
+fn a_lease_knows_what_its_end_takes() {
+    let bench = &mut Bench::new();
+    for id in [1, 2] {
+        bench.ask(Command::LeaseGrant { id, ttl: 9 }).unwrap();
+    }
+    let on = |key: &str, value: &str, lease| {
+        Command::Put(PutRequest { key: bytes(key), value: bytes(value), lease, ..Default::default() })
+    };
+    let kept = |key: &str, value: &str| {
+        let (key, value) = (bytes(key), bytes(value));
+        Command::Put(PutRequest { key, value, ignore_lease: true, ..Default::default() })
+    };
+    let key = |bytes: usize| DELETE_KEY_BYTES + bytes;
+    let steps = [
+        (on("a", "123", 1), key(4), 0),
+        (on("a", "1", 1), key(2), 0),
+        (on("b", "", 1), key(2) + key(1), 0),
+        (kept("b", "1234"), key(2) + key(5), 0),
+        (on("a", "12", 2), key(5), key(3)),
+        (on("b", "12", 0), 0, key(3)),
+        (on("b", "12", 2), 0, key(3) + key(3)),
+        (delete(KeyRange::key(bytes("a"))), 0, key(3)),
+        (
+            txn(vec![TxnOp::Put(PutRequest { key: bytes("c"), lease: 1, ..Default::default() })]),
+            key(1),
+            key(3),
+        ),
+        (
+            txn(vec![TxnOp::Put(PutRequest { key: bytes("c"), lease: 7, ..Default::default() })]),
+            key(1),
+            key(3),
+        ),
+    ];
+    for (at, (command, first, second)) in steps.into_iter().enumerate() {
+        let _ = bench.ask(command);
+        assert_eq!((held(bench, 1), held(bench, 2)), (first, second), "step {at}");
+    }
+    bench.ask(Command::LeaseRevoke { id: 2 }).unwrap();
+    assert_eq!((bench.get("b", 0), held(bench, 1)), (None, key(1)));
+}
+
+/// All keys of a lease end in one revision, so none has more than can be removed in one; several that
+/// end at once do so in several entries.
+#[test]
+fn the_end_of_a_lease_fits_in_memory() {
+    let bench = &mut Bench::new();
+    for id in 1..=3 {
+        bench.ask(Command::LeaseGrant { id, ttl: 9 }).unwrap();
+    }
+    let value = Bytes::from(vec![b'v'; MAX_VALUE_BYTES]);
+    let on = |lease: LeaseId, at: usize, value: &Bytes| {
+        let key = bytes(&format!("{lease}/{at:03}"));
+        Command::Put(PutRequest { key, value: value.clone(), lease, ..Default::default() })
+    };
+    let most = MAX_DELETE_BYTES / (MAX_VALUE_BYTES + DELETE_KEY_BYTES + 5);
+    for lease in [1, 2] {
+        for at in 0..most {
+            bench.ask(on(lease, at, &value)).unwrap();
+        }
+    }
+    bench.ask(on(3, 0, &Bytes::new())).unwrap();
+    let refused = bench.ask(on(1, most, &value)).unwrap_err();
+    assert!(matches!(&refused, Refusal::Invalid { field, .. } if field == "lease"), "{refused:?}");
+    bench.ask(on(1, most - 1, &value)).expect("what is there already may change");
+    let expire = |ids: Vec<LeaseId>| Command::LeaseExpire { ids, term: 1 };
+    let ended = |applied: Applied| -> Vec<LeaseId> {
+        let id = |change: LeaseChange| match change {
+            LeaseChange::Ended { id } => id,
+            other => panic!("{other:?}"),
+        };
+        applied.leases.into_iter().map(id).collect()
+    };
+    assert_eq!(ended(bench.run(expire(vec![1, 2, 3]))), [1]);
+    assert_eq!(ended(bench.run(expire(vec![1, 2, 3]))), [2, 3]);
+    assert_eq!(bench.get("2/000", 0), None);
+}

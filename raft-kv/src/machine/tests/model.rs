@@ -179,6 +179,14 @@ impl Model {
         Ok(())
     }
 
+    /// Within a transaction etcd takes only 0 for the newest, and what is below 0 for old.
+    fn check_txn_revision(&self, revision: Revision) -> Result<(), Refusal> {
+        if revision != 0 && revision < self.compacted {
+            return Err(Refusal::Compacted { requested: revision, compacted: self.compacted });
+        }
+        self.check_revision(revision)
+    }
+
     /// Within a transaction etcd looks at the key before the lease.
     fn check_put_in_txn(&self, request: &PutRequest) -> Result<(), Refusal> {
         match self.check_put(&PutRequest { lease: 0, ..request.clone() }) {
@@ -201,7 +209,7 @@ impl Model {
         };
         for op in ops {
             match op {
-                TxnOp::Range(request) if !puts => self.check_revision(request.revision)?,
+                TxnOp::Range(request) if !puts => self.check_txn_revision(request.revision)?,
                 TxnOp::Put(request) if puts => self.check_put_in_txn(request)?,
                 TxnOp::Range(_) | TxnOp::Put(_) | TxnOp::Delete(_) => {}
                 TxnOp::Txn(request) => self.check_each(before, request, puts)?,
@@ -323,6 +331,12 @@ fn range(state: &State, request: &RangeRequest) -> RangeResponse {
         .filter(|kv| request.min_create_revision == 0 || kv.create_revision >= request.min_create_revision)
         .filter(|kv| request.max_create_revision == 0 || kv.create_revision <= request.max_create_revision)
         .collect();
+    // etcd reads one key more than it is to answer, unless it knows that it has to sort or to filter.
+    let bounds = [request.min_mod_revision, request.max_mod_revision];
+    let bounds = [bounds, [request.min_create_revision, request.max_create_revision]];
+    if request.limit > 0 && request.sort_order == SortOrder::None && bounds == [[0; 2]; 2] {
+        kvs.truncate((request.limit as usize).saturating_add(1));
+    }
     let down = request.sort_order == SortOrder::Descend;
     // Bubbles: equal ones stay in the order of their keys.
     for _ in 0..kvs.len() {

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, users};
+use super::{alarms, nodes, random, sealing, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -28,6 +28,18 @@ fn each_bug_planted_in_permissions_and_alarms_is_found() {
     }
     let found = with(Some(Bug::IgnoreNoSpace), || std::panic::catch_unwind(alarms::no_space));
     assert!(found.is_err(), "IgnoreNoSpace was not found");
+}
+
+#[test]
+fn each_bug_planted_in_sealing_is_found() {
+    for bug in [Bug::SealWithUnsavedKey, Bug::DropUsedKey] {
+        let found =
+            with(Some(bug), || std::panic::catch_unwind(|| (0..sealing::SEEDS).for_each(sealing::run)));
+        assert!(found.is_err(), "{bug:?} was not found");
+    }
+    let clear = || users::a_password_is_a_hash_and_a_user_without_one_stays_so();
+    let found = with(Some(Bug::LogClearSecret), || std::panic::catch_unwind(clear));
+    assert!(found.is_err(), "LogClearSecret was not found");
 }
 
 #[test]

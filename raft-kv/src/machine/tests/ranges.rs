@@ -147,6 +147,32 @@ fn values_read_in_order_are_those_looked_up() {
     }
 }
 
+/// As etcd: where no order is named, one key more than the limit is read, and these are sorted.
+#[test]
+fn without_an_order_only_the_first_keys_are_sorted() {
+    let mut bench = Bench::new();
+    for (key, value) in [("ka", "4"), ("kb", "3"), ("kc", "2"), ("kd", "1")] {
+        bench.put(key, value).unwrap();
+    }
+    let check = |request: RangeRequest, expect: &[&str], more: bool| {
+        let request = RangeRequest { sort_target: SortTarget::Value, ..request };
+        let answer = bench.range(&request).unwrap();
+        let keys: Vec<_> = answer.kvs.iter().map(|kv| std::str::from_utf8(&kv.key).unwrap()).collect();
+        assert_eq!((&keys[..], answer.more, answer.count), (expect, more, 4), "{request:?}");
+    };
+    let limited = |limit| RangeRequest { limit, ..all() };
+    check(limited(1), &["kb"], true);
+    check(limited(2), &["kc", "kb"], true);
+    check(limited(3), &["kd", "kc", "kb"], true);
+    check(limited(4), &["kd", "kc", "kb", "ka"], false);
+    check(limited(i64::MAX), &["kd", "kc", "kb", "ka"], false);
+    check(all(), &["kd", "kc", "kb", "ka"], false);
+    check(RangeRequest { sort_order: SortOrder::Ascend, ..limited(1) }, &["kd"], true);
+    check(RangeRequest { sort_order: SortOrder::Descend, ..limited(1) }, &["ka"], true);
+    check(RangeRequest { min_mod_revision: 1, ..limited(1) }, &["kd"], true);
+    check(RangeRequest { max_create_revision: 99, ..limited(1) }, &["kd"], true);
+}
+
 #[test]
 fn keys_only_keeps_all_but_the_value() {
     let mut bench = Bench::new();

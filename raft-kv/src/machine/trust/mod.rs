@@ -16,11 +16,16 @@ use crate::types::{NodeId, NodeRecord, Revocation, Standing, TokenRecord, TrustC
 
 mod nodes;
 mod rotation;
+mod sealing;
 mod tokens;
 
 pub use nodes::let_in;
 pub(super) use nodes::{LetIn, admit, member_left};
 pub use rotation::{Verdict, verdict};
+pub(super) use sealing::check_key;
+#[cfg(test)]
+pub use sealing::secrets;
+pub use sealing::{SealStep, seal_step, sealing};
 
 const TRUSTED: &[u8] = b"trusted";
 const TOKENS: &[u8] = b"token/";
@@ -114,6 +119,9 @@ pub fn standing(view: &dyn Read, id: NodeId) -> Result<Standing, StorageFailed> 
 
 /// Carries a change out.
 pub fn change(draft: &mut Draft, change: &TrustChange) -> Result<Answer, Stop> {
+    for secret in sealing::secrets_of(change) {
+        check_key(draft, secret)?;
+    }
     draft.let_in.forget();
     match change {
         TrustChange::Rotate { id, authority, deadline, stolen, now } => {
@@ -132,6 +140,12 @@ pub fn change(draft: &mut Draft, change: &TrustChange) -> Result<Answer, Stop> {
         TrustChange::NodeRole { id, role } => nodes::set_role(draft, *id, *role),
         TrustChange::Readmit { id, until } => nodes::readmit(draft, *id, *until),
         TrustChange::Tidy { now } => nodes::tidy(draft, *now),
+        TrustChange::KeyNext { id, key, now } => sealing::next(draft, *id, key, *now),
+        TrustChange::KeyStored { id, node } => sealing::stored(draft, *id, *node),
+        TrustChange::KeyActivate { id } => sealing::activate(draft, *id),
+        TrustChange::Reseal { items } => sealing::reseal(draft, items),
+        TrustChange::KeySettle { id } => sealing::settle(draft, *id),
+        TrustChange::Unlock { key, version } => sealing::unlock(draft, key, *version),
     }?;
     draft.trust_changed = true;
     Ok(Answer::Done)
@@ -161,6 +175,9 @@ pub fn validate(change: &TrustChange) -> Result<(), Refusal> {
         TrustChange::TokenRotate { secret, .. } if secret.0.len() > crate::limits::MAX_SECRET_BYTES => {
             Err(Refusal::invalid("token secret", "it is too long"))
         }
+        TrustChange::KeyNext { .. } | TrustChange::Reseal { .. } | TrustChange::Unlock { .. } => {
+            sealing::validate(change)
+        }
         _ => Ok(()),
     }
 }
@@ -182,7 +199,15 @@ pub fn size(change: &TrustChange) -> usize {
         }
         TrustChange::TokenRotate { id, secret, .. } => id.len() + secret.0.len(),
         TrustChange::TokenRevoke { id } => id.len(),
-        TrustChange::Reissue { .. }
+        TrustChange::KeyNext { key, .. } => key.0.len(),
+        TrustChange::Unlock { key, .. } => key.as_ref().map_or(0, |key| key.0.len()),
+        TrustChange::Reseal { items } => {
+            items.iter().map(|item| item.old.0.len() + item.new.0.len() + 256).sum()
+        }
+        TrustChange::KeyStored { .. }
+        | TrustChange::KeyActivate { .. }
+        | TrustChange::KeySettle { .. }
+        | TrustChange::Reissue { .. }
         | TrustChange::Abort { .. }
         | TrustChange::NodeRemove { .. }
         | TrustChange::NodeRole { .. }

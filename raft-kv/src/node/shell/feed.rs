@@ -14,7 +14,7 @@ use super::publish::Watches;
 use super::snapshots::{Checkpoints, Incoming};
 use super::{ToDecide, drain};
 use crate::error::StorageFailed;
-use crate::machine::Store;
+use crate::machine::{Store, Table};
 use crate::node::apply::{Applier, Report, Work};
 use crate::storage::state::State;
 use crate::types::{Committed, Revision, SnapshotMeta};
@@ -45,6 +45,7 @@ pub(super) struct Feed {
     pub(super) auth: watch::Sender<u64>,
     pub(super) auth_counts: Arc<AtomicBool>,
     pub(super) trust: watch::Sender<u64>,
+    pub(super) rewrite: bool,
 }
 
 impl Feed {
@@ -112,6 +113,7 @@ impl Feed {
             return Ok(());
         }
         let (report, changes) = self.applier.entries(entries)?;
+        self.rewrite |= report.forget_log;
         if report.raised {
             // Watchers find in the store what they are owed, or that it is gone.
             self.watches.replaced(report.revision);
@@ -148,10 +150,13 @@ impl Feed {
     }
 
     /// Flushes on a thread of its own: it may take seconds, and applying goes on.
-    fn flush_aside(&self) {
+    fn flush_aside(&mut self) {
         let (state, back, meta) = (self.state.clone(), self.back.clone(), self.applier.applied());
+        // What was sealed with a key that is given up goes from the disk too.
+        let rewrite = std::mem::take(&mut self.rewrite);
         super::spawn("raft-kv flush", move || {
-            let told = match state.flush() {
+            let flushed = if rewrite { state.rewrite(Table::Trust) } else { state.flush() };
+            let told = match flushed {
                 Ok(()) => ToDecide::Flushed(meta),
                 Err(failed) => ToDecide::Failed(stopped(&failed)),
             };

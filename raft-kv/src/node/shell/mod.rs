@@ -132,6 +132,7 @@ impl Shell {
             auth: auth_sender,
             auth_counts: auth_counts.clone(),
             trust: trust_sender,
+            rewrite: false,
         };
         let decide = decide::Decide {
             replica,

@@ -3,6 +3,7 @@
 //! A checkpoint that is being sent stays; others go as soon as the log no longer reaches back to
 //! them. A received folder is installed only if raft accepted exactly that snapshot.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,7 +35,10 @@ fn fresh(folder: &Path) -> Result<(), StorageFailed> {
         }
         _ => {}
     }
-    std::fs::create_dir_all(folder)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
         .map_err(|error| StorageFailed::io(describe(), "making the folder", &error))
 }
 

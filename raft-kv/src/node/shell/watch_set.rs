@@ -181,6 +181,44 @@ impl WatchSet {
         }
     }
 
+    /// Whether it is worth a [`try_next`](Self::try_next).
+    pub fn is_ready(&self) -> bool {
+        let wants_reading = self.disk.reading.is_none() && !self.disk.turns.is_empty();
+        self.disk.read.is_some() || wants_reading || !self.bell.ready.lock().is_empty()
+    }
+
+    /// Waits until a watcher may have something, and takes nothing. May be dropped and called again.
+    pub async fn ready(&mut self) -> Result<(), Error> {
+        while !self.is_ready() {
+            match &mut self.disk.reading {
+                None => self.bell.rung.notified().await,
+                Some(reading) => tokio::select! {
+                    history = reading => self.disk.arrived(history.ok()),
+                    () = self.bell.rung.notified() => Ok(()),
+                }?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The next batch of whichever watcher has one, if there is one at once.
+    pub fn try_next(&mut self) -> Result<Option<(i64, WatchBatch)>, Error> {
+        let Look::Found(id, batch) = self.look()? else { return Ok(None) };
+        if matches!(batch, WatchBatch::Compacted(_)) {
+            self.remove(id);
+        }
+        Ok(Some((id, batch)))
+    }
+
+    /// Keeps no history for a consumer that does not take it: it is read again when it does.
+    pub fn let_go(&mut self) {
+        self.disk.reading = None;
+        if let Some((_, left)) = self.disk.read.take() {
+            let mut ready = self.bell.ready.lock();
+            left.into_iter().for_each(|id| ready.wake(id));
+        }
+    }
+
     /// The revision up to which EVERY watcher was handed everything: a true bookmark for all, to
     /// be sent behind all that was handed out. `None` while one is behind or waits for a revision
     /// in the future, and where there are no watchers.

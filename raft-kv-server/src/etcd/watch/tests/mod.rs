@@ -5,6 +5,7 @@ mod model;
 mod protocol;
 mod recipes;
 mod scale;
+mod tokens;
 mod transport;
 
 use std::net::UdpSocket;
@@ -115,9 +116,13 @@ impl World {
     }
 
     fn open(&self) -> Client {
+        self.open_as(Who::default())
+    }
+
+    fn open_as(&self, who: Who) -> Client {
         let (requests, received) = mpsc::unbounded_channel();
         let received = UnboundedReceiverStream::new(received);
-        let answers = self.service.follow(Who::default(), true, received).unwrap();
+        let answers = self.service.follow(who, true, received).unwrap();
         Client { requests: Some(requests), answers }
     }
 }

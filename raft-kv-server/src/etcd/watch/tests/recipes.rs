@@ -4,9 +4,11 @@ use etcd_api::v3electionpb::election_server::Election;
 use etcd_api::v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest};
 use etcd_api::v3lockpb::lock_server::Lock;
 use etcd_api::v3lockpb::{LockRequest, UnlockRequest};
+use raft_kv::types::{AuthChange, Permission, PermissionKind};
 use tonic::{Code, Request};
 
 use super::*;
+use crate::etcd::Certificate;
 use crate::etcd::election::ElectionService;
 use crate::etcd::lock::LockService;
 
@@ -108,4 +110,70 @@ async fn an_election_has_one_leader_that_observers_follow() {
     assert_eq!(failure(service.proclaim(Request::new(request)).await), missing);
     let now = service.leader(name()).await.unwrap().into_inner().kv.unwrap();
     assert_eq!(now.value, "c");
+}
+
+/// Users count from now on: `bob` may read and write the keys under `l/`.
+async fn with_bob(world: &World) {
+    let (kind, range) = (PermissionKind::ReadWrite, KeyRange::prefix("l/"));
+    let user = |name: &str| AuthChange::UserAdd { name: name.into(), password: None };
+    let grant = |name: &str, role: &str| AuthChange::UserGrant { name: name.into(), role: role.into() };
+    for change in [
+        user("root"),
+        AuthChange::RoleAdd { role: "root".into() },
+        grant("root", "root"),
+        user("bob"),
+        AuthChange::RoleAdd { role: "r".into() },
+        AuthChange::RoleGrant { role: "r".into(), permission: Permission { kind, range } },
+        grant("bob", "r"),
+        AuthChange::Enable { token_key: Default::default() },
+    ] {
+        world.handle.auth_change(change).await.unwrap();
+    }
+}
+
+fn by_bob<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let role = raft_kv::types::Role::Client;
+    request.extensions_mut().insert(Certificate { name: "bob".into(), role });
+    request
+}
+
+/// Who waits for hours is not let in on what it was allowed when it came.
+#[tokio::test]
+async fn whoever_waits_is_asked_again_when_permissions_change() {
+    let world = World::new().await;
+    with_bob(&world).await;
+    let etcd = etcd(world.node.as_ref().unwrap());
+    let (locks, elections) = (LockService::new(etcd.clone()), ElectionService::new(etcd));
+    for lease in [1, 2, 3] {
+        world.handle.lease_grant(lease, 60).await.unwrap();
+    }
+    locks.lock(by_bob(LockRequest { name: "l".into(), lease: 1 })).await.unwrap();
+    let lock = {
+        let locks = locks.clone();
+        async move { locks.lock(by_bob(LockRequest { name: "l".into(), lease: 2 })).await.map(drop) }
+    };
+    let campaign = {
+        let elections = elections.clone();
+        let request = CampaignRequest { name: "l".into(), lease: 3, value: "v".into() };
+        async move { elections.campaign(by_bob(request)).await.map(drop) }
+    };
+    let (lock, campaign) = (tokio::spawn(lock), tokio::spawn(campaign));
+    let name = LeaderRequest { name: "l".into() };
+    let mut observed = elections.observe(by_bob(name)).await.unwrap().into_inner();
+    assert_eq!(observed.next().await.unwrap().unwrap().kv.unwrap().key, "l/1");
+    until_keys(&world, "l/", 3).await;
+    // A change that takes nothing from bob ends nobody's wait.
+    world.handle.auth_change(AuthChange::RoleAdd { role: "other".into() }).await.unwrap();
+    assert!(!lock.is_finished() && !campaign.is_finished());
+    let revoke = AuthChange::UserRevoke { name: "bob".into(), role: "r".into() };
+    world.handle.auth_change(revoke).await.unwrap();
+    let denied = (Code::PermissionDenied, "etcdserver: permission denied".to_owned());
+    let ended = async |waits: tokio::task::JoinHandle<Result<(), Status>>| {
+        tokio::time::timeout(PATIENCE, waits).await.expect("it ends").unwrap()
+    };
+    assert_eq!(failure(ended(lock).await), denied);
+    assert_eq!(failure(ended(campaign).await), denied);
+    let last = tokio::time::timeout(PATIENCE, observed.next()).await.expect("it ends").unwrap();
+    assert_eq!(failure(last), denied);
 }

@@ -2,7 +2,13 @@
 
 use std::time::Instant;
 
+use etcd_api::etcdserverpb::watch_server::WatchServer;
+use http_body_util::BodyExt;
+use prost::Message;
+use tower::Service;
+
 use super::*;
+use crate::etcd::room::{Room, Rooms};
 
 async fn info_watchers(world: &World) -> u64 {
     world.handle.info().await.unwrap().1.watchers
@@ -77,7 +83,7 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     }
     // 100 MB were sent to the one that reads. For the other one nothing but what its connection
     // may have on its way is made: the queue and the answer that waits for room in it.
-    let queued = stalled.answers.as_ref().len();
+    let queued = stalled.answers.get_ref().queued();
     assert!(queued <= crate::etcd::watch::QUEUED_ANSWERS, "{queued} answers wait for it");
     // When it reads again nothing is missing.
     let mut answers = Vec::new();
@@ -89,4 +95,90 @@ async fn who_does_not_read_costs_a_bounded_amount_and_delays_nobody() {
     }
     let most = answers.iter().map(|(_, events)| *events).max().unwrap();
     assert!(most > 50, "what waited is gathered in few answers, not in one for each event: {most}");
+}
+
+/// The frames of one stream's answer, as a connection takes them.
+struct Wire {
+    body: tonic::body::Body,
+    _requests: mpsc::UnboundedSender<Result<http_body::Frame<bytes::Bytes>, std::convert::Infallible>>,
+}
+
+impl Wire {
+    /// Watches all keys under `k`, through the layers that a connection goes through.
+    async fn open(service: &WatchService) -> Self {
+        let create = RequestUnion::CreateRequest(watch_prefix("k"));
+        let message = WatchRequest { request_union: Some(create) }.encode_to_vec();
+        let frame = [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+        let (requests, received) = mpsc::unbounded_channel();
+        requests.send(Ok(http_body::Frame::data(frame.into()))).unwrap();
+        let body = http_body_util::StreamBody::new(UnboundedReceiverStream::new(received));
+        let request = http::Request::post("/etcdserverpb.Watch/Watch")
+            .header("content-type", "application/grpc")
+            .body(tonic::body::Body::new(body))
+            .unwrap();
+        let mut server = Rooms(WatchServer::new(service.clone()));
+        let mut body = server.call(request).await.unwrap().into_body();
+        // That it was created.
+        body.frame().await.unwrap().unwrap();
+        Self { body, _requests: requests }
+    }
+
+    async fn frame(&mut self) -> Result<usize, tonic::Status> {
+        let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("in time");
+        Ok(frame.expect("it goes on")?.into_data().expect("no trailers").len())
+    }
+}
+
+/// However many clients do not read, they hold no more than the room there is, and they don't keep it
+/// from those who do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_streams_hold_the_room_there_is_and_delay_nobody() {
+    const STREAMS: usize = 40;
+    const VALUE: usize = 600 * 1024;
+    const WHOLE: usize = 4 * 1024 * 1024;
+    let world = World::new().await;
+    let room = Room::of(WHOLE).with_stall(Duration::from_millis(300));
+    let service = WatchService::new(etcd(world.node.as_ref().unwrap()).with_room(room.clone()));
+    let mut stalled = Vec::new();
+    for _ in 0..STREAMS {
+        stalled.push(Wire::open(&service).await);
+    }
+    let mut reader = Wire::open(&service).await;
+    world.put_all([("k".to_owned(), vec![b'v'; VALUE])]).await;
+    // Each takes what its connection has in its buffer, and then nothing for ever.
+    let begun = stalled.into_iter().map(|mut wire| {
+        tokio::spawn(async move {
+            let first = wire.frame().await;
+            (wire, first)
+        })
+    });
+    let begun: Vec<_> = begun.collect();
+    // All the while somebody reads, and is not kept from it.
+    let mut bytes = 0;
+    while bytes < VALUE {
+        bytes += reader.frame().await.unwrap();
+    }
+    // Nobody goes: only because some are ended all the others can begin.
+    let mut stalled = Vec::new();
+    for begun in begun {
+        let (wire, first) = tokio::time::timeout(PATIENCE, begun).await.expect("in time").unwrap();
+        assert!(first.unwrap() <= 64 * 1024);
+        stalled.push(wire);
+    }
+    let mut ended = 0;
+    for wire in &mut stalled {
+        if let Err(status) = wire.frame().await {
+            assert_eq!(status.message(), "etcdserver: too many requests");
+            ended += 1;
+        }
+    }
+    // There is room for fewer than all, so that most had to give theirs up.
+    let fit = WHOLE / VALUE;
+    assert!(ended >= STREAMS - fit, "{ended} of {STREAMS} were ended");
+    drop((reader, stalled));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while room.free() < WHOLE {
+        assert!(tokio::time::Instant::now() < deadline, "{} bytes are free", room.free());
+        tokio::task::yield_now().await;
+    }
 }

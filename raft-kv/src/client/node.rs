@@ -215,6 +215,7 @@ impl Node {
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
+            tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })

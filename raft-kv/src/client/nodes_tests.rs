@@ -268,6 +268,11 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         TrustCall::NodeReadmit(manager),
         TrustCall::Renew { request: request.clone() },
         TrustCall::Follow,
+        TrustCall::LockStatus,
+        TrustCall::Autolock(true),
+        TrustCall::UnlockKey,
+        TrustCall::UnlockKeyRotate,
+        TrustCall::Keys,
     ];
     let calls = vec![
         Call::Range(range),

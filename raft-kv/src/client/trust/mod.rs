@@ -14,5 +14,6 @@ pub(super) mod vault;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::{due, keep, renew_expired};
+pub(super) use nodes::evict;
 pub(super) use renew::{Turns, follow};
 pub(super) use sealing::keep_sealed;

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::super::api::{Answered, Reply};
 use super::super::local::Local;
 use super::super::node::OWN_PATIENCE;
+use super::super::worker;
 use super::authority::{Issued, Wanted, roots_of};
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -149,7 +150,8 @@ pub(in crate::client) async fn follow(local: &Local, mut stream: RequestStream, 
             Err(error) => Err(error),
         };
         let last_one = answered.is_err();
-        if stream.send(answered.to_bytes()).await.is_err() {
+        let told = worker::told(stream.identity, &answered);
+        if stream.send(told.to_bytes()).await.is_err() {
             return;
         }
         if last_one {

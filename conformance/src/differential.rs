@@ -13,9 +13,10 @@ use etcd_api::etcdserverpb::watch_request::RequestUnion;
 
 use crate::ask::{Answer, Ask, Step};
 use crate::compare::difference;
-use crate::explained::{Alarms, Case, explain};
-use crate::fatal::{self, changes_twice, fatal, puts_only_nested};
+use crate::explained::{Alarms, Case, NO_KEY, explain};
+use crate::fatal::{self, fatal};
 use crate::generate::{Generator, Known};
+use crate::overlooked::{changes_twice, hides_keys, names_no_key, puts_only_nested};
 use crate::server::{Etcd, RaftKv, Server};
 use crate::side::{Side, header_of};
 use crate::watches::{Lines, Stream, rest};
@@ -43,18 +44,6 @@ pub const SPACE: &str = "nested-space";
 
 /// The name under which the document speaks of values that etcd takes and raft-kv does not.
 pub const LARGE: &str = "largest-value";
-
-/// Whether a transaction holds another one, or removes all keys from one on: there etcd overlooks
-/// keys that change twice, and keys that its user may not touch.
-fn may_be_overlooked(ask: &Ask) -> bool {
-    use etcd_api::etcdserverpb::request_op::Request::{RequestDeleteRange, RequestTxn};
-    let Ask::Txn(txn) = ask else { return false };
-    txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
-        Some(RequestTxn(_)) => true,
-        Some(RequestDeleteRange(delete)) => delete.range_end.as_ref() == b"\0",
-        _ => false,
-    })
-}
 
 /// Whether etcd 3.4 carries a request out for whoever asks.
 fn unguarded(ask: &Ask) -> bool {
@@ -297,17 +286,37 @@ impl Pair {
         self.auth && user.is_some_and(|user| user != "root")
     }
 
-    /// What raft-kv refuses and etcd 3.4 overlooks, which would leave the two with different keys.
-    fn is_overlooked(&self, user: Option<&str>, ask: &Ask, ours: &Answer) -> bool {
-        let Ask::Txn(txn) = ask else { return false };
-        fatal::is(ours, fatal::DUPLICATE) && changes_twice(txn)
-            || fatal::is(ours, fatal::DENIED) && self.may_be_denied(user)
-    }
-
-    /// The same for space: etcd counts outermost puts.
-    fn is_passed_by(&self, ask: &Ask, ours: &Answer) -> bool {
-        let Ask::Txn(txn) = ask else { return false };
-        self.alarms.no_space && fatal::is(ours, fatal::NO_SPACE) && puts_only_nested(txn)
+    /// Both answers to a request; the entry and the refusal where one side refused what must not be
+    /// sent to the other one, since it would leave the two with different keys.
+    async fn ask_both(
+        &mut self,
+        user: Option<&str>,
+        ask: &Ask,
+    ) -> Result<(Answer, Answer), (&'static str, String)> {
+        let (denied, no_space) = (self.may_be_denied(user), self.alarms.no_space);
+        let [left, right] = &mut self.sides;
+        let Ask::Txn(txn) = ask else { return Ok(tokio::join!(left.ask(ask, user), right.ask(ask, user))) };
+        let (hides, twice, nested) = (denied && hides_keys(txn), changes_twice(txn), puts_only_nested(txn));
+        if denied && names_no_key(txn) {
+            let etcd = left.ask(ask, user).await;
+            if fatal::is(&etcd, fatal::DENIED) {
+                return Err((NO_KEY, format!("Txn: etcd [{}]", refused(&etcd))));
+            }
+            return Ok((etcd, right.ask(ask, user).await));
+        }
+        if !(hides || twice || no_space && nested) {
+            return Ok(tokio::join!(left.ask(ask, user), right.ask(ask, user)));
+        }
+        let ours = right.ask(ask, user).await;
+        let overlooked =
+            twice && fatal::is(&ours, fatal::DUPLICATE) || hides && fatal::is(&ours, fatal::DENIED);
+        if overlooked {
+            return Err((NESTED, refused(&ours)));
+        }
+        if no_space && nested && fatal::is(&ours, fatal::NO_SPACE) {
+            return Err((SPACE, refused(&ours)));
+        }
+        Ok((left.ask(ask, user).await, ours))
     }
 
     async fn ask(&mut self, user: Option<&str>, ask: &Ask, falsify: bool, story: &mut Story) {
@@ -317,24 +326,22 @@ impl Pair {
         if let Some(expected) = fatal::too_large(ask) {
             return self.ask_ours(LARGE, user, ask, expected, story).await;
         }
+        // Each of the two sees a part of these that the other does not see.
+        if let Ask::Txn(txn) = ask
+            && self.may_be_denied(user)
+            && names_no_key(txn)
+            && (hides_keys(txn) || changes_twice(txn))
+        {
+            return;
+        }
         // etcd 3.4 asks nobody's name for these; who stands for a stale token would not be known.
         let user = if self.auth && unguarded(ask) { Some("root") } else { user };
-        let (etcd, mut ours) = if may_be_overlooked(ask) {
-            let ours = self.sides[1].ask(ask, user).await;
-            let name = match () {
-                () if self.is_overlooked(user, ask, &ours) => Some(NESTED),
-                () if self.is_passed_by(ask, &ours) => Some(SPACE),
-                () => None,
-            };
-            if let Some(name) = name {
+        let (etcd, mut ours) = match self.ask_both(user, ask).await {
+            Ok(both) => both,
+            Err((name, kind)) => {
                 story.requests += 1;
-                let kind = refused(&ours);
                 return story.explain(name, kind, || cut(&format!("as {user:?}: {ask:?}"), 1500));
             }
-            (self.sides[0].ask(ask, user).await, ours)
-        } else {
-            let [left, right] = &mut self.sides;
-            tokio::join!(left.ask(ask, user), right.ask(ask, user))
         };
         if falsify {
             ours = falsified(ours);

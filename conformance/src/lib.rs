@@ -9,6 +9,7 @@ pub mod differential;
 pub mod explained;
 pub mod fatal;
 pub mod generate;
+pub mod overlooked;
 pub mod server;
 pub mod shrink;
 pub mod side;

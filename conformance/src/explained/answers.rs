@@ -13,7 +13,8 @@ use etcd_api::mvccpb::KeyValue;
 
 use super::Case;
 use crate::ask::{Answer, Ask};
-use crate::fatal::{DENIED, DUPLICATE, INVALID_TOKEN, NO_SPACE, Refusal, changes_twice, is};
+use crate::fatal::{DENIED, DUPLICATE, INVALID_TOKEN, NO_SPACE, Refusal, is};
+use crate::overlooked::{changes_twice, is_empty};
 
 const COMPACTED: Refusal = (11, "etcdserver: mvcc: required revision has been compacted");
 const FUTURE: Refusal = (11, "etcdserver: mvcc: required revision is a future revision");
@@ -162,11 +163,6 @@ fn holds(asked: &RangeRequest, key: &[u8]) -> bool {
         b"\0" => key >= asked.key.as_ref(),
         end => key >= asked.key.as_ref() && key < end,
     }
-}
-
-/// Whether a range holds no key by its form.
-pub(super) fn is_empty(key: &[u8], end: &[u8]) -> bool {
-    !end.is_empty() && end != b"\0" && end <= key
 }
 
 pub(super) fn no_key(case: &Case<'_>) -> bool {

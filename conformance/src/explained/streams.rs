@@ -7,8 +7,8 @@ use etcd_api::etcdserverpb::WatchCreateRequest;
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::mvccpb::Event;
 
-use super::answers::is_empty;
 use super::{Case, ENDS, NO_KEY, PREVIOUS, PROGRESS, REASON, TOMBSTONE, TWICE};
+use crate::overlooked::is_empty;
 use crate::watches::{Line, Lines};
 
 /// What etcd 3.4 says to whoever may not watch.

@@ -91,8 +91,7 @@ fn every_entry_has_a_name_of_its_own() {
 
 #[test]
 fn auth_status() {
-    let status =
-        AuthStatusResponse { header: header(), enabled: false, auth_revision: 1, ..Default::default() };
+    let status = AuthStatusResponse { header: header(), enabled: false, auth_revision: 1 };
     let etcd = refused(12, "unknown method AuthStatus for service etcdserverpb.Auth");
     let real = Said::new(Ask::AuthStatus(AuthStatusRequest {}), etcd, Answer::AuthStatus(status));
     check(

@@ -83,11 +83,7 @@ pub fn check_revision(revision: Revision, current: Revision, compacted: Revision
 
 /// The same of a range within a transaction: there a revision below 0 is not the newest, but one
 /// before all that can be read, as in etcd (before the first compaction `compacted` is -1).
-pub fn check_txn_revision(
-    revision: Revision,
-    current: Revision,
-    compacted: Revision,
-) -> Result<(), Refusal> {
+pub fn check_txn_revision(revision: Revision, current: Revision, compacted: Revision) -> Result<(), Refusal> {
     if revision < 0 && revision < compacted {
         return Err(Refusal::Compacted { requested: revision, compacted });
     }

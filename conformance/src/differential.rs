@@ -24,6 +24,9 @@ pub const NESTED: &str = "nested-duplicate";
 /// The name under which the document speaks of an alarm that etcd lets nested puts pass by.
 pub const SPACE: &str = "nested-space";
 
+/// The name under which the document speaks of watches without end that etcd takes for one key's.
+pub const OPEN: &str = "watch-without-end";
+
 /// The name under which the document speaks of values that etcd takes and raft-kv does not.
 pub const LARGE: &str = "largest-value";
 

@@ -2,12 +2,12 @@
 //! `docs/etcd-differences.md` holds the same table; a test compares them.
 
 mod answers;
-mod streams;
+pub mod streams;
 
 use etcd_api::etcdserverpb::WatchRequest;
 
 use crate::ask::{Answer, Ask};
-use crate::differential::{FATAL, LARGE, LOST, NESTED, SPACE};
+use crate::differential::{FATAL, LARGE, LOST, NESTED, OPEN, SPACE};
 use crate::watches::Lines;
 
 /// The name under which the document speaks of ranges that hold no key.
@@ -132,7 +132,7 @@ pub const EXPLAINED: &[Explained] = &[
     },
     Explained {
         name: "alarm-first",
-        what: "a lease with too long a time while the alarm NOSPACE is raised: etcd names the alarm, raft-kv the time",
+        what: "a lease with too long a time while an alarm is raised: etcd names the alarm, raft-kv the time",
         why: "both refuse; what can never be granted is told first",
         is: answers::alarm_first,
     },
@@ -184,6 +184,13 @@ pub const EXPLAINED: &[Explained] = &[
         what: "logging in as a user without a password: etcd says so (code Unknown), raft-kv answers as to a wrong password",
         why: "who can't log in is not told which users there are",
         is: answers::no_password,
+    },
+    Explained {
+        name: OPEN,
+        what: "a watch from a key on without end, as a user who may read that key: etcd 3.4 lets it see all of them, raft-kv \
+               refuses it",
+        why: "GHSA-xg4h-6gfc-h4m8. What raft-kv refuses so is not opened on etcd",
+        is: |_| false,
     },
     Explained {
         name: REASON,

@@ -63,7 +63,8 @@ pub(super) fn role_root(case: &Case<'_>) -> bool {
 
 pub(super) fn alarm_first(case: &Case<'_>) -> bool {
     let (Some(Ask::Grant(asked)), Some((etcd, ours))) = (case.ask, case.answers) else { return false };
-    case.alarms.no_space && asked.ttl > MOST_TTL && is(etcd, NO_SPACE) && is(ours, LONG_TTL)
+    let named = case.alarms.no_space && is(etcd, NO_SPACE) || case.alarms.corrupt && is(etcd, CORRUPT);
+    asked.ttl > MOST_TTL && named && is(ours, LONG_TTL)
 }
 
 pub(super) fn corrupt_reads(case: &Case<'_>) -> bool {

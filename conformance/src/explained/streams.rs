@@ -11,8 +11,8 @@ use super::{Case, ENDS, NO_KEY, PREVIOUS, PROGRESS, REASON, TOMBSTONE, TWICE};
 use crate::overlooked::is_empty;
 use crate::watches::{Line, Lines};
 
-/// What etcd 3.4 says to whoever may not watch.
-const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+/// What both say to whoever may not watch.
+pub const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
 /// What raft-kv says, besides, to a token that stands for nobody (any more).
 const OTHERS: &[&str] = &[
     "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",

@@ -226,8 +226,14 @@ fn alarm_first() {
             |said| said.ours = no_space(),
             |said| said.etcd = refused(8, "etcdserver: too many requests"),
             |said| said.etcd = Answer::Grant(LeaseGrantResponse::default()),
+            |said| said.etcd = refused(15, "etcdserver: corrupt cluster"),
         ],
     );
+    let corrupt = real.with(|said| {
+        said.alarms = Alarms { no_space: false, corrupt: true };
+        said.etcd = refused(15, "etcdserver: corrupt cluster");
+    });
+    check("alarm-first", &corrupt, &[|said| said.alarms = Alarms { no_space: true, corrupt: false }]);
 }
 
 fn kv(key: &'static str, value: &'static str, mod_revision: i64) -> KeyValue {

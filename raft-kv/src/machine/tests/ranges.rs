@@ -154,7 +154,7 @@ fn without_an_order_only_the_first_keys_are_sorted() {
     for (key, value) in [("ka", "4"), ("kb", "3"), ("kc", "2"), ("kd", "1")] {
         bench.put(key, value).unwrap();
     }
-    let mut check = |request: RangeRequest, expect: &[&str], more: bool| {
+    let check = |request: RangeRequest, expect: &[&str], more: bool| {
         let request = RangeRequest { sort_target: SortTarget::Value, ..request };
         let answer = bench.range(&request).unwrap();
         let keys: Vec<_> = answer.kvs.iter().map(|kv| std::str::from_utf8(&kv.key).unwrap()).collect();

@@ -102,6 +102,10 @@ pub enum Bug {
     HashCollected,
     /// A rotation settles although somebody must be waited for.
     SettleEarly,
+    /// Who was given a certificate counts as having it.
+    BelieveIssue,
+    /// The key of a root that was introduced and taken back is not remembered.
+    ForgetGivenUp,
     /// The old root stays believed after a rotation.
     KeepOldRoot,
     /// Who is not known is let in, as long as nothing is known against it.

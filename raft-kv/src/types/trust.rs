@@ -190,8 +190,8 @@ pub struct NodeRecord {
     pub issued: i64,
     /// When its newest certificate ends.
     pub ends: i64,
-    /// The root that its certificate rested on when a listener last verified it: what counts as
-    /// progress. `None` if none has.
+    /// The root that its certificate rested on when a listener last verified it, or, where the newest one
+    /// rests on another, that of the one before: what counts as progress. `None` if neither is known.
     pub verified: Option<RootDigest>,
     /// The token it came with; empty for the first member and for what `cert issue` made.
     pub token: String,

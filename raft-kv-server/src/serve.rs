@@ -193,7 +193,9 @@ async fn advise(node: &Node, output: &mut Output) -> Result<(), Failure> {
             output.bytes(format!("To add a member, run on its machine:\n  {command}\n").as_bytes())
         }
         Err(error) => {
-            tracing::warn!("no join token yet ({error}); `raft-kv join-token manager --data-dir DIR` prints it");
+            tracing::warn!(
+                "no join token yet ({error}); `raft-kv join-token manager --data-dir DIR` prints it"
+            );
             Ok(())
         }
     }

@@ -230,7 +230,8 @@ mod tests {
             let status = Status::from_header_map(response.headers()).expect("a refusal");
             assert_eq!((status.code(), status.message()), (code, text));
         };
-        let found = "Error, decoded message length too large: found 3000009 bytes, the limit is: 2097152 bytes";
+        let found =
+            "Error, decoded message length too large: found 3000009 bytes, the limit is: 2097152 bytes";
         let said = "grpc: received message larger than max (3000009 vs. 2097152)";
         check(Status::out_of_range(found), Code::ResourceExhausted, said);
         let compacted = "etcdserver: mvcc: required revision has been compacted";

@@ -8,8 +8,8 @@ use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
-    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header, Hidden,
-    Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
+    AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
+    Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
     ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse,
     WatchBatch, WatchRequest,
 };

@@ -29,8 +29,7 @@ fn signed(request: &[u8]) -> Vec<u8> {
 /// [`Refusal::BadCertificate`] if the key can't be read.
 pub fn prove(key_der: &[u8], request: &[u8]) -> Result<Vec<u8>, Refusal> {
     let unreadable = || Refusal::BadCertificate { why: "the private key can't be read".into() };
-    let key =
-        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key_der).map_err(|_| unreadable())?;
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key_der).map_err(|_| unreadable())?;
     let proof = key.sign(&SystemRandom::new(), &signed(request)).map_err(|_| unreadable())?;
     Ok(proof.as_ref().to_vec())
 }

@@ -62,7 +62,11 @@ impl Local {
     }
 
     /// Takes a node out again for which a token was used that was rotated or revoked meanwhile.
-    pub(in crate::client) async fn still_welcome(&self, node: NodeId, token: &Presented) -> Result<(), Error> {
+    pub(in crate::client) async fn still_welcome(
+        &self,
+        node: NodeId,
+        token: &Presented,
+    ) -> Result<(), Error> {
         let valid = self.still_valid(token);
         if valid.is_err() {
             // Nobody has its certificate.
@@ -92,8 +96,10 @@ impl Local {
             }
         };
         if record.role != token.role {
-            let why =
-                format!("it is for the role {}, and this node needs one for the role {}", token.role, record.role);
+            let why = format!(
+                "it is for the role {}, and this node needs one for the role {}",
+                token.role, record.role
+            );
             return Err(Refusal::BadToken { why }.into());
         }
         let key = pki::request_key(&request.request)?;
@@ -119,8 +125,8 @@ impl Local {
         }
         let proven = pki::proven_key(&request.old, &request.request, &request.proof)?;
         let next = KeyDigest::of(&pki::request_key(&request.request)?);
-        let (record, revoked) = self
-            .read(|view| Ok((machine::read::node(view, node)?, machine::read::revocation(view, node)?)))?;
+        let (record, revoked) =
+            self.read(|view| Ok((machine::read::node(view, node)?, machine::read::revocation(view, node)?)))?;
         if revoked.is_some() {
             return bad("this node was removed from the cluster; let it join anew");
         }

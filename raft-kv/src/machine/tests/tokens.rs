@@ -59,9 +59,8 @@ pub fn rotation() {
     check(&mut bench, create("t", Role::Worker, 100, Some(2), 1), Ok(()));
     let before = stored(&bench, "t").unwrap();
     let secret = Sealed(bytes("another"));
-    let rotate = |id: &str| {
-        Command::Trust(TrustChange::TokenRotate { id: id.into(), secret: secret.clone(), now: 9 })
-    };
+    let rotate =
+        |id: &str| Command::Trust(TrustChange::TokenRotate { id: id.into(), secret: secret.clone(), now: 9 });
     check(&mut bench, rotate("t"), Ok(()));
     let expect = TokenRecord { secret: secret.clone(), created: 9, ..before };
     assert_eq!(stored(&bench, "t"), Some(expect));

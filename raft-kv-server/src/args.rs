@@ -13,12 +13,14 @@ mod kv;
 mod lock;
 mod moving;
 mod node;
+mod token;
 
 pub use ca::*;
 pub use kv::*;
 pub use lock::*;
 pub use moving::*;
 pub use node::*;
+pub use token::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
 #[derive(Parser, Debug)]
@@ -57,8 +59,12 @@ pub enum Command {
     Member(MemberArgs),
     /// Every node that has a certificate: list, show, take out, let come back
     Node(NodeArgs),
-    /// Print the token that joins a node to the cluster
+    /// Join tokens: list, make, rotate, revoke
     Token(TokenArgs),
+    /// Print the command line that joins or enrols a node, token included
+    JoinToken(JoinTokenArgs),
+    /// Get a client or worker its first certificate, with a token
+    Enrol(EnrolArgs),
     /// Write a key
     Put(PutCommand),
     /// Read keys
@@ -130,6 +136,9 @@ pub struct PlaceArgs {
     /// Where etcd's clients reach it [default: the host of --advertise-addr]
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_etcd_addr: Option<String>,
+    /// How long certificates that this member makes are valid
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    pub cert_validity: Option<u64>,
 }
 
 /// Where the etcd API listens, if it does.
@@ -178,7 +187,7 @@ pub struct JoinArgs {
     /// Where the member keeps its data; must be empty or missing
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// The join token, as `raft-kv token` prints it
+    /// The join token, as `raft-kv join-token manager` prints it
     #[arg(long)]
     pub token: String,
     /// Where it listens.
@@ -210,6 +219,16 @@ pub struct RunArgs {
     /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
     #[arg(long, value_name = "FILE")]
     pub unlock_key_file: Option<PathBuf>,
+    /// Bring the member back, with its id and data, where its certificate is not believed any more: a join
+    /// token for managers
+    #[arg(long)]
+    pub token: Option<String>,
+    /// With --token: members to ask, as HOST:PORT, separated by commas [default: those it knew]
+    #[arg(long, value_name = "LIST", requires = "token")]
+    pub endpoints: Option<String>,
+    /// How long certificates that this member makes are valid
+    #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
+    pub cert_validity: Option<u64>,
 }
 
 /// `info`.
@@ -256,26 +275,6 @@ pub enum MemberCommand {
         /// Id or name
         member: String,
     },
-}
-
-/// `token`.
-#[derive(Args, Debug)]
-pub struct TokenArgs {
-    /// The connection.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-    /// What joining with it makes of a node
-    #[arg(default_value = "manager")]
-    pub role: TokenRole,
-}
-
-/// The roles that a token can give.
-#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TokenRole {
-    /// A member of the raft group
-    Manager,
-    /// A node that runs tasks
-    Worker,
 }
 
 /// `lease`.

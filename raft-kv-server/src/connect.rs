@@ -154,7 +154,7 @@ fn plan(args: &ConnectArgs, environment: impl Fn(&str) -> Option<OsString>) -> R
 }
 
 /// The endpoints in a list separated by commas, as `HOST:PORT`.
-fn parse_endpoints(list: &str) -> Result<Vec<String>, Failure> {
+pub fn parse_endpoints(list: &str) -> Result<Vec<String>, Failure> {
     let endpoints: Vec<String> = list
         .split(',')
         .map(str::trim)

@@ -3,8 +3,9 @@
 //! the member serves; everything else goes to standard error.
 
 use std::path::Path;
+use std::time::Duration;
 
-use raft_kv::client::{Config, Node, Overrides, Tuning, Unlocking, is_locked};
+use raft_kv::client::{Config, Node, Overrides, Readmission, Tuning, Unlocking, is_locked};
 use raft_kv::limits::MAX_NAME_BYTES;
 use raft_kv::types::Role;
 use raft_kv_server::door::Door;
@@ -13,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs};
 use crate::cli::lock;
-use crate::connect::parse_endpoint;
+use crate::connect::{parse_endpoint, parse_endpoints};
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, shell_word};
 
@@ -41,15 +42,18 @@ pub async fn join(args: JoinArgs, output: &mut Output) -> Result<(), Failure> {
 
 /// Runs a member that was made before.
 pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
+    let endpoints = args.endpoints.as_deref().map(parse_endpoints).transpose()?.unwrap_or_default();
+    let readmission = args.token.map(|token| Readmission { token: token.trim().to_owned(), endpoints });
     let overrides = Overrides {
         listen_addr: args.listen_addr,
         advertise_addr: args.advertise_addr,
         client_addr: args.etcd_addr.map(Into::into),
         advertise_client_addr: args.advertise_etcd_addr,
         unlocking: unlocking(&args.data_dir, args.unlock_key_file.as_deref(), output)?,
+        readmission,
     };
     let mut signals = Signals::new()?;
-    let opening = Node::open(&args.data_dir, overrides, Tuning::default());
+    let opening = Node::open(&args.data_dir, overrides, tuning(args.cert_validity));
     let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
     serve(started?, &args.data_dir, false, signals, output).await
 }
@@ -84,8 +88,13 @@ fn config(data_dir: &Path, place: PlaceArgs) -> Config {
         advertise_addr: place.advertise_addr,
         client_addr: place.etcd_addr.into(),
         advertise_client_addr: place.advertise_etcd_addr,
-        tuning: Tuning::default(),
+        tuning: tuning(place.cert_validity),
     }
+}
+
+fn tuning(cert_validity: Option<u64>) -> Tuning {
+    let usual = Tuning::default();
+    Tuning { leaf_validity: cert_validity.map_or(usual.leaf_validity, Duration::from_secs), ..usual }
 }
 
 /// Takes as many file descriptors as the system grants: each connection is one, and what shells
@@ -184,7 +193,9 @@ async fn advise(node: &Node, output: &mut Output) -> Result<(), Failure> {
             output.bytes(format!("To add a member, run on its machine:\n  {command}\n").as_bytes())
         }
         Err(error) => {
-            tracing::warn!("no join token yet ({error}); `raft-kv token --data-dir DIR` prints it");
+            tracing::warn!(
+                "no join token yet ({error}); `raft-kv join-token manager --data-dir DIR` prints it"
+            );
             Ok(())
         }
     }

@@ -42,7 +42,8 @@ impl Error {
                 | NotDone::ShuttingDown
                 | NotDone::Deadline
                 | NotDone::ChangeUnderWay
-                | NotDone::NoState => why,
+                | NotDone::NoState
+                | NotDone::TooManyFailures { .. } => why,
             }),
             Self::Unknown(why) => Self::Unknown(why),
             Self::Stopped(_) => Self::Stopped("the node that was asked has ended; ask another".into()),
@@ -77,10 +78,16 @@ pub enum NotDone {
     /// The member has just joined.
     #[error("this member has just joined and has no state yet; try again in a second, or ask another")]
     NoState,
+    /// Too many tokens were wrong lately. Nothing was looked at.
+    #[error("too many wrong tokens came, from this address or in all; try again in {seconds} s")]
+    TooManyFailures {
+        /// When a token is looked at again.
+        seconds: u64,
+    },
 }
 wire_enum!(NotDone {
     1 => NoLeader, 2 => NotLeader, 3 => Busy, 4 => ShuttingDown, 5 => Deadline, 6 => ChangeUnderWay,
-    7 => Unreachable(why), 8 => NoState,
+    7 => Unreachable(why), 8 => NoState, 20 => TooManyFailures { seconds },
 });
 
 /// Why an outcome is not known.

@@ -178,6 +178,16 @@ pub const STALLED_AFTER: Duration = Duration::from_millis(100);
 
 /// Connections of one node, in all.
 pub const MAX_CONNECTIONS: usize = 4096;
+/// Failed joins that one address (IPv6: one /64) may have at once; more wait.
+pub const MAX_JOIN_FAILURES_PER_SOURCE: u32 = 10;
+/// After this long one failed join of an address is forgiven.
+pub const JOIN_FAILURE_PER_SOURCE: Duration = Duration::from_secs(3);
+/// Failed joins of all addresses that a node looks at; beyond it addresses that failed lately wait.
+pub const MAX_JOIN_FAILURES: u32 = 200;
+/// After this long one failed join in all is forgiven.
+pub const JOIN_FAILURE: Duration = Duration::from_millis(100);
+/// Addresses whose failed joins are remembered.
+pub const MAX_FAILING_SOURCES: usize = 4096;
 /// Handshakes under way on one node.
 pub const MAX_HANDSHAKES: usize = 256;
 /// A handshake that takes longer is dropped.

@@ -134,6 +134,14 @@ pub enum Bug {
     TellWorkers,
     /// Whether a node is still let in is asked at the door alone, not where its command is applied.
     SkipApplyNode,
+    /// A token that was rotated keeps its secret.
+    KeepOldSecret,
+    /// A use of a token is not counted.
+    ForgetUse,
+    /// A node that was shut out comes back with any token.
+    SkipReadmission,
+    /// Whoever has a node's old certificate comes back as it, without its key.
+    SkipProof,
 }
 
 #[cfg(feature = "sim")]

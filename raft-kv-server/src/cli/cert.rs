@@ -53,7 +53,7 @@ async fn issue(
         Credentials { chain: der(&chain), key: key.der().to_vec(), roots: der(&roots), ..Default::default() };
     credentials.check()?;
     write_credentials(&folder, &credentials)?;
-    let files = ["cacert", "cert", "key"].map(|name| (name, folder.join(format!("{name}.pem"))));
+    let files = files_of(&folder);
     output.answer(|| files_json(&files), || files_text(&files))
 }
 
@@ -108,7 +108,7 @@ fn renewals_text(renewals: &Renewals) -> String {
 }
 
 /// The folder, made if need be: absolute, so that what is printed holds anywhere.
-fn prepare(out: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn prepare(out: &Path) -> Result<PathBuf, Failure> {
     let unusable = |error| {
         let out = out.display();
         Failure::new(
@@ -120,13 +120,18 @@ fn prepare(out: &Path) -> Result<PathBuf, Failure> {
     fs::canonicalize(out).map_err(unusable)
 }
 
-fn files_json(files: &[(&str, PathBuf)]) -> serde_json::Value {
+/// The three files in a folder, by what they are.
+pub(super) fn files_of(folder: &Path) -> [(&'static str, PathBuf); 3] {
+    ["cacert", "cert", "key"].map(|name| (name, folder.join(format!("{name}.pem"))))
+}
+
+pub(super) fn files_json(files: &[(&str, PathBuf)]) -> serde_json::Value {
     let [cacert, cert, key] = [0, 1, 2].map(|index| &files[index].1);
     json!({ "cacert": cacert, "cert": cert, "key": key })
 }
 
 /// Lines that a shell can read, so that the next commands find the files.
-fn files_text(files: &[(&str, PathBuf)]) -> String {
+pub(super) fn files_text(files: &[(&str, PathBuf)]) -> String {
     let line = |(name, path): &(&str, PathBuf)| {
         format!("export RAFT_KV_{}={}\n", name.to_uppercase(), shell_word(&path.to_string_lossy()))
     };

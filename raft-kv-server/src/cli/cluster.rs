@@ -1,15 +1,13 @@
-//! Commands about the cluster as a whole: `info`, `token`, `transfer`, `compact`.
+//! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
-use raft_kv::types::Role;
 use serde_json::{Value, json};
 
-use crate::args::{CompactArgs, InfoArgs, TokenArgs, TokenRole, TransferArgs};
-use crate::cli::member::{join_endpoints, resolve};
+use crate::args::{CompactArgs, InfoArgs, TransferArgs};
+use crate::cli::member::resolve;
 use crate::connect::connect;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::serve::join_command;
 
 /// `raft-kv info`.
 pub async fn info(args: &InfoArgs, output: &mut Output) -> Result<(), Failure> {
@@ -81,22 +79,6 @@ pub(super) fn date(seconds: i64) -> String {
         Ok(at) => format!("{:04}-{:02}-{:02}", at.year(), u8::from(at.month()), at.day()),
         Err(_) => format!("{seconds} s after 1970"),
     }
-}
-
-/// `raft-kv token`.
-pub async fn token(args: &TokenArgs, output: &mut Output) -> Result<(), Failure> {
-    let handle = connect(&args.connect).await?;
-    let role = match args.role {
-        TokenRole::Manager => Role::Manager,
-        TokenRole::Worker => Role::Worker,
-    };
-    let token = handle.join_token(role).await?;
-    let (_, members) = handle.members().await?;
-    let command = join_command(&token, None, &join_endpoints(&members));
-    output.answer(
-        || json!({ "token": token, "command": command }),
-        || format!("{token}\n\nTo join as a {role}, run on the new machine:\n  {command}\n"),
-    )
 }
 
 /// `raft-kv transfer`.

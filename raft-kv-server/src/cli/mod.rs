@@ -11,6 +11,7 @@ pub mod lock;
 mod member;
 mod mirror;
 mod node;
+mod token;
 mod txn;
 mod watch;
 
@@ -94,7 +95,9 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Join(args) => serve::join(args, output).await,
         Command::Run(args) => serve::run(args, output).await,
         Command::Info(args) => cluster::info(&args, output).await,
-        Command::Token(args) => cluster::token(&args, output).await,
+        Command::Token(args) => token::run(&args, output).await,
+        Command::JoinToken(args) => token::join_token(&args, output).await,
+        Command::Enrol(args) => token::enrol(&args, output).await,
         Command::Transfer(args) => cluster::transfer(&args, output).await,
         Command::Compact(args) => cluster::compact(&args, output).await,
         Command::Member(args) => member::run(&args, output).await,

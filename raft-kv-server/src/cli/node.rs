@@ -249,7 +249,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// A time in UTC, to the second.
-fn date(at: i64) -> String {
+pub(super) fn date(at: i64) -> String {
     let known = OffsetDateTime::from_unix_timestamp(at).ok();
     known.map_or("never".to_owned(), |at| {
         let (date, time) = (at.date(), at.time());

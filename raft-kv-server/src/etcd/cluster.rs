@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::status::{status, text};
 use super::{Etcd, convert};
 
-const HOW_TO_ADD: &str = "members join by themselves, with a token: `raft-kv token manager` prints it, \
+const HOW_TO_ADD: &str = "members join by themselves, with a token: `raft-kv join-token manager` prints it, \
                           `raft-kv join --token TOKEN …` on the new machine uses it";
 
 /// Carries Cluster's calls out.

@@ -41,7 +41,7 @@ async fn what_is_refused_has_etcds_words() {
     let add = MemberAddRequest { peer_ur_ls: vec!["https://h:1".into()], is_learner: true };
     let (code, text) = told(cluster.member_add(Request::new(add)).await);
     assert_eq!(code, Code::FailedPrecondition);
-    assert!(text.contains("raft-kv token") && text.contains("raft-kv join"), "{text}");
+    assert!(text.contains("raft-kv join-token") && text.contains("raft-kv join"), "{text}");
 
     let unknown = says(Code::NotFound, "member not found");
     let remove = |id| Request::new(MemberRemoveRequest { id });

@@ -135,7 +135,9 @@ fn not_done(why: &NotDone) -> Status {
     match why {
         NotDone::NoLeader | NotDone::NoState => Status::unavailable(text::NO_LEADER),
         NotDone::NotLeader => Status::unavailable("etcdserver: leader changed"),
-        NotDone::Busy => Status::resource_exhausted("etcdserver: too many requests"),
+        NotDone::Busy | NotDone::TooManyFailures { .. } => {
+            Status::resource_exhausted("etcdserver: too many requests")
+        }
         NotDone::ShuttingDown => Status::unavailable("etcdserver: server stopped"),
         NotDone::Deadline => Status::unavailable("etcdserver: request timed out"),
         NotDone::ChangeUnderWay | NotDone::Unreachable(_) => {

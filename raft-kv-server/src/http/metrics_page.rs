@@ -26,6 +26,7 @@ pub(super) async fn page(etcd: Etcd, metrics: Arc<Metrics>) -> Response {
     }
     let rotation = etcd.own_handle().rotation_here().unwrap_or_default();
     rotating(&mut registry, rotation.as_ref().map(|(rotation, late)| (rotation.phase, *late)));
+    joins(&mut registry, &etcd.own_handle().join_failures());
     gauge(&mut registry, "etcd_server_has_leader", "Whether a leader is known", has_leader(&etcd));
     process(&mut registry);
     let mut text = metrics.render();
@@ -49,6 +50,21 @@ fn counter(registry: &mut Registry, name: &str, help: &str, value: u64) {
     let counter = Counter::<u64>::default();
     counter.inc_by(value);
     registry.register(name, help, counter);
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// Who came with a token and was not let in.
+fn joins(registry: &mut Registry, failures: &[(&'static str, u64)]) {
+    let counts = Family::<Reason, Counter>::default();
+    for (reason, count) in failures {
+        counts.get_or_create(&Reason { reason }).inc_by(*count);
+    }
+    let help = "Joins, enrolments and returns with a token that failed here since the start, by reason";
+    registry.register("raft_kv_join_failures", help, counts);
 }
 
 /// How far the replacement of the root is, and how many it waits for.

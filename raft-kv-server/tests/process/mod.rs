@@ -232,7 +232,7 @@ impl Member {
 
     /// The token that joins a member.
     pub fn token(&self) -> String {
-        self.ask(&["token", "manager"]).json()["token"].as_str().expect("a token").to_owned()
+        self.ask(&["join-token", "manager"]).json()["token"].as_str().expect("a token").to_owned()
     }
 
     /// Runs a client command with this member's certificate.

@@ -9,7 +9,7 @@ use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
-    Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
+    Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
     ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse,
     WatchBatch, WatchRequest,
 };
@@ -138,8 +138,8 @@ pub enum Reply {
     Members(Vec<Member>),
     /// To info.
     Info(Info),
-    /// A join token.
-    Token(String),
+    /// A token.
+    Token(Hidden),
     /// A certificate (DER) and the roots (DER) to trust.
     Certificate {
         /// The leaf first.
@@ -174,7 +174,7 @@ pub type Answered = Result<(Header, Reply), Error>;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JoinRequest {
     /// The token's secret part.
-    pub secret: String,
+    pub secret: Hidden,
     /// The certificate request (DER).
     pub request: Bytes,
     /// The name it wants.
@@ -278,7 +278,7 @@ mod tests {
         let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
         let range = RangeRequest { range: KeyRange::prefix("k"), limit: -1, ..RangeRequest::default() };
         let request = Bytes::from_static(b"csr");
-        let (name, addr, secret) = (String::from("n"), String::from("h:1"), String::from("s"));
+        let (name, addr, secret) = (String::from("n"), String::from("h:1"), Hidden::from("s"));
         vec![
             Call::Range(range),
             Call::Command { command: Command::Put(put), once: Some(OnceId { client: 1, seq: 2 }) },

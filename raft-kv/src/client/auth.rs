@@ -311,7 +311,7 @@ impl Local {
         let (revision, ends) = (status.revision, end_of_one_made(SystemTime::now()));
         let token =
             sign(&self.token_key(&status)?, &Claims { user: name, password_revision, revision, ends });
-        Ok((self.now()?, Reply::Token(token)))
+        Ok((self.now()?, Reply::Token(token.into())))
     }
 
     /// Whether it is the password with that hash; never where there is none. A few at a time, and

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::enrol::Readmission;
 use super::trust::unlock::Unlocking;
 use super::trust::vault::KEYRING_FILE;
 use crate::error::{Error, Refusal, StorageFailed};
@@ -78,6 +79,8 @@ pub struct Overrides {
     pub advertise_client_addr: Option<String>,
     /// What it does where its disk is locked.
     pub unlocking: Unlocking,
+    /// Brings it back first, where its certificate is not believed any more.
+    pub readmission: Option<Readmission>,
 }
 
 /// Why a node did not start. Nothing was changed in its data directory.

@@ -163,6 +163,15 @@ impl Handle {
         }
     }
 
+    /// Joins that failed at the member in this process since its start, by reason. Only for a handle in the
+    /// member's own process; elsewhere there is none.
+    pub fn join_failures(&self) -> Vec<(&'static str, u64)> {
+        match &self.door {
+            Door::Local(local) => local.attempts.counts(),
+            Door::Remote(_) => Vec::new(),
+        }
+    }
+
     /// The same door with another patience: how long a request may take, at most
     /// (a day is the longest). A member elsewhere answers within its own
     /// [`limits::REQUEST_DEADLINE`].
@@ -310,7 +319,7 @@ impl Handle {
     /// [`AuthRefusal::Failed`](crate::error::AuthRefusal::Failed), and see [`Error`].
     pub async fn authenticate(&self, name: &str, password: &str) -> Result<(Header, String), Error> {
         let call = Call::Authenticate { name: name.into(), password: password.into() };
-        expect!(self.call(call).await, Reply::Token(token) => token)
+        expect!(self.call(call).await, Reply::Token(token) => token.0)
     }
 
     /// Raises, ends or lists alarms; answers those there are after it.
@@ -640,7 +649,7 @@ impl Handle {
     /// See [`Error`].
     pub async fn join_token(&self, role: Role) -> Result<String, Error> {
         match self.call(Call::JoinToken(role)).await? {
-            (_, Reply::Token(token)) => Ok(token),
+            (_, Reply::Token(token)) => Ok(token.0),
             (_, other) => Err(unexpected(&other)),
         }
     }

@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
 use super::snapshot::Copies;
-use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
+use super::trust::attempts::Attempts;
+use super::trust::authority::{Issued, Wanted};
 use super::trust::vault::Vault;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
@@ -25,10 +26,10 @@ use crate::machine::{self, Read};
 use crate::net::LiveTrust;
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
-use crate::pki::{self, JoinToken, Keyring, Secret};
+use crate::pki::{self, JoinToken, Keyring};
 use crate::types::{
     Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role,
-    TokenRecord, TrustCall, TxnOp, TxnRequest, WatchRequest,
+    TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -56,6 +57,8 @@ pub(super) struct Local {
     pub(super) keyring: Keyring,
     /// What of them lies on this member's disk.
     pub(super) vault: Arc<Vault>,
+    /// Joins that failed here.
+    pub(super) attempts: Attempts,
     /// How long certificates made here are valid.
     pub(super) leaf_validity: Duration,
 }
@@ -152,7 +155,7 @@ impl Local {
             Call::Info => self.info().await,
             Call::JoinToken(role) => {
                 self.barrier(patience).await?;
-                Ok((self.now()?, Reply::Token(self.token(role)?.to_string())))
+                Ok((self.now()?, Reply::Token(self.token(role)?.to_string().into())))
             }
             Call::IssueCertificate { name, role, request } => {
                 self.barrier(patience).await?;
@@ -344,31 +347,7 @@ impl Local {
 
     /// The join token of a role.
     pub(super) fn token(&self, role: Role) -> Result<JoinToken, Error> {
-        let (root, record) = self
-            .read(|view| Ok((machine::read::trusted(view)?, machine::read::token(view, &token_id(role))?)))?;
-        let missing = || Refusal::invalid("role", format!("there is no join token for the role {role}"));
-        let record = record.ok_or_else(missing)?;
-        Ok(JoinToken { root: root.in_force().digest, secret: self.secret_of(&record)? })
-    }
-
-    /// The id and the role of the token with that secret, if it is one.
-    pub(super) fn token_of_secret(&self, secret: &Secret) -> Result<Option<(String, Role)>, Error> {
-        let tokens = self.read(machine::read::tokens)?;
-        // Every token is looked at: how long it takes tells nothing.
-        let mut matching = None;
-        for (id, record) in tokens {
-            if self.secret_of(&record)? == *secret {
-                matching = Some((id, record.role));
-            }
-        }
-        Ok(matching)
-    }
-
-    /// The secret of a token.
-    pub(super) fn secret_of(&self, record: &TokenRecord) -> Result<Secret, Error> {
-        let text = self.keyring.open(TOKEN_SECRET, &record.secret)?;
-        let text = String::from_utf8(text).ok().and_then(|text| Secret::from_text(&text));
-        Ok(text.ok_or_else(|| Refusal::BadToken { why: "it is stored damaged; rotate it".into() })?)
+        self.token_text(&token_id(role))
     }
 
     /// Follows keys.

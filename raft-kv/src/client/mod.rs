@@ -7,6 +7,8 @@ mod auth;
 #[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
+mod enrol;
+#[cfg(feature = "node")]
 mod handle;
 #[cfg(feature = "node")]
 mod local;
@@ -45,6 +47,8 @@ pub use crate::machine::read::RangeMeasure;
 pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
+#[cfg(feature = "node")]
+pub use enrol::{Readmission, enrol, readmit, readmit_in};
 #[cfg(feature = "node")]
 pub use handle::Handle;
 #[cfg(feature = "node")]

@@ -10,24 +10,25 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::api::{Answered, Call, JoinRequest, Joined, Reply};
+use super::api::{Call, JoinRequest, Joined, Reply};
 use super::config::{
     Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
 };
+use super::enrol::{JOIN_PATIENCE, ask, bring_back};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
+use super::trust::attempts::Attempts;
 use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
 use super::trust::unlock::opened;
 use super::trust::vault::Vault;
 use super::trust::{self, Wanted};
 use super::world::Outside;
-use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::{self, Genesis, Machine, Store};
-use crate::net::{Dialer, Endpoint, LiveTrust, PeerNet};
+use crate::net::{Endpoint, LiveTrust, PeerNet};
 use crate::node::replica::Identity;
 use crate::node::shell::{Parts, Shell};
 use crate::pki::{self, Credentials, JoinToken, Keyring, NodeKey, RootKey, Secret, Subject, UnlockKey};
@@ -39,8 +40,6 @@ use crate::types::{
     ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
 };
 
-/// How long a joiner waits for the cluster to take it in.
-const JOIN_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a clean stop waits for answers to reach their callers.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -119,7 +118,7 @@ impl Node {
         );
         let key = NodeKey::generate();
         let request = JoinRequest {
-            secret: token.secret.to_text(),
+            secret: token.secret.to_text().into(),
             request: key.request().into(),
             name: config.name.clone(),
             addr: addr.clone(),
@@ -146,6 +145,9 @@ impl Node {
         let mut remembered = dir.recall()?;
         dir.check_modes()?;
         let vault = opened(dir.path(), &overrides.unlocking).await?;
+        if let Some(readmission) = &overrides.readmission {
+            bring_back(&vault, &remembered, readmission).await?;
+        }
         let before = remembered.advertise_addr.clone();
         let moved = overrides.listen_addr.is_some_and(|addr| addr != remembered.listen_addr);
         if let Some(listen) = overrides.listen_addr {
@@ -205,6 +207,7 @@ impl Node {
             copies: Copies::new(dir.join("copies"))?,
             keyring: vault.keyring(),
             vault: Arc::new(vault),
+            attempts: Attempts::default(),
             leaf_validity: tuning.leaf_validity,
         });
         outside.connect(&local);
@@ -512,19 +515,10 @@ async fn ask_to_join(
     endpoints: &[String],
     request: JoinRequest,
 ) -> Result<Joined, StartError> {
-    let call = Call::Join(request).to_bytes();
-    let asked = async {
-        let dialer = Dialer::join(endpoints, token).await?;
-        let answer = dialer.call(call).await?;
-        match Answered::from_bytes(answer)
-            .map_err(|error| Refusal::Malformed { what: error.to_string() })??
-        {
-            (_, Reply::Joined(joined)) => Ok::<Joined, Error>(joined),
-            (_, other) => Err(Refusal::Malformed { what: format!("a join was answered {other:?}") }.into()),
-        }
-    };
-    let late = |_| Error::Unknown(crate::error::Unknown::Deadline);
-    Ok(tokio::time::timeout(JOIN_PATIENCE, asked).await.map_err(late)??)
+    match ask(token, endpoints, Call::Join(request)).await? {
+        Reply::Joined(joined) => Ok(joined),
+        other => Err(Refusal::Malformed { what: format!("a join was answered {other:?}") }.into()),
+    }
 }
 
 /// Writes what a joiner was given: credentials, an empty log, and last who it is.

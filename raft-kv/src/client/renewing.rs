@@ -116,7 +116,7 @@ async fn renewed(remote: &Remote, old: &Credentials, dir: &Path) -> Result<Crede
 
 /// The key to ask with: one that was asked with before and may have been answered, or a new one that is
 /// on the disk.
-fn next_key(dir: &Path, old: &Credentials) -> Result<NodeKey, StorageFailed> {
+pub(super) fn next_key(dir: &Path, old: &Credentials) -> Result<NodeKey, StorageFailed> {
     let path = dir.join(NEXT_KEY);
     // Processes that share the files ask with the same key: whoever is answered first, both may go on.
     let _alone = lock_credentials(dir)?;
@@ -131,7 +131,7 @@ fn next_key(dir: &Path, old: &Credentials) -> Result<NodeKey, StorageFailed> {
 }
 
 /// The key in the files now is not asked with any more.
-fn forget_key(dir: &Path, key: &[u8]) -> Result<(), StorageFailed> {
+pub(super) fn forget_key(dir: &Path, key: &[u8]) -> Result<(), StorageFailed> {
     let path = dir.join(NEXT_KEY);
     let _alone = lock_credentials(dir)?;
     if key_in(&path).is_some_and(|left| left == key) {

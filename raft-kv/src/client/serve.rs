@@ -1,6 +1,7 @@
 //! What others ask of this node over QUIC: members' frames and snapshots, clients' calls, joins.
 //! Each connection and each request is a task of its own; none can hold up the loop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
 use super::node::{OWN_PATIENCE, hosts_of};
 use super::trust::authority::{Issued, now};
-use super::trust::{Turns, Wanted, follow};
+use super::trust::{Presented, Turns, Wanted, follow};
 use super::worker;
 use super::world::removed_text;
 use crate::codec::Wire;
@@ -24,7 +25,6 @@ use crate::machine::command::Command;
 use crate::net::{Accepted, BulkConn, ClientConn, Endpoint, JoinConn, PeerEvent, PeerNet, RequestStream};
 use crate::node::ask::What;
 use crate::node::wire::PeerFrame;
-use crate::pki::Secret;
 use crate::raft::PeerMessage;
 use crate::types::{
     Caller, ConfChange, MemberRecord, MemberRole, NodeId, Role, TrustCall, TrustChange, WatchBatch,
@@ -224,12 +224,18 @@ async fn serve_watch(local: &Arc<Local>, mut stream: RequestStream, request: Wat
 }
 
 async fn serve_joiner(local: Arc<Local>, connection: JoinConn) {
+    let from = connection.remote_addr().ip();
     while let Some(mut stream) = connection.next_stream().await {
         let answered = match stream.recv().await {
             Ok(Some(frame)) => match Call::from_bytes(frame) {
-                Ok(Call::Join(request)) => join(&local, request).await,
+                Ok(Call::Join(request)) => join(&local, from, request).await,
+                Ok(Call::Enrol(request)) => local.enrol(from, request).await,
+                Ok(Call::Readmit(request)) => local.readmit(from, request).await,
                 Ok(_) => Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into()),
-                Err(error) => Err(Refusal::Malformed { what: error.what.into() }.into()),
+                Err(error) => {
+                    local.unreadable(from);
+                    Err(Refusal::Malformed { what: error.what.into() }.into())
+                }
             },
             Ok(None) => continue,
             Err(error) => Err(error),
@@ -238,22 +244,14 @@ async fn serve_joiner(local: Arc<Local>, connection: JoinConn) {
     }
 }
 
-async fn join(local: &Arc<Local>, request: JoinRequest) -> Answered {
-    local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
-    let unknown = || Refusal::BadToken {
-        why: "the cluster does not know it (any more); `raft-kv token` on a member prints the valid one"
-            .into(),
+async fn join(local: &Arc<Local>, from: IpAddr, request: JoinRequest) -> Answered {
+    let unfit = |role| {
+        let why = format!("it is for the role {role}, and a member needs one for the role manager");
+        (role != Role::Manager).then_some(why)
     };
-    let secret = Secret::from_text(&request.secret).ok_or_else(unknown)?;
-    let token = match local.token_of_secret(&secret)?.ok_or_else(unknown)? {
-        (token, Role::Manager) => token,
-        (_, role) => {
-            let why = format!("it is for the role {role}, and a member needs one for the role manager");
-            return Err(Refusal::BadToken { why }.into());
-        }
-    };
+    let token = local.presented(from, &request.secret, unfit).await?;
     let place = Place { name: request.name, addr: request.addr, client_url: request.client_url };
-    admit_member(local, &request.request, place, token, None).await
+    admit_member(local, &request.request, place, Some(token), None).await
 }
 
 async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, place: Place) -> Answered {
@@ -264,7 +262,7 @@ async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, plac
     local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
     // Its old id is removed on the way; the connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
-    admit_member(local, &request, place, String::new(), Some(identity.node)).await
+    admit_member(local, &request, place, None, Some(identity.node)).await
 }
 
 /// What a new member says of itself.
@@ -279,7 +277,7 @@ async fn admit_member(
     local: &Arc<Local>,
     request: &[u8],
     place: Place,
-    token: String,
+    token: Option<Presented>,
     old: Option<NodeId>,
 ) -> Answered {
     let Place { name, addr, client_url } = place;
@@ -298,12 +296,17 @@ async fn admit_member(
     }
     let node = NodeId(random());
     let hosts = hosts_of(&addr, &client_url);
-    let wanted = Wanted { node, role: Role::Manager, name: name.clone(), hosts, token, renewal: false };
+    let token_id = token.as_ref().map_or(String::new(), |token| token.id.clone());
+    let (role, renewal) = (Role::Manager, false);
+    let wanted = Wanted { node, role, name: name.clone(), hosts, token: token_id, renewal };
     let record = MemberRecord { id: node, name, addr, client_url };
     let change = ConfChange::AddLearner(record.clone());
     local.read(|view| machine::read::admit_change(view, &change))??;
     // Known before it is a member: whoever is one may be dialled and must be let in.
     let Issued { chain, roots, .. } = local.issue(&wanted, &key).await?;
+    if let Some(token) = &token {
+        local.still_welcome(node, token).await?;
+    }
     let added = local.add_learner(record, OWN_PATIENCE).await;
     if added.is_err() {
         // Nobody has its certificate. Where it is a member after all this is refused.

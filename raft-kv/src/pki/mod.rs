@@ -7,6 +7,7 @@
 
 mod identity;
 mod leaf;
+mod proof;
 mod root;
 mod seal;
 mod token;
@@ -15,6 +16,7 @@ mod verify;
 pub use crate::types::RootDigest;
 pub use identity::{Credentials, Identity, PemFiles, name_of};
 pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, ends_soon, issue, request_key, validity_of};
+pub use proof::{prove, proven_key};
 pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
 pub use seal::{Keyring, UnlockKey};
 pub use token::{JoinToken, Secret};

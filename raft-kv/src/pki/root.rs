@@ -156,7 +156,7 @@ fn subject_of(cert_der: &[u8]) -> Result<DistinguishedName, Refusal> {
     Ok(name)
 }
 
-fn public_key_of(cert_der: &[u8]) -> Result<Vec<u8>, Refusal> {
+pub(super) fn public_key_of(cert_der: &[u8]) -> Result<Vec<u8>, Refusal> {
     let (_, cert) = X509Certificate::from_der(cert_der)
         .map_err(|_| Refusal::BadCertificate { why: "it can't be read".into() })?;
     Ok(cert.public_key().raw.to_vec())

@@ -96,7 +96,7 @@ impl FromStr for JoinToken {
         let bad = |why: &str| Refusal::BadToken { why: why.into() };
         let text = text.trim();
         let Some(rest) = text.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')) else {
-            return Err(bad("it does not start with RAFTKV-; `raft-kv token` prints one"));
+            return Err(bad("it does not start with RAFTKV-; `raft-kv join-token` prints one"));
         };
         let (version, rest) = rest.split_once('-').unwrap_or((rest, ""));
         if version != VERSION {

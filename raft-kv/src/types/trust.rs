@@ -72,6 +72,38 @@ impl fmt::Debug for Sealed {
     }
 }
 
+/// A secret on its way: the text of a token, or its secret part. Nothing prints it by accident.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Hidden(pub String);
+
+impl Wire for Hidden {
+    fn encode(&self, out: &mut bytes::BytesMut) {
+        self.0.encode(out);
+    }
+    fn decode(input: &mut Reader) -> Result<Self, Malformed> {
+        String::decode(input).map(Self)
+    }
+}
+
+impl fmt::Debug for Hidden {
+    /// Shows nothing of it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden(..)")
+    }
+}
+
+impl From<String> for Hidden {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Hidden {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
 /// A root, and how the cluster's authority signs under it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Authority {
@@ -525,7 +557,7 @@ pub enum TrustReply {
         /// Its id.
         id: String,
         /// What a joiner gives.
-        text: String,
+        text: Hidden,
     },
     /// A certificate, and what to believe.
     Certificate {
@@ -574,7 +606,7 @@ wire_struct!(CaStatus { epoch, roots, digests, external, rotation, nodes, late, 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EnrolRequest {
     /// The token's secret part.
-    pub secret: String,
+    pub secret: Hidden,
     /// The certificate request (DER); only its public key is taken.
     pub request: Bytes,
     /// The name it wants.
@@ -586,12 +618,12 @@ wire_struct!(EnrolRequest { secret, request, name });
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReadmitRequest {
     /// The token's secret part.
-    pub secret: String,
+    pub secret: Hidden,
     /// The certificate request (DER) with its new key.
     pub request: Bytes,
     /// Its old certificate (DER): it names the node, and its key is compared with the record's.
     pub old: Bytes,
-    /// Signature of the old key over `request`.
+    /// Signature of the old key over `request`, as `pki::prove` makes it.
     pub proof: Bytes,
 }
 wire_struct!(ReadmitRequest { secret, request, old, proof });

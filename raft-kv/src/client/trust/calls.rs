@@ -29,6 +29,13 @@ impl Local {
             TrustCall::UnlockKey => return self.lock_status(true),
             TrustCall::UnlockKeyRotate => return self.rotate_unlock_key(patience).await,
             TrustCall::Keys => TrustReply::Keys(self.handed_keys()?),
+            TrustCall::Tokens => self.token_list()?,
+            TrustCall::TokenCreate { role, label, ttl, uses } => {
+                self.token_create(role, label, ttl, uses).await?
+            }
+            TrustCall::TokenRotate(id) => self.token_rotate(id).await?,
+            TrustCall::TokenRevoke(id) => self.token_revoke(id).await?,
+            TrustCall::Token(id) => self.with_text(id)?,
             TrustCall::NodeRemove(id) => self.node_remove(id, patience).await?,
             TrustCall::NodePromote(id) => self.node_promote(id, patience).await?,
             TrustCall::NodeDemote(id) => self.node_demote(id, patience).await?,

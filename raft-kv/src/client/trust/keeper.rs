@@ -306,7 +306,8 @@ pub(in crate::client) fn renew_expired(
     let signer = RootKey::from_parts(authority.via.first().unwrap_or(&authority.root), &key)?;
     let url = node.client.as_ref().map_or(String::new(), |(_, told)| format!("https://{told}"));
     let hosts = hosts_of(&node.advertise_addr, &url);
-    let (cluster, own) = (node.cluster, NodeKey::generate());
+    // The key stays: by it the others know the member, should it need a token to come back.
+    let (cluster, own) = (node.cluster, NodeKey::from_der(&credentials.key)?);
     let subject = Subject { cluster, node: node.node, role: Role::Manager, name: String::new(), hosts };
     let leaf = pki::issue(&signer, &subject, &own.public(), now, tuning.leaf_validity, &mut rand::rng())?;
     let behind = authority.via.iter().chain(&authority.cross).map(|cert| cert.to_vec());

@@ -2,13 +2,16 @@
 //! force here, and rotations are driven from here. What is decided is decided in `machine/trust`;
 //! what certificates say, in `pki`.
 
+pub(super) mod attempts;
 pub(super) mod authority;
 mod calls;
+mod enrol;
 mod keeper;
 mod nodes;
 mod renew;
 mod rotation;
 pub(super) mod sealing;
+mod tokens;
 pub(super) mod unlock;
 pub(super) mod vault;
 
@@ -17,3 +20,4 @@ pub(super) use keeper::{due, keep, renew_expired};
 pub(super) use nodes::evict;
 pub(super) use renew::{Turns, follow};
 pub(super) use sealing::keep_sealed;
+pub(super) use tokens::Presented;

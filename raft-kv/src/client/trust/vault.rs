@@ -18,7 +18,7 @@ use super::super::config::StartError;
 use crate::codec::{Wire, wire_enum, wire_struct};
 use crate::error::{Refusal, StorageFailed};
 use crate::net::{read_credentials, write_credentials, write_private};
-use crate::pki::{Credentials, Keyring, PemFiles, UnlockKey};
+use crate::pki::{Credentials, Keyring, NodeKey, PemFiles, UnlockKey};
 use crate::types::{DataKey, DataKeyId, HandedKeys, Sealed};
 
 /// The file's name in the data directory.
@@ -247,6 +247,19 @@ impl Vault {
         }
     }
 
+    /// The key to ask for another certificate with, on this disk: one that was asked with before and may
+    /// have been answered, or a new one. `current` is that of the certificate there is.
+    pub(in crate::client) fn next_key(&self, current: &[u8]) -> Result<NodeKey, StorageFailed> {
+        let newest = self.open.lock().content.node_keys.first().filter(|key| **key != current).cloned();
+        if let Some(key) = newest.and_then(|key| NodeKey::from_der(&key).ok()) {
+            return Ok(key);
+        }
+        let key = NodeKey::generate();
+        let keys = vec![Bytes::copy_from_slice(key.der()), Bytes::copy_from_slice(current)];
+        self.change(|open| open.content.node_keys = keys)?;
+        Ok(key)
+    }
+
     /// Writes what this member proves itself with.
     pub(in crate::client) fn save(&self, credentials: &Credentials) -> Result<(), StorageFailed> {
         let dir = self.dir.join("cert");
@@ -303,7 +316,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::pki::{NodeKey, RootKey, Subject, issue};
+    use crate::pki::{RootKey, Subject, issue};
     use crate::types::{ClusterId, NodeId, Role};
 
     fn credentials() -> Credentials {

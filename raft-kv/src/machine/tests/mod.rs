@@ -12,6 +12,7 @@ mod random;
 mod ranges;
 mod rotation;
 mod sealing;
+mod tokens;
 mod users;
 
 use bytes::Bytes;

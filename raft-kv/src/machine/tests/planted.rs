@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, rotation, sealing, users};
+use super::{alarms, nodes, random, rotation, sealing, tokens, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -56,6 +56,17 @@ fn each_bug_planted_in_removals_is_found() {
         (Bug::ForgetRevocation, nodes::removal as fn()),
         (Bug::SkipApplyNode, nodes::late_commands),
         (Bug::RevokeInMemory, nodes::removal_and_crash),
+    ] {
+        assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_tokens_is_found() {
+    for (bug, run) in [
+        (Bug::KeepOldSecret, tokens::rotation as fn()),
+        (Bug::ForgetUse, tokens::uses),
+        (Bug::SkipReadmission, tokens::shut_out),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
     }

@@ -274,8 +274,7 @@ pub fn run(seed: u64) {
             return;
         }
     }
-    assert_eq!(world.trusted().rotation, None, "a rotation never ends");
-    assert!(world.members.iter().all(|member| !member.shut_out), "somebody did not come back");
+    panic!("a rotation never ends, or somebody does not come back: {:?}", world.trusted());
 }
 
 #[test]

@@ -88,8 +88,10 @@ pub(super) fn issue(draft: &mut Draft, new: &NodeRecord, renewal: bool, now: i64
         _ => {}
     }
     // A known node that comes with a token needs it: its certificate is not believed.
-    let readmitted = known.as_ref().is_some_and(|known| renewal && known.token != new.token);
-    if !new.token.is_empty() && (!renewal || readmitted) {
+    if !new.token.is_empty() {
+        if let Some(known) = known.as_ref().filter(|_| renewal) {
+            may_come_back(draft.view(), known, now)?;
+        }
         tokens::take(draft, &new.token, new.role, now)?;
     }
     // Until it is seen with the new one it goes by the one before: the answer may never arrive.
@@ -99,6 +101,24 @@ pub(super) fn issue(draft: &mut Draft, new: &NodeRecord, renewal: bool, now: i64
     let token = known.map_or(new.token.clone(), |known| known.token);
     put(draft, &NodeRecord { verified, token, error: String::new(), readmit: 0, ..new.clone() })?;
     Ok(())
+}
+
+/// Refuses a node that was shut out and not let back in. A certificate that ended under a root that is
+/// still believed needs a token and no more. One whose root is not believed any more was late when a
+/// rotation settled, because its deadline was over or the old key was stolen: then somebody chose to go on
+/// without that node, the tokens of today may be known to who holds that machine, and somebody has to
+/// choose again that this node, and not the token alone, comes back.
+fn may_come_back(view: &dyn Read, known: &NodeRecord, now: i64) -> Result<(), Stop> {
+    let believed = trusted(view)?.roots.iter().any(|root| root.digest == known.issuer);
+    if believed || known.readmit > now || crate::planted!(SkipReadmission) {
+        return Ok(());
+    }
+    let why = format!(
+        "the root was replaced without this node; let it come back with `raft-kv node readmit {}` on a member, \
+         then ask again",
+        known.id
+    );
+    Err(Refusal::BadCertificate { why }.into())
 }
 
 /// Records what listeners saw. What they saw before a removal or another issue counts for nothing.

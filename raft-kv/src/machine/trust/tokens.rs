@@ -8,6 +8,9 @@ use crate::error::Refusal;
 use crate::limits::{MAX_JOIN_TOKENS, MAX_NAME_BYTES, MAX_SECRET_BYTES};
 use crate::types::{Role, Sealed, TokenRecord};
 
+/// The ids of the tokens that were made with the cluster begin with this.
+const DEFAULT: &str = "default-";
+
 fn bad(why: &str) -> Stop {
     Refusal::BadToken { why: why.into() }.into()
 }
@@ -20,6 +23,9 @@ pub(super) fn validate(id: &str, token: &TokenRecord) -> Result<(), Refusal> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
     if id.is_empty() || id.len() > MAX_NAME_BYTES || !id.chars().all(plain) {
         return Err(Refusal::invalid("token id", "it must be 1 to 128 letters, digits, - _ and ."));
+    }
+    if token.label.chars().any(char::is_control) {
+        return Err(Refusal::invalid("token label", "it has a character that can't be printed"));
     }
     if token.label.len() > MAX_NAME_BYTES {
         return Err(Refusal::invalid("token label", format!("it is longer than {MAX_NAME_BYTES} bytes")));
@@ -50,18 +56,24 @@ pub(super) fn create(draft: &mut Draft, id: &str, record: &TokenRecord, now: i64
 
 pub(super) fn rotate(draft: &mut Draft, id: &str, secret: &Sealed, now: i64) -> Result<(), Stop> {
     let record = token(draft.view(), id)?.ok_or_else(|| not_found(id))?;
-    let record = TokenRecord { secret: secret.clone(), created: now, ..record };
+    let secret = if crate::planted!(KeepOldSecret) { record.secret.clone() } else { secret.clone() };
+    let record = TokenRecord { secret, created: now, ..record };
     draft.overlay.put(Table::Trust, token_key(id), &record);
     Ok(())
 }
 
 pub(super) fn revoke(draft: &mut Draft, id: &str) -> Result<(), Stop> {
     token(draft.view(), id)?.ok_or_else(|| not_found(id))?;
+    if id.starts_with(DEFAULT) {
+        let why = "it is one of the two that every cluster has; `raft-kv token rotate` makes it useless to who has it";
+        return Err(Refusal::invalid("token id", why).into());
+    }
     draft.overlay.remove(Table::Trust, token_key(id));
     Ok(())
 }
 
-/// Takes one use of a token for a node of `role`.
+/// Takes one use of a token for a node of `role`. It is not given back if what follows fails: whether
+/// that was done may be unknown, and a use given back twice would let in one node too many.
 pub(super) fn take(draft: &mut Draft, id: &str, role: Role, now: i64) -> Result<(), Stop> {
     let Some(record) = token(draft.view(), id)? else {
         return Err(bad("it was revoked; ask for another"));
@@ -76,7 +88,8 @@ pub(super) fn take(draft: &mut Draft, id: &str, role: Role, now: i64) -> Result<
         None => {}
         Some(0) => return Err(bad("it has been used as often as it may be; ask for another")),
         Some(left) => {
-            let record = TokenRecord { uses: Some(left - 1), ..record };
+            let left = if crate::planted!(ForgetUse) { left } else { left - 1 };
+            let record = TokenRecord { uses: Some(left), ..record };
             draft.overlay.put(Table::Trust, token_key(id), &record);
         }
     }

@@ -116,6 +116,17 @@ pub struct PlaceArgs {
     pub advertise_etcd_addr: Option<String>,
 }
 
+/// What signs certificates where the cluster's signing key is kept outside.
+#[derive(Args, Debug, Clone, Default)]
+pub struct SignerArgs {
+    /// A program that signs certificates where the cluster's signing key is kept outside; not remembered
+    #[arg(long, value_name = "PROGRAM")]
+    pub external_signer: Option<String>,
+    /// An argument of that program; may be given several times
+    #[arg(long, value_name = "ARG", requires = "external_signer", allow_hyphen_values = true)]
+    pub external_signer_arg: Vec<String>,
+}
+
 /// Where the etcd API listens, if it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtcdAddr {
@@ -151,9 +162,18 @@ pub struct InitArgs {
     /// Where the member keeps its data; must be empty or missing
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
+    /// A root of your own (PEM): the signing certificate, each one's issuer, the root last [default: one is made]
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// The signing certificate's private key (PEM, PKCS #8); else --external-signer has it
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
     /// Where it listens.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
 }
 
 /// `join`.
@@ -168,6 +188,9 @@ pub struct JoinArgs {
     /// Where it listens.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
     /// Members of the cluster, as HOST:PORT
     #[arg(required = true, value_name = "ENDPOINT")]
     pub endpoints: Vec<String>,
@@ -191,6 +214,9 @@ pub struct RunArgs {
     /// Tell etcd's clients to reach it here from now on
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_etcd_addr: Option<String>,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
 }
 
 /// `info`.

@@ -108,6 +108,12 @@ pub enum Bug {
     AdmitUnknown,
     /// A removed node's certificate is taken.
     AdmitRemoved,
+    /// What an external signer answers is not looked at.
+    TrustSignerBlindly,
+    /// A root that is brought may be signed with SHA-1.
+    TakeWeakRoot,
+    /// A root's certificate by another may be valid for longer than the root is remembered as given up.
+    CrossOutlives,
 }
 
 #[cfg(feature = "sim")]

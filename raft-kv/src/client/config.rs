@@ -7,10 +7,11 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::trust::signer::ExternalSigner;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::net::write_private;
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, NodeId, OwnRoot};
 
 /// The layout of a data directory that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -38,6 +39,11 @@ pub struct Config {
     /// `host:port` under which HTTP clients reach it; the host of the advertised address where
     /// this says nothing.
     pub advertise_client_addr: Option<String>,
+    /// The root that a new cluster rests on, as [`read_own_root`](super::read_own_root) reads it; the
+    /// cluster makes one where this says nothing. Not for joining.
+    pub own_root: Option<OwnRoot>,
+    /// What signs where the cluster's signing key is kept outside. Not remembered: give it at each start.
+    pub external_signer: Option<ExternalSigner>,
     /// Sizes; the default suits.
     pub tuning: Tuning,
 }
@@ -74,6 +80,8 @@ pub struct Overrides {
     pub client_addr: Option<Option<SocketAddr>>,
     /// Another address at which HTTP clients reach it.
     pub advertise_client_addr: Option<String>,
+    /// See [`Config::external_signer`].
+    pub external_signer: Option<ExternalSigner>,
 }
 
 /// Why a node did not start. Nothing was changed in its data directory.

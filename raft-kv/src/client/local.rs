@@ -14,6 +14,7 @@ use super::api::{Answered, Call, Info, Reply};
 use super::auth::{on_behalf, serve};
 use super::snapshot::Copies;
 use super::trust::authority::{Issued, TOKEN_SECRET, Wanted};
+use super::trust::signer::Signer;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
@@ -57,6 +58,8 @@ pub(super) struct Local {
     pub(super) cert_dir: PathBuf,
     /// How long certificates made here are valid.
     pub(super) leaf_validity: Duration,
+    /// What signs where the cluster's signing key is kept outside.
+    pub(super) external_signer: Option<Signer>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -160,7 +163,7 @@ impl Local {
                 }
                 let (node, token) = (NodeId(random()), String::new());
                 let wanted = Wanted { node, role, name, hosts: Vec::new(), token, renewal: false };
-                let Issued { chain, roots, .. } = self.issue(&wanted, &pki::request_key(&request)?).await?;
+                let Issued { chain, roots, .. } = self.issue_request(&wanted, &request).await?;
                 Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {

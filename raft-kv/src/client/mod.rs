@@ -24,6 +24,7 @@ mod serve;
 mod snapshot;
 #[cfg(feature = "node")]
 mod token;
+#[cfg(feature = "node")]
 mod trust;
 #[cfg(feature = "node")]
 mod watch;
@@ -46,6 +47,10 @@ pub use node::{Node, credentials_of};
 pub use ranges::{RangeChunk, RangeStream};
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
+#[cfg(feature = "node")]
+pub use trust::own::read_own_root;
+#[cfg(feature = "node")]
+pub use trust::signer::ExternalSigner;
 #[cfg(feature = "node")]
 pub use watch::Watch;
 #[cfg(feature = "node")]

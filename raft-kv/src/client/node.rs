@@ -19,7 +19,9 @@ use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
 use super::trust::Wanted;
-use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::authority::{Hand, TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::own::authority_of_own;
+use super::trust::signer::Signer;
 use super::world::Outside;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal, StorageFailed};
@@ -34,7 +36,7 @@ use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Opened};
 use crate::storage::state::{State, StateOptions};
 use crate::types::{
-    ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
+    Authority, ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
 };
 
 /// How long a joiner waits for the cluster to take it in.
@@ -65,23 +67,20 @@ impl Node {
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
-        let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
+        let signer = config.external_signer.as_ref().map(Signer::new).transpose()?;
+        let (keyring, key) = (Keyring::default(), NodeKey::generate());
+        let authority = founding(&config, cluster, &keyring)?;
         let hosts = hosts_of(&addr, &door.url());
         let subject = Subject { cluster, node, role: Role::Manager, name: String::new(), hosts };
-        let leaf = pki::issue(
-            &root,
-            &subject,
-            &key.public(),
-            SystemTime::now(),
-            config.tuning.leaf_validity,
-            &mut rand::rng(),
-        )?;
-        let roots = vec![root.cert_der().to_vec()];
-        let credentials =
-            Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Credentials::default() };
+        let hand =
+            Hand { keyring: &keyring, external: signer.as_ref(), validity: config.tuning.leaf_validity };
+        let chain = hand.sign(&authority, &subject, &key.public(), &key.request()).await?;
+        let chain = chain.iter().map(|cert| cert.to_vec()).collect();
+        let roots = vec![authority.root.to_vec()];
+        let credentials = Credentials { chain, key: key.der().to_vec(), roots, ..Credentials::default() };
         let record =
             MemberRecord { id: node, name: config.name.clone(), addr: addr.clone(), client_url: door.url() };
-        make_first(&dir, &config.tuning, cluster, &record, &root, &credentials)?;
+        make_first(&dir, &config.tuning, cluster, &record, (authority, &keyring), &credentials)?;
         save_credentials(&dir, &credentials)?;
         let remembered = Remembered {
             cluster,
@@ -93,7 +92,7 @@ impl Node {
             members: vec![(node, addr)],
         };
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, config.tuning, door).await
+        Self::run(dir, remembered, config.tuning, door, signer).await
     }
 
     /// Joins the cluster that `token` belongs to, by way of any of `endpoints` (`host:port`), and
@@ -104,6 +103,7 @@ impl Node {
     /// another member has, no member that answers.
     pub async fn join(config: Config, token: &str, endpoints: &[String]) -> Result<Self, StartError> {
         let token: JoinToken = token.parse()?;
+        let signer = config.external_signer.as_ref().map(Signer::new).transpose()?;
         let addr = checked(&config)?;
         let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
@@ -129,7 +129,7 @@ impl Node {
             client: door.place.clone(),
         };
         let remembered = take_in(&dir, &config.tuning, &key, joined, place)?;
-        Self::run(dir, remembered, config.tuning, door).await
+        Self::run(dir, remembered, config.tuning, door, signer).await
     }
 
     /// Starts a member again from its data directory.
@@ -138,6 +138,7 @@ impl Node {
     /// [`StartError`]: the directory holds no member, is in use, unreadable, damaged or of a newer
     /// version; the certificate has expired; the address is taken.
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
+        let signer = overrides.external_signer.as_ref().map(Signer::new).transpose()?;
         let dir = DataDir::take(data_dir, false)?;
         let mut remembered = dir.recall()?;
         let before = remembered.advertise_addr.clone();
@@ -152,10 +153,16 @@ impl Node {
         let door = Door::again(&remembered, &before, &overrides)?;
         remembered.client = door.place.clone();
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, tuning, door).await
+        Self::run(dir, remembered, tuning, door, signer).await
     }
 
-    async fn run(dir: DataDir, node: Remembered, tuning: Tuning, door: Door) -> Result<Self, StartError> {
+    async fn run(
+        dir: DataDir,
+        node: Remembered,
+        tuning: Tuning,
+        door: Door,
+        external_signer: Option<Signer>,
+    ) -> Result<Self, StartError> {
         let credentials = load_credentials(&dir)?;
         let identity = credentials.check()?;
         credentials
@@ -195,6 +202,7 @@ impl Node {
             keyring: Keyring::default(),
             cert_dir: dir.join("cert"),
             leaf_validity: tuning.leaf_validity,
+            external_signer,
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
@@ -312,6 +320,24 @@ impl std::fmt::Debug for Node {
             .field("name", &self.local.name)
             .finish_non_exhaustive()
     }
+}
+
+/// The authority of a new cluster: the root that was brought, or one that is made now.
+fn founding(config: &Config, cluster: ClusterId, keyring: &Keyring) -> Result<Authority, StartError> {
+    let external = config.external_signer.is_some();
+    let Some(own) = &config.own_root else {
+        if external {
+            let why = "it signs under a root of yours; give that with --ca-cert";
+            return Err(Refusal::invalid("external signer", why).into());
+        }
+        return Ok(authority_of(&RootKey::generate(cluster, SystemTime::now()), keyring)?);
+    };
+    let why = match (&own.key, external) {
+        (Some(_), true) => "give the signing key (--ca-key) or what signs in its place (--external-signer), not both",
+        (None, false) => "give the signing key with --ca-key, or what signs in its place with --external-signer",
+        _ => return Ok(authority_of_own(own, keyring)?),
+    };
+    Err(Refusal::invalid("root", why).into())
 }
 
 /// Who is let in once its chain is verified. A member that has no state yet goes by that alone.
@@ -445,10 +471,9 @@ fn make_first(
     tuning: &Tuning,
     cluster: ClusterId,
     record: &MemberRecord,
-    root: &RootKey,
+    (authority, keyring): (Authority, &Keyring),
     credentials: &Credentials,
 ) -> Result<(), StartError> {
-    let keyring = Keyring::default();
     let token = |role| {
         let secret = Secret::generate(&mut rand::rng()).to_text();
         let secret = keyring.seal(TOKEN_SECRET, secret.as_bytes());
@@ -456,7 +481,6 @@ fn make_first(
         let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
         (token_id(role), record)
     };
-    let authority = authority_of(root, &keyring)?;
     let wanted = Wanted {
         node: record.id,
         role: Role::Manager,

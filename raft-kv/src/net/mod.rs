@@ -27,7 +27,7 @@ pub use https::{HandshakeFault, HttpsPeer};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};
-pub use tls::VerifiedPeer;
+pub use tls::{VerifiedPeer, check_chain};
 
 #[cfg(test)]
 mod tests;

@@ -240,6 +240,20 @@ impl Believed {
     }
 }
 
+/// Whether who believes `roots` alone accepts `chain` (leaf first) now: from a dialler, and, with
+/// `server`, from a listener too.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] saying why not.
+pub fn check_chain(roots: &[Vec<u8>], chain: &[Vec<u8>], server: bool) -> Result<(), Refusal> {
+    let believed = Believed::new(&Credentials { roots: roots.to_vec(), ..Credentials::default() })?;
+    let chain = certificates(chain);
+    let (leaf, others) = chain.split_first().ok_or_else(|| bad("there is none"))?;
+    let now = UnixTime::now();
+    believed.verify(leaf, others, now, false)?;
+    if server { believed.verify(leaf, others, now, true) } else { Ok(()) }
+}
+
 fn certificates(all: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
     all.iter().cloned().map(CertificateDer::from).collect()
 }

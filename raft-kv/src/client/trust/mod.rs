@@ -5,7 +5,9 @@
 pub(super) mod authority;
 mod calls;
 mod keeper;
+pub(super) mod own;
 mod rotation;
+pub(super) mod signer;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::keep;

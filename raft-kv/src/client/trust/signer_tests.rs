@@ -1,0 +1,1 @@
+//! Commands that answer well, badly, or not at all.

@@ -1,0 +1,1 @@
+//! What may be brought as a root, and what is refused, each by its reason.

@@ -36,7 +36,8 @@ use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Opened};
 use crate::storage::state::{State, StateOptions};
 use crate::types::{
-    Authority, ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
+    Authority, ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing,
+    TokenRecord,
 };
 
 /// How long a joiner waits for the cluster to take it in.
@@ -333,8 +334,12 @@ fn founding(config: &Config, cluster: ClusterId, keyring: &Keyring) -> Result<Au
         return Ok(authority_of(&RootKey::generate(cluster, SystemTime::now()), keyring)?);
     };
     let why = match (&own.key, external) {
-        (Some(_), true) => "give the signing key (--ca-key) or what signs in its place (--external-signer), not both",
-        (None, false) => "give the signing key with --ca-key, or what signs in its place with --external-signer",
+        (Some(_), true) => {
+            "give the signing key (--ca-key) or what signs in its place (--external-signer), not both"
+        }
+        (None, false) => {
+            "give the signing key with --ca-key, or what signs in its place with --external-signer"
+        }
         _ => return Ok(authority_of_own(own, keyring)?),
     };
     Err(Refusal::invalid("root", why).into())

@@ -240,13 +240,13 @@ impl Believed {
     }
 }
 
-/// Whether who believes `roots` alone accepts `chain` (leaf first) now: from a dialler, and, with
-/// `server`, from a listener too.
+/// Whether who believes what `believed` does accepts `chain` (leaf first) now: as a dialler's, and, with
+/// `server`, as a listener's too.
 ///
 /// # Errors
 /// [`Refusal::BadCertificate`] saying why not.
-pub fn check_chain(roots: &[Vec<u8>], chain: &[Vec<u8>], server: bool) -> Result<(), Refusal> {
-    let believed = Believed::new(&Credentials { roots: roots.to_vec(), ..Credentials::default() })?;
+pub fn check_chain(believed: &Credentials, chain: &[Vec<u8>], server: bool) -> Result<(), Refusal> {
+    let believed = Believed::new(believed)?;
     let chain = certificates(chain);
     let (leaf, others) = chain.split_first().ok_or_else(|| bad("there is none"))?;
     let now = UnixTime::now();

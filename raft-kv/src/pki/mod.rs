@@ -15,11 +15,10 @@ mod verify;
 
 pub use crate::types::{OwnRoot, RootDigest};
 pub use identity::{Credentials, Identity, PemFiles, name_of};
-pub use leaf::{
-    LEAF_VALIDITY, NodeKey, Subject, check_signed, issue, names_of, request_key, validity_of,
-};
+pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, check_signed, issue, names_of, request_key, validity_of};
 pub use own::{
-    MIN_INTERMEDIATE_LEFT, MIN_ROOT_LEFT, end_of, keys_of, own_root_from_pem, split_certificates, vet, vet_cross,
+    MIN_INTERMEDIATE_LEFT, MIN_ROOT_LEFT, end_of, keys_of, own_root_from_pem, split_certificates, vet,
+    vet_cross,
 };
 pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
 pub use seal::Keyring;

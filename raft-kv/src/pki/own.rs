@@ -86,7 +86,9 @@ fn private_key(text: &str) -> Result<Bytes, Refusal> {
         [key] if key.tag() == "ENCRYPTED PRIVATE KEY" => {
             bad("the key is encrypted; decrypt it with `openssl pkcs8 -in FILE -out PLAIN`")
         }
-        [_] => bad("the key is not PKCS #8; convert it with `openssl pkcs8 -topk8 -nocrypt -in FILE -out PLAIN`"),
+        [_] => {
+            bad("the key is not PKCS #8; convert it with `openssl pkcs8 -topk8 -nocrypt -in FILE -out PLAIN`")
+        }
         _ => bad("the file of the key does not hold one private key in PEM"),
     }
 }
@@ -99,7 +101,9 @@ pub fn split_certificates(der: &Bytes) -> Result<Vec<Bytes>, Refusal> {
     let mut all = Vec::new();
     let mut rest = der.as_ref();
     while !rest.is_empty() && all.len() <= MAX_INTERMEDIATES {
-        let Ok((after, _)) = X509Certificate::from_der(rest) else { return bad("a certificate can't be read") };
+        let Ok((after, _)) = X509Certificate::from_der(rest) else {
+            return bad("a certificate can't be read");
+        };
         all.push(der.slice_ref(&rest[..rest.len() - after.len()]));
         rest = after;
     }
@@ -122,7 +126,11 @@ pub fn vet(own: &OwnRoot, now: SystemTime) -> Result<(), Refusal> {
     let ders: Vec<&Bytes> = own.via.iter().chain([&own.root]).collect();
     let mut parsed = Vec::new();
     for (height, der) in ders.iter().enumerate() {
-        let name = if height == own.via.len() { "the root".to_owned() } else { format!("intermediate {}", height + 1) };
+        let name = if height == own.via.len() {
+            "the root".to_owned()
+        } else {
+            format!("intermediate {}", height + 1)
+        };
         let left = if height == own.via.len() { MIN_ROOT_LEFT } else { MIN_INTERMEDIATE_LEFT };
         let cert = authority(der, &name)?;
         check_dates(&cert, &name, now, left)?;
@@ -159,14 +167,17 @@ fn authority<'a>(der: &'a [u8], name: &str) -> Result<X509Certificate<'a>, Refus
     if der.len() > MAX_CERTIFICATE_BYTES {
         return bad(format!("{name} is larger than {MAX_CERTIFICATE_BYTES} bytes"));
     }
-    let Ok((rest, cert)) = X509Certificate::from_der(der) else { return bad(format!("{name} can't be read")) };
+    let Ok((rest, cert)) = X509Certificate::from_der(der) else {
+        return bad(format!("{name} can't be read"));
+    };
     if !rest.is_empty() {
         return bad(format!("{name} has bytes after its end"));
     }
     if !cert.is_ca() {
         return bad(format!("{name} is not an authority's certificate (basicConstraints without CA:TRUE)"));
     }
-    let unreadable = || Refusal::BadCertificate { why: format!("{name} has an extension twice or unreadable") };
+    let unreadable =
+        || Refusal::BadCertificate { why: format!("{name} has an extension twice or unreadable") };
     if let Some(usage) = cert.key_usage().map_err(|_| unreadable())?
         && !usage.value.key_cert_sign()
     {
@@ -231,7 +242,12 @@ fn check_strength(cert: &X509Certificate<'_>, name: &str) -> Result<(), Refusal>
     }
 }
 
-fn check_dates(cert: &X509Certificate<'_>, name: &str, now: SystemTime, left: Duration) -> Result<(), Refusal> {
+fn check_dates(
+    cert: &X509Certificate<'_>,
+    name: &str,
+    now: SystemTime,
+    left: Duration,
+) -> Result<(), Refusal> {
     let at = |date: SystemTime| moment(date).unix_timestamp();
     let (from, until) = (cert.validity().not_before, cert.validity().not_after);
     if from.timestamp() > at(now) {
@@ -246,7 +262,8 @@ fn check_dates(cert: &X509Certificate<'_>, name: &str, now: SystemTime, left: Du
 
 /// `below`: how many authorities there may be under it, the certificate of a next root included.
 fn check_path(cert: &X509Certificate<'_>, name: &str, below: usize) -> Result<(), Refusal> {
-    let constraints = cert.basic_constraints().ok().flatten().and_then(|found| found.value.path_len_constraint);
+    let constraints =
+        cert.basic_constraints().ok().flatten().and_then(|found| found.value.path_len_constraint);
     match constraints {
         Some(length) if (length as usize) < below => bad(format!(
             "{name} has pathlen:{length}; it must be {below} or more, or none: it signs a next root across \
@@ -281,7 +298,9 @@ pub fn vet_cross(
     let first = all[0].clone();
     let (first, signing) = (authority(&first, name)?, authority(signing, "the signing certificate")?);
     if first.subject().as_raw() != signing.subject().as_raw() || first.public_key() != signing.public_key() {
-        return bad(format!("{name} is not about the signing certificate: its subject and key must be the same"));
+        return bad(format!(
+            "{name} is not about the signing certificate: its subject and key must be the same"
+        ));
     }
     check_dates(&first, name, now, MIN_CROSS_LEFT)?;
     let latest = moment(now + CROSS_VALIDITY + BACK_DATE).unix_timestamp();
@@ -295,7 +314,9 @@ pub fn vet_cross(
         let last = all.last().expect("never none").clone();
         let (_, last) = X509Certificate::from_der(&last).map_err(|_| unreadable())?;
         let (_, next) = X509Certificate::from_der(via).map_err(|_| unreadable())?;
-        if last.issuer().as_raw() != root.subject().as_raw() && last.issuer().as_raw() == next.subject().as_raw() {
+        if last.issuer().as_raw() != root.subject().as_raw()
+            && last.issuer().as_raw() == next.subject().as_raw()
+        {
             all.push(via.clone());
         }
     }
@@ -311,7 +332,9 @@ pub fn vet_cross(
     check_signature(&last, &root, name)?;
     let whole: Bytes = all.concat().into();
     if whole.len() > MAX_CERTIFICATE_BYTES {
-        return bad(format!("{name} and what leads to the root are larger than {MAX_CERTIFICATE_BYTES} bytes"));
+        return bad(format!(
+            "{name} and what leads to the root are larger than {MAX_CERTIFICATE_BYTES} bytes"
+        ));
     }
     Ok(whole)
 }

@@ -11,7 +11,7 @@ use crate::machine;
 use crate::machine::command::Command;
 use crate::net::check_chain;
 use crate::node::ask::What;
-use crate::pki::{self, RootKey, Subject, key_of, serial_of};
+use crate::pki::{self, Credentials, RootKey, Subject, key_of, serial_of};
 use crate::types::{Authority, KeyDigest, NodeId, NodeRecord, Role, RootDigest, TrustChange, Trusted};
 
 /// What the key of an authority is sealed as.
@@ -98,7 +98,10 @@ pub(in crate::client) fn roots_of(trusted: &Trusted) -> Vec<Bytes> {
 }
 
 /// The key that signs under `authority`, where it is in the cluster.
-pub(in crate::client) fn root_key(authority: &Authority, keyring: &pki::Keyring) -> Result<Option<RootKey>, Refusal> {
+pub(in crate::client) fn root_key(
+    authority: &Authority,
+    keyring: &pki::Keyring,
+) -> Result<Option<RootKey>, Refusal> {
     let Some(key) = &authority.key else { return Ok(None) };
     let cert = authority.via.first().unwrap_or(&authority.root);
     RootKey::from_parts(cert, &keyring.open(CA_KEY, key)?).map(Some)
@@ -139,9 +142,10 @@ impl Hand<'_> {
                 self.outside()?.leaf(authority, &wanted).await?
             }
         };
-        let roots = vec![authority.root.to_vec()];
-        let chain: Vec<Vec<u8>> = [&leaf].into_iter().chain(&authority.via).map(|cert| cert.to_vec()).collect();
-        check_chain(&roots, &chain, subject.role == Role::Manager).map_err(|refusal| {
+        let believed = Credentials { roots: vec![authority.root.to_vec()], ..Credentials::default() };
+        let chain: Vec<Vec<u8>> =
+            [&leaf].into_iter().chain(&authority.via).map(|cert| cert.to_vec()).collect();
+        check_chain(&believed, &chain, subject.role == Role::Manager).map_err(|refusal| {
             let why = format!("what the cluster's authority signed is not used: {refusal}");
             Refusal::BadCertificate { why }
         })?;
@@ -152,9 +156,10 @@ impl Hand<'_> {
     /// The external signer.
     pub(in crate::client) fn outside(&self) -> Result<&Signer, Refusal> {
         self.external.ok_or_else(|| Refusal::BadCertificate {
-            why: "the cluster's signing key is kept outside, and this member has no external signer; start it \
+            why:
+                "the cluster's signing key is kept outside, and this member has no external signer; start it \
                   with --external-signer, or ask a member that has one"
-                .into(),
+                    .into(),
         })
     }
 }

@@ -10,7 +10,7 @@ use super::own::authority_of_own;
 use crate::error::{Error, Refusal};
 use crate::machine::{self, Verdict};
 use crate::net::check_chain;
-use crate::pki::{self, CROSS_VALIDITY, NodeKey, RootKey, Secret, Subject};
+use crate::pki::{self, CROSS_VALIDITY, Credentials, NodeKey, RootKey, Secret, Subject};
 use crate::types::{Authority, OwnRoot, Role, TrustChange, Trusted};
 
 /// When a rotation settles without who is late, unless it is told otherwise.
@@ -100,7 +100,8 @@ impl Local {
         let key = NodeKey::generate();
         let chain = self.signer().sign(authority, &subject, &key.public(), &key.request()).await?;
         let chain: Vec<Vec<u8>> = chain.iter().map(|cert| cert.to_vec()).collect();
-        check_chain(&[trusted.in_force().root.to_vec()], &chain, true).map_err(|refusal| {
+        let roots = vec![trusted.in_force().root.to_vec()];
+        check_chain(&Credentials { roots, ..Credentials::default() }, &chain, true).map_err(|refusal| {
             let why = format!("the cross certificate does not lead to the root in force: {refusal}");
             Refusal::BadCertificate { why }
         })?;

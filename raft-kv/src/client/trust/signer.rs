@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use serde_json::json;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::Refusal;
@@ -63,6 +62,31 @@ fn pem(tag: &str, der: &[u8]) -> String {
     pem::encode_config(&pem::Pem::new(tag, der), config)
 }
 
+/// An object in JSON, in one line; the values are in JSON already.
+fn object(fields: &[(&str, String)]) -> String {
+    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// A text in JSON, in ASCII.
+fn quoted(text: &str) -> String {
+    let mut json = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => json.push_str("\\\""),
+            '\\' => json.push_str("\\\\"),
+            '\n' => json.push_str("\\n"),
+            ' '..='~' => json.push(c),
+            other => {
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    json.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    json + "\""
+}
+
 fn seconds(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -95,23 +119,25 @@ impl Signer {
         let usages = if subject.role == Role::Manager { "clientAuth,serverAuth" } else { "clientAuth" };
         let written: String = fields.iter().map(|(field, value)| format!("/{field}={value}")).collect();
         fields.push(("text", written));
-        let document = json!({
-            "version": 1,
-            "kind": "leaf",
-            "csr_pem": pem("CERTIFICATE REQUEST", wanted.request),
-            "public_key_pem": pem("PUBLIC KEY", public_key),
-            "issuer_pem": pem("CERTIFICATE", signing_of(authority)),
-            "subject": fields.into_iter().map(|(k, v)| (k.to_owned(), v.into())).collect::<serde_json::Map<_, _>>(),
-            "hosts": names,
-            "subject_alt_names": alternative.join(","),
-            "extended_key_usage": usages,
-            "not_before": seconds(from),
-            "not_after": seconds(until),
-            "cluster": subject.cluster.to_string(),
-            "node": subject.node.to_string(),
-            "role": subject.role.as_str(),
-        });
-        let answer = self.ask(document.to_string().into_bytes()).await?;
+        let fields: Vec<_> = fields.iter().map(|(field, value)| (*field, quoted(value))).collect();
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        let document = object(&[
+            ("version", "1".into()),
+            ("kind", quoted("leaf")),
+            ("csr_pem", quoted(&pem("CERTIFICATE REQUEST", wanted.request))),
+            ("public_key_pem", quoted(&pem("PUBLIC KEY", public_key))),
+            ("issuer_pem", quoted(&pem("CERTIFICATE", signing_of(authority)))),
+            ("subject", object(&fields)),
+            ("hosts", format!("[{}]", names.join(","))),
+            ("subject_alt_names", quoted(&alternative.join(","))),
+            ("extended_key_usage", quoted(usages)),
+            ("not_before", seconds(from).to_string()),
+            ("not_after", seconds(until).to_string()),
+            ("cluster", quoted(&subject.cluster.to_string())),
+            ("node", quoted(&subject.node.to_string())),
+            ("role", quoted(subject.role.as_str())),
+        ]);
+        let answer = self.ask(document.into_bytes()).await?;
         let [leaf] = <[Bytes; 1]>::try_from(answer_certificates(&answer)?)
             .map_err(|_| refused("it answered several certificates instead of one"))?;
         let now = SystemTime::now();
@@ -129,16 +155,17 @@ impl Signer {
         other: &[u8],
         until: SystemTime,
     ) -> Result<Bytes, Refusal> {
-        let document = json!({
-            "version": 1,
-            "kind": "cross",
-            "csr_pem": pem("CERTIFICATE REQUEST", request),
-            "certificate_pem": pem("CERTIFICATE", other),
-            "issuer_pem": pem("CERTIFICATE", signing_of(in_force)),
-            "not_before": seconds(SystemTime::now() - pki::BACK_DATE),
-            "not_after": seconds(until),
-        });
-        let answer = self.ask(document.to_string().into_bytes()).await?;
+        let from = SystemTime::now().checked_sub(pki::BACK_DATE).unwrap_or(SystemTime::UNIX_EPOCH);
+        let document = object(&[
+            ("version", "1".into()),
+            ("kind", quoted("cross")),
+            ("csr_pem", quoted(&pem("CERTIFICATE REQUEST", request))),
+            ("certificate_pem", quoted(&pem("CERTIFICATE", other))),
+            ("issuer_pem", quoted(&pem("CERTIFICATE", signing_of(in_force)))),
+            ("not_before", seconds(from).to_string()),
+            ("not_after", seconds(until).to_string()),
+        ]);
+        let answer = self.ask(document.into_bytes()).await?;
         Ok(answer_certificates(&answer)?.concat().into())
     }
 

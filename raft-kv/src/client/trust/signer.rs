@@ -311,14 +311,14 @@ fn run(
     if let Some(why) = why {
         return Err(refused(why));
     }
+    // One that writes on is ended by its own closed pipe: that is not the reason.
+    if too_large.load(Ordering::Relaxed) {
+        return Err(refused(format!("it answered more than {MAX_SIGNER_ANSWER_BYTES} bytes")));
+    }
     if !status.success() {
         return Err(refused(format!("it failed ({status}); what it says is in this member's log")));
     }
-    let answer = answer.map_err(|error| refused(format!("its answer can't be read: {error}")))?;
-    if answer.len() > MAX_SIGNER_ANSWER_BYTES {
-        return Err(refused(format!("it answered more than {MAX_SIGNER_ANSWER_BYTES} bytes")));
-    }
-    Ok(answer)
+    answer.map_err(|error| refused(format!("its answer can't be read: {error}")))
 }
 
 /// Puts the beginning of what it says in the log, and reads the rest so that it is not held up.

@@ -19,7 +19,8 @@ text() { printf '%s' "$request" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
 number() { printf '%s' "$request" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p"; }
 
 [ "$(number version)" = 1 ] || { echo "a version that is not known" >&2; exit 1; }
-days=$((($(number not_after) - $(date +%s)) / 86400))
+# openssl counts whole days from the moment at which it signs, which is a little later than now.
+days=$((($(number not_after) - $(date +%s) - 60) / 86400))
 
 case $(text kind) in
 leaf)

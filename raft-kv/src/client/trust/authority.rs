@@ -85,7 +85,8 @@ pub(in crate::client) fn record_of(
     Ok(NodeRecord {
         key: KeyDigest::of(public_key),
         serial: serial_of(leaf)?.into(),
-        issued: seconds(from + pki::BACK_DATE),
+        // An external signer need not date it back.
+        issued: seconds(from + pki::BACK_DATE).min(now()),
         ends: seconds(until),
         token: wanted.token.clone(),
         ..record

@@ -304,3 +304,49 @@ fn a_member_without_the_signer_says_so_and_serves() {
     let one = Member::start(&words, &data_dir).unwrap_or_else(|ended| panic!("{ended:?}"));
     one.ask(&["cert", "issue", "alice", "--out", text(&files)]).json();
 }
+
+#[test]
+fn members_renew_by_the_signer_when_the_cluster_moves_to_a_key_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (own_root(&folder.path().join("old")), own_root(&folder.path().join("new")));
+    let file = |name: &str| text(&old.join(name)).to_owned();
+    let words = ["--ca-cert".into(), file("chain.pem"), "--ca-key".into(), file("signing.key")];
+    let mut one = first(folder.path(), &words).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let data_dir = one.data_dir.clone();
+    one.running.kill();
+    let signer = signer_words(&new);
+    let words: Vec<&str> = std::iter::once("run").chain(signer.iter().map(String::as_str)).collect();
+    let one = Member::start(&words, &data_dir).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let two = joined(&one, "two", folder.path(), &signer).unwrap_or_else(|ended| panic!("{ended:?}"));
+
+    // The new signing key, certified by hand by the one in force.
+    std::fs::write(new.join("cross.conf"), "basicConstraints=critical,CA:true,pathlen:0\n").unwrap();
+    let cross = |days: &str| {
+        let path = new.join(format!("cross-{days}.pem"));
+        let made = Command::new("openssl")
+            .args(["x509", "-req", "-in", text(&new.join("signing.csr")), "-CA", &file("signing.pem")])
+            .args(["-CAkey", &file("signing.key"), "-sha256", "-days", days])
+            .args(["-extfile", text(&new.join("cross.conf")), "-out", text(&path)])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        read_own_root(&new.join("chain.pem"), None, Some(&path)).unwrap()
+    };
+    let rotate = |own| TrustCall::Rotate { new: Some(own), deadline: 5, stolen: false };
+    let refused = trust(&one, rotate(cross("92"))).unwrap_err();
+    assert!(refused.contains("longer than is allowed"), "{refused}");
+    let own = cross("90");
+    let digest = RootDigest::of(&own.root);
+    trust(&one, rotate(own)).unwrap();
+    let deadline = std::time::Instant::now() + process::DEADLINE / 2;
+    let mut last = None;
+    while !last.as_ref().is_some_and(|it: &CaStatus| it.rotation.is_none() && it.digests == [digest]) {
+        assert!(std::time::Instant::now() < deadline, "it does not settle: {last:?}");
+        last = status(&two).or(last);
+        last = status(&one).or(last);
+    }
+    let last = last.unwrap();
+    assert!(last.external && last.nodes.iter().all(|node| node.issuer == digest && node.error.is_empty()));
+    shakes_hands(&one, &new.join("root.pem"));
+    shakes_hands(&two, &new.join("root.pem"));
+}

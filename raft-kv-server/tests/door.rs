@@ -77,6 +77,8 @@ impl Bench {
             advertise_addr: None,
             client_addr: Some("127.0.0.1:0".parse().unwrap()),
             advertise_client_addr: None,
+            own_root: None,
+            external_signer: None,
             tuning: Tuning { log_segment_bytes: 1024 * 1024, ..Tuning::default() },
         };
         let node = Node::init(config).await.unwrap();

@@ -142,6 +142,12 @@ pub enum Bug {
     SkipReadmission,
     /// Whoever has a node's old certificate comes back as it, without its key.
     SkipProof,
+    /// What an external signer answers is not looked at.
+    TrustSignerBlindly,
+    /// A root that is brought may be signed with SHA-1.
+    TakeWeakRoot,
+    /// A root's certificate by another may be valid for longer than the root is remembered as given up.
+    CrossOutlives,
 }
 
 #[cfg(feature = "sim")]

@@ -200,7 +200,7 @@ impl Keeper {
             token: String::new(),
             renewal: true,
         };
-        let issued = local.issue(&wanted, &key.public()).await?;
+        let issued = local.issue_request(&wanted, &key.request()).await?;
         let chain = issued.chain.iter().map(|cert| cert.to_vec()).collect();
         self.put_in_force(Credentials { chain, key: key.der().to_vec(), ..old })
     }

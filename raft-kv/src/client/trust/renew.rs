@@ -54,7 +54,7 @@ impl Local {
         let (Some(identity), Some(shown)) = (stream.identity, stream.key()) else {
             return Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into());
         };
-        let key = pki::request_key(request)?;
+        pki::request_key(request)?;
         self.barrier(OWN_PATIENCE).await?;
         let (member, record) = self.read(|view| {
             let members = machine::read::members(view)?;
@@ -67,7 +67,7 @@ impl Local {
         let Some(record) = record else {
             return bad("the cluster does not know this node (any more); let it join anew");
         };
-        match self.renewed(&record, shown, &key).await {
+        match self.renewed(&record, shown, request).await {
             Ok(Issued { chain, roots, root }) => {
                 let reply = TrustReply::Certificate { chain, roots, issuing: root };
                 Ok((self.now()?, Reply::Trust(reply)))
@@ -79,7 +79,8 @@ impl Local {
         }
     }
 
-    async fn renewed(&self, record: &NodeRecord, shown: KeyDigest, key: &[u8]) -> Result<Issued, Error> {
+    async fn renewed(&self, record: &NodeRecord, shown: KeyDigest, request: &[u8]) -> Result<Issued, Error> {
+        let key = &pki::request_key(request)?;
         // The answer to an earlier request with the same key may have been lost.
         let repeated = record.key == KeyDigest::of(key);
         if record.key != shown && !repeated && !crate::planted!(RenewAnyKey) {
@@ -92,7 +93,7 @@ impl Local {
         let name = if named { record.name.clone() } else { record.id.to_string() };
         let (hosts, token) = (Vec::new(), String::new());
         let wanted = Wanted { node: record.id, role: record.role, name, hosts, token, renewal: true };
-        self.issue(&wanted, key).await
+        self.issue_request(&wanted, request).await
     }
 
     /// Tells the log why a node has no new certificate, once for each reason.

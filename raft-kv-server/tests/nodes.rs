@@ -141,7 +141,7 @@ struct Open {
 
 impl Open {
     async fn at(member: &Member, own: &Credentials) -> Self {
-        let handle = Handle::connect(&[member.addr.clone()], own.clone()).await.unwrap();
+        let handle = Handle::connect(std::slice::from_ref(&member.addr), own.clone()).await.unwrap();
         let range = KeyRange::key("k");
         let watch = handle.watch(WatchRequest { range, ..WatchRequest::default() }).await.unwrap();
         let followed = follow(member, own).await;

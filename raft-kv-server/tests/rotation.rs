@@ -149,7 +149,8 @@ async fn check_rotations(size: usize, rounds: usize) -> Duration {
     }
     load.stop(&members[0]).await;
     // What a client proved itself with before opens nothing any more, and it is told what to do.
-    let refused = Handle::connect(&[members[1].addr.clone()], old).await.map(drop).unwrap_err().to_string();
+    let refused =
+        Handle::connect(std::slice::from_ref(&members[1].addr), old).await.map(drop).unwrap_err().to_string();
     assert!(refused.contains("replaced") && refused.contains("raft-kv"), "{refused}");
     longest
 }

@@ -213,6 +213,13 @@ impl Node {
             external_signer,
         });
         outside.connect(&local);
+        let kept_outside = |trusted: crate::types::Trusted| trusted.issuing().key.is_none();
+        if local.external_signer.is_none() && state.view(machine::read::trusted).is_ok_and(kept_outside) {
+            tracing::warn!(
+                "the cluster's signing key is kept outside and this member has no --external-signer: it can't \
+                 renew its certificate, and nobody can join by it"
+            );
+        }
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
         let tasks = vec![
             tokio::spawn(serve::pump(local.clone(), incoming)),

@@ -283,7 +283,7 @@ impl Outgoing {
         };
         tokio::pin!(lanes);
         let mut ended = tokio::select! {
-            (urgent, append) = &mut lanes => return Some(urgent.or(append)?),
+            (urgent, append) = &mut lanes => return urgent.or(append),
             why = held.connection.closed() => Some(why.to_string()),
             () = self.renewal(held) => None,
         };

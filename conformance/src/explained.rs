@@ -2,15 +2,16 @@
 //! `docs/etcd-differences.md` holds the same table; a test compares them.
 
 mod answers;
-mod streams;
+pub mod streams;
 
 use etcd_api::etcdserverpb::WatchRequest;
 
 use crate::ask::{Answer, Ask};
-use crate::differential::{FATAL, LARGE, LOST, NESTED, SPACE};
+use crate::differential::{FATAL, LARGE, LOST, NESTED, OPEN, SPACE};
 use crate::watches::Lines;
 
-const NO_KEY: &str = "no-key";
+/// The name under which the document speaks of ranges that hold no key.
+pub const NO_KEY: &str = "no-key";
 const ENDS: &str = "watch-ends-with-permission";
 const REASON: &str = "watch-reason";
 const TOMBSTONE: &str = "tombstone-at-compaction";
@@ -95,9 +96,10 @@ pub const EXPLAINED: &[Explained] = &[
     Explained {
         name: NESTED,
         what: "a key that is put and removed in one transaction, by a nested one or by a range without end; a key in a \
-               nested transaction that the user may not touch: etcd 3.4 overlooks both, raft-kv refuses them",
-        why: "a key changes at most once in a revision; CVE-2026-33343. What raft-kv refuses so is not sent to etcd, \
-              which would leave the two with different keys",
+               nested transaction, an old value or a lease's other keys that the user may not touch: etcd 3.4 overlooks \
+               them, raft-kv refuses them",
+        why: "a key changes at most once in a revision; CVE-2026-33343, CVE-2026-44283. What raft-kv refuses so is not \
+              sent to etcd, which would leave the two with different keys",
         is: |_| false,
     },
     Explained {
@@ -130,7 +132,7 @@ pub const EXPLAINED: &[Explained] = &[
     },
     Explained {
         name: "alarm-first",
-        what: "a lease with too long a time while the alarm NOSPACE is raised: etcd names the alarm, raft-kv the time",
+        what: "a lease with too long a time while an alarm is raised: etcd names the alarm, raft-kv the time",
         why: "both refuse; what can never be granted is told first",
         is: answers::alarm_first,
     },
@@ -150,7 +152,7 @@ pub const EXPLAINED: &[Explained] = &[
         name: NO_KEY,
         what: "a range that holds no key, as a user: etcd looks for a permission on it, raft-kv needs none, and says of a \
                watch that its range is empty",
-        why: "nothing is read or written",
+        why: "nothing is read or written. A transaction that etcd refuses so is not sent to raft-kv",
         is: |case| answers::no_key(case) || streams::is(case, NO_KEY),
     },
     Explained {
@@ -182,6 +184,13 @@ pub const EXPLAINED: &[Explained] = &[
         what: "logging in as a user without a password: etcd says so (code Unknown), raft-kv answers as to a wrong password",
         why: "who can't log in is not told which users there are",
         is: answers::no_password,
+    },
+    Explained {
+        name: OPEN,
+        what: "a watch from a key on without end, as a user who may read that key: etcd 3.4 lets it see all of them, raft-kv \
+               refuses it",
+        why: "GHSA-xg4h-6gfc-h4m8. What raft-kv refuses so is not opened on etcd",
+        is: |_| false,
     },
     Explained {
         name: REASON,

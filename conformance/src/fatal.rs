@@ -83,8 +83,7 @@ fn sorts_by_nothing(range: &RangeRequest) -> bool {
 
 fn is_on_no_key(permission: &Permission) -> bool {
     let end = permission.range_end.as_ref();
-    let none = permission.key.is_empty() && end.is_empty();
-    none || !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
+    permission.key.is_empty() || !end.is_empty() && end != b"\0" && end <= permission.key.as_ref()
 }
 
 fn ops(txn: &TxnRequest) -> impl Iterator<Item = &RequestOp> {
@@ -130,75 +129,8 @@ fn faults_of_put(put: &PutRequest) -> Vec<Refusal> {
     wrong.into_iter().filter(|(is, _)| *is).map(|(_, refusal)| refusal).collect()
 }
 
-/// What one operation of a path changes.
-#[derive(Clone, Debug)]
-enum Touch {
-    Put(Vec<u8>),
-    Delete { key: Vec<u8>, end: Vec<u8> },
-}
-
-impl Touch {
-    fn meets(&self, other: &Touch) -> bool {
-        match (self, other) {
-            (Self::Put(one), Self::Put(two)) => one == two,
-            (Self::Put(put), Self::Delete { key, end }) | (Self::Delete { key, end }, Self::Put(put)) => {
-                match end.as_slice() {
-                    b"" => put == key,
-                    b"\0" => put >= key,
-                    end => put >= key && put.as_slice() < end,
-                }
-            }
-            (Self::Delete { .. }, Self::Delete { .. }) => false,
-        }
-    }
-}
-
-/// Whether some way through the transaction puts a key twice, or puts and removes it: the only
-/// reason for which raft-kv may refuse as twice changed what etcd 3.4 takes.
-pub fn changes_twice(txn: &TxnRequest) -> bool {
-    paths(txn).iter().any(|path| {
-        path.iter().enumerate().any(|(at, one)| path[at + 1..].iter().any(|other| one.meets(other)))
-    })
-}
-
-/// Whether puts stand in nested transactions only, where etcd 3.4 does not see them when it looks
-/// for space.
-pub fn puts_only_nested(txn: &TxnRequest) -> bool {
-    let is_put = |op: &RequestOp| matches!(op.request, Some(Request::RequestPut(_)));
-    let nested = |op: &RequestOp| match &op.request {
-        Some(Request::RequestTxn(inner)) => ops(inner).any(is_put) || puts_only_nested(inner),
-        _ => false,
-    };
-    !ops(txn).any(is_put) && ops(txn).any(nested)
-}
-
-/// Every way through a transaction, as what it changes.
-fn paths(txn: &TxnRequest) -> Vec<Vec<Touch>> {
-    let mut all = Vec::new();
-    for list in [&txn.success, &txn.failure] {
-        let mut ways: Vec<Vec<Touch>> = vec![Vec::new()];
-        for op in list {
-            let next: Vec<Vec<Touch>> = match &op.request {
-                Some(Request::RequestPut(put)) => vec![vec![Touch::Put(put.key.to_vec())]],
-                Some(Request::RequestDeleteRange(delete)) => {
-                    let (key, end) = (delete.key.to_vec(), delete.range_end.to_vec());
-                    vec![vec![Touch::Delete { key, end }]]
-                }
-                Some(Request::RequestTxn(inner)) => paths(inner),
-                _ => continue,
-            };
-            let joined = ways.iter().flat_map(|way| next.iter().map(|more| [&way[..], more].concat()));
-            ways = joined.collect();
-        }
-        all.extend(ways);
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
-    use etcd_api::etcdserverpb::DeleteRangeRequest;
-
     use super::*;
 
     fn op(request: Request) -> RequestOp {
@@ -209,31 +141,8 @@ mod tests {
         op(Request::RequestPut(PutRequest { key: key.into(), ..Default::default() }))
     }
 
-    fn delete(key: &'static str, end: &'static str) -> RequestOp {
-        let (key, range_end) = (key.into(), end.into());
-        op(Request::RequestDeleteRange(DeleteRangeRequest { key, range_end, ..Default::default() }))
-    }
-
     fn nested(success: Vec<RequestOp>, failure: Vec<RequestOp>) -> RequestOp {
         op(Request::RequestTxn(TxnRequest { success, failure, ..Default::default() }))
-    }
-
-    #[test]
-    fn a_key_is_changed_twice_on_one_way_only() {
-        let check = |success: Vec<RequestOp>, failure: Vec<RequestOp>, expect: bool| {
-            let txn = TxnRequest { success, failure, ..Default::default() };
-            assert_eq!(changes_twice(&txn), expect, "{txn:?}");
-        };
-        check(vec![put("a"), put("b")], vec![], false);
-        check(vec![put("a")], vec![put("a")], false);
-        check(vec![put("a"), put("a")], vec![], true);
-        check(vec![], vec![delete("a", "\0"), put("z")], true);
-        check(vec![put("b"), delete("a", "b")], vec![], false);
-        check(vec![put("b"), delete("a", "c")], vec![], true);
-        check(vec![delete("a", ""), delete("a", "c")], vec![], false);
-        check(vec![put("a"), nested(vec![], vec![put("a")])], vec![], true);
-        check(vec![nested(vec![put("a")], vec![put("a")])], vec![], false);
-        check(vec![nested(vec![put("a")], vec![]), nested(vec![], vec![delete("a", "")])], vec![], true);
     }
 
     #[test]

@@ -21,8 +21,6 @@ use crate::server::Place;
 
 /// No answer after this is one of its own.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// Seconds that two lives of a lease may lie apart.
-const TTL_SLACK: i64 = 30;
 
 /// A connection, and what belongs to this server only.
 #[derive(Debug)]
@@ -200,9 +198,6 @@ impl Side {
         match &mut answer {
             Answer::GrantBriefly(granted) => granted.id = i64::from(granted.id > 0),
             Answer::TimeToLive(left) => {
-                if left.ttl > 0 && left.granted_ttl - left.ttl <= TTL_SLACK {
-                    left.ttl = left.granted_ttl;
-                }
                 // etcd's are in the order of a hash table.
                 left.keys.sort();
             }

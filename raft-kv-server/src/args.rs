@@ -141,6 +141,17 @@ pub struct PlaceArgs {
     pub cert_validity: Option<u64>,
 }
 
+/// What signs certificates where the cluster's signing key is kept outside.
+#[derive(Args, Debug, Clone, Default)]
+pub struct SignerArgs {
+    /// A program that signs certificates where the cluster's signing key is kept outside; not remembered
+    #[arg(long, value_name = "PROGRAM")]
+    pub external_signer: Option<String>,
+    /// An argument of that program; may be given several times
+    #[arg(long, value_name = "ARG", requires = "external_signer", allow_hyphen_values = true)]
+    pub external_signer_arg: Vec<String>,
+}
+
 /// Where the etcd API listens, if it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EtcdAddr {
@@ -176,9 +187,18 @@ pub struct InitArgs {
     /// Where the member keeps its data; must be empty or missing
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
+    /// A root of your own (PEM): the signing certificate, each one's issuer, the root last [default: one is made]
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
+    /// The signing certificate's private key (PEM, PKCS #8); else --external-signer has it
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
     /// Where it listens.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
 }
 
 /// `join`.
@@ -193,6 +213,9 @@ pub struct JoinArgs {
     /// Where it listens.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
     /// Members of the cluster, as HOST:PORT
     #[arg(required = true, value_name = "ENDPOINT")]
     pub endpoints: Vec<String>,
@@ -229,6 +252,9 @@ pub struct RunArgs {
     /// How long certificates that this member makes are valid
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
     pub cert_validity: Option<u64>,
+    /// What signs.
+    #[command(flatten)]
+    pub signer: SignerArgs,
 }
 
 /// `info`.

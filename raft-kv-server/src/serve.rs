@@ -5,14 +5,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use raft_kv::client::{Config, Node, Overrides, Readmission, Tuning, Unlocking, is_locked};
+use raft_kv::client::{
+    Config, ExternalSigner, Node, Overrides, Readmission, StartError, Tuning, Unlocking, is_locked,
+    read_own_root,
+};
 use raft_kv::limits::MAX_NAME_BYTES;
 use raft_kv::types::Role;
 use raft_kv_server::door::Door;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs};
+use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs, SignerArgs};
 use crate::cli::lock;
 use crate::connect::{parse_endpoint, parse_endpoints};
 use crate::failure::{Failure, Kind};
@@ -23,7 +26,10 @@ const EXIT_AT_ONCE: i32 = 130;
 
 /// Makes a cluster and runs its first member.
 pub async fn init(args: InitArgs, output: &mut Output) -> Result<(), Failure> {
-    let config = config(&args.data_dir, args.place);
+    let own_root = args.ca_cert.as_deref();
+    let own_root = own_root.map(|cert| read_own_root(cert, args.ca_key.as_deref(), None)).transpose();
+    let own_root = own_root.map_err(StartError::Refused)?;
+    let config = Config { own_root, ..config(&args.data_dir, args.place, args.signer) };
     let mut signals = Signals::new()?;
     let Some(started) = signals.unless_stopped(Node::init(config)).await else { return Ok(()) };
     serve(started?, &args.data_dir, true, signals, output).await
@@ -33,7 +39,7 @@ pub async fn init(args: InitArgs, output: &mut Output) -> Result<(), Failure> {
 pub async fn join(args: JoinArgs, output: &mut Output) -> Result<(), Failure> {
     let endpoints =
         args.endpoints.iter().map(|given| parse_endpoint(given)).collect::<Result<Vec<_>, _>>()?;
-    let config = config(&args.data_dir, args.place);
+    let config = config(&args.data_dir, args.place, args.signer);
     let mut signals = Signals::new()?;
     let joining = Node::join(config, args.token.trim(), &endpoints);
     let Some(started) = signals.unless_stopped(joining).await else { return Ok(()) };
@@ -51,6 +57,7 @@ pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
         advertise_client_addr: args.advertise_etcd_addr,
         unlocking: unlocking(&args.data_dir, args.unlock_key_file.as_deref(), output)?,
         readmission,
+        external_signer: signer(args.signer),
     };
     let mut signals = Signals::new()?;
     let opening = Node::open(&args.data_dir, overrides, tuning(args.cert_validity));
@@ -80,7 +87,12 @@ fn unlocking(data_dir: &Path, file: Option<&Path>, output: &mut Output) -> Resul
     Ok(Unlocking::Wait)
 }
 
-fn config(data_dir: &Path, place: PlaceArgs) -> Config {
+fn signer(args: SignerArgs) -> Option<ExternalSigner> {
+    let program = args.external_signer?;
+    Some(ExternalSigner { command: std::iter::once(program).chain(args.external_signer_arg).collect() })
+}
+
+fn config(data_dir: &Path, place: PlaceArgs, args: SignerArgs) -> Config {
     Config {
         data_dir: data_dir.to_owned(),
         name: place.name.unwrap_or_else(machine_name),
@@ -88,6 +100,8 @@ fn config(data_dir: &Path, place: PlaceArgs) -> Config {
         advertise_addr: place.advertise_addr,
         client_addr: place.etcd_addr.into(),
         advertise_client_addr: place.advertise_etcd_addr,
+        own_root: None,
+        external_signer: signer(args),
         tuning: tuning(place.cert_validity),
     }
 }

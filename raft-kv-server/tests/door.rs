@@ -77,6 +77,8 @@ impl Bench {
             advertise_addr: None,
             client_addr: Some("127.0.0.1:0".parse().unwrap()),
             advertise_client_addr: None,
+            own_root: None,
+            external_signer: None,
             tuning: Tuning { log_segment_bytes: 1024 * 1024, ..Tuning::default() },
         };
         let node = Node::init(config).await.unwrap();
@@ -521,4 +523,33 @@ fn the_door_is_remembered_moved_and_turned_off() {
 fn stop(member: process::Member) {
     member.running.terminate();
     assert_eq!(member.running.ended().code, Some(0));
+}
+
+#[test]
+fn a_connection_under_a_root_that_was_given_up_is_told_to_go_and_then_cut() {
+    run(async |bench| {
+        let old = bench.client();
+        let stream = knock(bench.door.addr(), Some(&old), &["h2"]).await.unwrap();
+        let io = TokioIo::new(stream);
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let told = send.send_request(request("https://raft-kv/version", &[])).await.unwrap();
+        assert_eq!(told.status(), StatusCode::OK);
+        drop(told.into_body().collect().await.unwrap());
+        let new = Authority::new();
+        bench.trust.swap(new.node(1, Role::Manager)).unwrap();
+        // Told (GOAWAY), not broken: nothing was under way.
+        let ended = tokio::time::timeout(Duration::from_secs(5), connection).await.unwrap().unwrap();
+        assert!(ended.is_ok(), "{ended:?}");
+        let mut left = old;
+        left.roots = vec![new.root.cert_der().to_vec()];
+        let refused = async {
+            let stream = knock(bench.door.addr(), Some(&left), &["http/1.1"]).await.map_err(drop)?;
+            ask_http1(stream, "/version", &[]).await.map_err(drop)
+        };
+        assert!(refused.await.is_err());
+        let stream = knock(bench.door.addr(), Some(&new.node(7, Role::Client)), &["http/1.1"]).await.unwrap();
+        assert_eq!(ask_http1(stream, "/version", &[]).await.unwrap().0, StatusCode::OK);
+    });
 }

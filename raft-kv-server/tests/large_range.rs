@@ -27,6 +27,8 @@ async fn member(folder: &std::path::Path) -> Node {
         advertise_addr: None,
         client_addr: None,
         advertise_client_addr: None,
+        own_root: None,
+        external_signer: None,
         tuning: Tuning::default(),
     };
     let node = Node::init(config).await.unwrap();

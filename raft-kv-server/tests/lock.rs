@@ -19,9 +19,13 @@ const KEY: &str = "RAFT_KV_UNLOCK_KEY";
 
 /// A client command with the member's own certificate, whose key may be locked.
 fn ask(member: &Member, unlock: &str, words: &[&str]) -> Ended {
-    let mut command = command(words);
-    command.arg("--json").arg("--data-dir").arg(&member.data_dir).env(KEY, unlock);
-    run(command, &[])
+    until("it is done, or refused", || {
+        let mut command = command(words);
+        command.arg("--json").arg("--data-dir").arg(&member.data_dir).env(KEY, unlock);
+        let ended = run(command, &[]);
+        // Not done, as it says, is tried again: the machine may be busy.
+        (ended.code != Some(3)).then_some(ended)
+    })
 }
 
 fn word(answer: &Value, name: &str) -> String {
@@ -71,15 +75,43 @@ fn with_handle<R>(data_dir: &Path, key: &UnlockKey, ask: impl AsyncFnOnce(Handle
 
 /// Every file below `folder`.
 fn files(folder: &Path, all: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    // Of a member that runs, folders come and go.
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
         if path.is_dir() { files(&path, all) } else { all.push(path) }
     }
+}
+
+/// What is in a file, without its empty pages: files of the log are mostly those.
+fn content(file: &Path) -> Vec<u8> {
+    // It may have gone since it was listed.
+    let bytes = fs::read(file).unwrap_or_default();
+    bytes.chunks(4096).filter(|page| **page != [0; 4096][..page.len()]).flatten().copied().collect()
 }
 
 fn has(bytes: &[u8], part: &[u8]) -> bool {
     assert!(part.len() >= 16, "short parts are found by chance");
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// Whether a file in `dir` has something sealed with a data key before `newest`.
+fn has_old(dir: &Path, newest: u64) -> bool {
+    let mut all = Vec::new();
+    files(dir, &mut all);
+    all.iter().any(|file| {
+        let bytes = content(file);
+        (1..newest).any(|key| {
+            let head = Sealed::head(key);
+            let begins = |at: &usize| bytes[*at..].starts_with(&head);
+            bytes
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte == head[0])
+                .map(|(at, _)| at)
+                .any(|at| begins(&at))
+        })
+    })
 }
 
 /// All that the state in `data_dir` says, behind compression.
@@ -151,7 +183,13 @@ fn no_secret_lies_in_clear_anywhere() {
         .map(|member| credentials_unlocked(&member.data_dir, Some(&unlock)).unwrap().0.key)
         .collect();
     assert_eq!(word(&ask(&members[1], &key, &["token", "manager"]).json(), "token"), first_tokens[0]);
+    // What was sealed with the keys before is gone from every file, log and snapshots included.
+    let all: Vec<PathBuf> = members.iter().map(|member| member.data_dir.clone()).collect();
+    until("nothing is left of the keys before", || all.iter().all(|dir| !has_old(dir, 3)).then_some(()));
+    // The log forgot the first one with the keys.
+    ask(&members[0], &key, &["put", "k", plain]).json();
     let dirs: Vec<PathBuf> = members.into_iter().map(stop).collect();
+    assert!(dirs.iter().all(|dir| !has_old(dir, 3)));
 
     let ring = Keyring::from_keys(after.clone(), 3).unwrap();
     let mut secrets: Vec<(String, Vec<u8>)> = state(&dirs[0]).view(|view| opened(view, &ring));
@@ -160,7 +198,7 @@ fn no_secret_lies_in_clear_anywhere() {
     secrets.push(("the root's scalar".into(), scalar));
     secrets.push(("a password's hash".into(), hash.into_bytes()));
     for token in &first_tokens {
-        secrets.push(("a token".into(), token.rsplit('-').next().unwrap()[..32].as_bytes().to_vec()));
+        secrets.push(("a token".into(), token.rsplit('-').next().unwrap().as_bytes()[..32].to_vec()));
     }
     for text in [&first_key, &key] {
         let parsed: UnlockKey = text.parse().unwrap();
@@ -176,7 +214,7 @@ fn no_secret_lies_in_clear_anywhere() {
         files(dir, &mut all);
         assert!(all.len() > 10, "log, state and certificates are there");
         for file in &all {
-            let bytes = fs::read(file).unwrap();
+            let bytes = content(file);
             found |= has(&bytes, plain.as_bytes());
             for (what, secret) in &secrets {
                 assert!(!has(&bytes, secret), "{what} lies in {}", file.display());
@@ -325,6 +363,90 @@ fn a_member_that_was_away_catches_up_with_keys() {
     assert!(raft_kv::client::is_locked(&four).unwrap());
     again(&four, &second);
     drop(first_member);
+}
+
+/// Members that are killed at any moment while keys change: every secret can be opened afterwards, by
+/// all of them, and each starts with the key before or the key after.
+#[test]
+fn members_killed_while_keys_change_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members = three(folder.path());
+    let any = UnlockKey::generate();
+    let hash = hash_password("a password").unwrap();
+    let users = raft_kv::limits::MAX_RESEALED_PER_STEP + 20;
+    with_handle(&members[0].data_dir, &any, async |handle| {
+        for number in 0..users {
+            let name = format!("user{number}");
+            let password = Some(hash.clone().into());
+            handle.auth_change(AuthChange::UserAdd { name, password }).await.unwrap();
+        }
+        let root = AuthChange::UserAdd { name: "root".into(), password: Some(hash.clone().into()) };
+        let grant = AuthChange::UserGrant { name: "root".into(), role: "root".into() };
+        for change in [root, grant, AuthChange::Enable { token_key: Sealed::default() }] {
+            handle.auth_change(change).await.unwrap();
+        }
+    });
+    let token = word(&ask(&members[0], "", &["token", "manager"]).json(), "token");
+    let mut keys = vec![word(&ask(&members[0], "", &["autolock", "on"]).json(), "unlock_key")];
+    for round in 0..6 {
+        let unlock: UnlockKey = keys.last().unwrap().parse().unwrap();
+        for member in &members {
+            until("locked with the newest key", || {
+                credentials_unlocked(&member.data_dir, Some(&unlock)).ok()
+            });
+        }
+        // One that stays is asked, another is killed a step later each time.
+        let (asked, killed) = (round % 3, (round + 1 + round / 3) % 3);
+        let mut rotate = command(&["unlock-key", "rotate", "--json", "--data-dir"]);
+        rotate.arg(&members[asked].data_dir).env(KEY, keys.last().unwrap());
+        let mut rotating = Running::start(rotate);
+        // It is locked anew, has the next key, seals with it, gives the old one up: killed behind each.
+        let keyring = || fs::read(members[killed].data_dir.join("keyring")).ok();
+        let (mut seen, mut changes) = (keyring(), 0);
+        while changes < round % 5 && rotating.runs() {
+            let now = keyring();
+            changes += usize::from(now.is_some() && now != seen);
+            seen = now.or(seen);
+            std::thread::yield_now();
+        }
+        members[killed].running.kill();
+        let rotated = rotating.next_json();
+        assert!(rotating.ended().code.is_some());
+        let shown = rotated.map(|answer| word(&answer, "unlock_key"));
+        // Where the answer was lost, somebody who stayed says what the key is.
+        let stayed = &members[asked];
+        let newest = shown.unwrap_or_else(|| {
+            let known = keys.last().unwrap().clone();
+            until("the key", || {
+                let ended = ask(stayed, &known, &["unlock-key", "show"]);
+                (ended.code == Some(0)).then(|| word(&ended.json(), "unlock_key"))
+            })
+        });
+        let dir = members[killed].data_dir.clone();
+        let back = match start(&dir, &newest) {
+            Ok(back) => back,
+            Err(_) => again(&dir, keys.last().unwrap()),
+        };
+        members[killed] = back;
+        keys.push(newest);
+        let newest = keys.last().unwrap();
+        until("settled", || {
+            let ended = ask(&members[killed], newest, &["autolock"]);
+            (ended.code == Some(0) && ended.json()["settled"] == true).then_some(())
+        });
+    }
+    let newest = keys.last().unwrap();
+    let unlock: UnlockKey = newest.parse().unwrap();
+    for member in &mut members {
+        assert!(member.running.runs(), "it was started again and goes on");
+        assert_eq!(word(&ask(member, newest, &["token", "manager"]).json(), "token"), token);
+        let last = format!("user{}", users - 1);
+        with_handle(&member.data_dir, &unlock, async |handle| {
+            for name in ["root", "user0", &last] {
+                handle.authenticate(name, "a password").await.unwrap();
+            }
+        });
+    }
 }
 
 #[test]

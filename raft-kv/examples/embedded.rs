@@ -26,6 +26,8 @@ fn config(folder: &Path, name: &str) -> Result<Config, Failure> {
         advertise_addr: None,
         client_addr: None,
         advertise_client_addr: None,
+        own_root: None,
+        external_signer: None,
         tuning: Tuning::default(),
     })
 }

@@ -17,6 +17,8 @@
 //!     advertise_addr: None,
 //!     client_addr: None,
 //!     advertise_client_addr: None,
+//!     own_root: None,
+//!     external_signer: None,
 //!     tuning: Tuning::default(),
 //! };
 //! let node = Node::init(config).await?;

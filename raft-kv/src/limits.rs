@@ -49,6 +49,12 @@ pub const MAX_DISTRUSTED: usize = 64;
 pub const MAX_INTERMEDIATES: usize = 3;
 /// Largest certificate of a root or intermediate, in bytes.
 pub const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
+/// An external signer that takes longer is ended.
+pub const SIGNER_DEADLINE: Duration = Duration::from_secs(30);
+/// Bytes that an external signer may answer.
+pub const MAX_SIGNER_ANSWER_BYTES: usize = 64 * 1024;
+/// External signers that one member runs at once; further requests wait for a turn.
+pub const MAX_SIGNER_RUNS: usize = 4;
 /// Members of a raft group, learners included.
 pub const MAX_MEMBERS: usize = 15;
 /// Clients whose last answer is kept for repeats.

@@ -102,6 +102,10 @@ pub enum Bug {
     HashCollected,
     /// A rotation settles although somebody must be waited for.
     SettleEarly,
+    /// Who was given a certificate counts as having it.
+    BelieveIssue,
+    /// The key of a root that was introduced and taken back is not remembered.
+    ForgetGivenUp,
     /// The old root stays believed after a rotation.
     KeepOldRoot,
     /// Who is not known is let in, as long as nothing is known against it.
@@ -138,6 +142,12 @@ pub enum Bug {
     SkipReadmission,
     /// Whoever has a node's old certificate comes back as it, without its key.
     SkipProof,
+    /// What an external signer answers is not looked at.
+    TrustSignerBlindly,
+    /// A root that is brought may be signed with SHA-1.
+    TakeWeakRoot,
+    /// A root's certificate by another may be valid for longer than the root is remembered as given up.
+    CrossOutlives,
 }
 
 #[cfg(feature = "sim")]

@@ -62,6 +62,12 @@ const NEEDS: &[Need] = &[
         packages: &["etcd-client"],
     },
     Need {
+        what: "openssl",
+        why: "the examples of external roots are run with it",
+        found: || on_path("openssl"),
+        packages: &["openssl"],
+    },
+    Need {
         what: "Python with venv",
         why: "its etcd clients and Patroni are tested against the server",
         found: || on_path("python3") && venv(),
@@ -245,7 +251,7 @@ mod tests {
             by_hand(&packages(&all, 14)),
             "sudo apt-get update && sudo apt-get install -y \
              build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler etcd-server \
-             etcd-client python3 python3-venv nodejs npm"
+             etcd-client openssl python3 python3-venv nodejs npm"
         );
     }
 

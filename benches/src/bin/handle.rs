@@ -149,6 +149,8 @@ async fn start(dir: &Path, count: u64) -> Result<Vec<Node>, String> {
             advertise_addr: None,
             client_addr: None,
             advertise_client_addr: None,
+            own_root: None,
+            external_signer: None,
             tuning: Tuning::default(),
         })
     };

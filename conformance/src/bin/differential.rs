@@ -26,7 +26,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1_000)]
     length: usize,
     /// Sequences at the same time.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 12)]
     pairs: usize,
     /// The raft-kv binary; without it another etcd, which must show no difference.
     #[arg(long)]

@@ -13,7 +13,8 @@ use etcd_api::mvccpb::KeyValue;
 
 use super::Case;
 use crate::ask::{Answer, Ask};
-use crate::fatal::{DENIED, DUPLICATE, INVALID_TOKEN, NO_SPACE, Refusal, changes_twice, is};
+use crate::fatal::{DENIED, DUPLICATE, INVALID_TOKEN, NO_SPACE, Refusal, is};
+use crate::overlooked::{changes_twice, is_empty};
 
 const COMPACTED: Refusal = (11, "etcdserver: mvcc: required revision has been compacted");
 const FUTURE: Refusal = (11, "etcdserver: mvcc: required revision is a future revision");
@@ -62,7 +63,8 @@ pub(super) fn role_root(case: &Case<'_>) -> bool {
 
 pub(super) fn alarm_first(case: &Case<'_>) -> bool {
     let (Some(Ask::Grant(asked)), Some((etcd, ours))) = (case.ask, case.answers) else { return false };
-    case.alarms.no_space && asked.ttl > MOST_TTL && is(etcd, NO_SPACE) && is(ours, LONG_TTL)
+    let named = case.alarms.no_space && is(etcd, NO_SPACE) || case.alarms.corrupt && is(etcd, CORRUPT);
+    asked.ttl > MOST_TTL && named && is(ours, LONG_TTL)
 }
 
 pub(super) fn corrupt_reads(case: &Case<'_>) -> bool {
@@ -162,11 +164,6 @@ fn holds(asked: &RangeRequest, key: &[u8]) -> bool {
         b"\0" => key >= asked.key.as_ref(),
         end => key >= asked.key.as_ref() && key < end,
     }
-}
-
-/// Whether a range holds no key by its form.
-pub(super) fn is_empty(key: &[u8], end: &[u8]) -> bool {
-    !end.is_empty() && end != b"\0" && end <= key
 }
 
 pub(super) fn no_key(case: &Case<'_>) -> bool {

@@ -7,12 +7,12 @@ use etcd_api::etcdserverpb::WatchCreateRequest;
 use etcd_api::etcdserverpb::watch_request::RequestUnion;
 use etcd_api::mvccpb::Event;
 
-use super::answers::is_empty;
 use super::{Case, ENDS, NO_KEY, PREVIOUS, PROGRESS, REASON, TOMBSTONE, TWICE};
+use crate::overlooked::is_empty;
 use crate::watches::{Line, Lines};
 
-/// What etcd 3.4 says to whoever may not watch.
-const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+/// What both say to whoever may not watch.
+pub const DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
 /// What raft-kv says, besides, to a token that stands for nobody (any more).
 const OTHERS: &[&str] = &[
     "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",

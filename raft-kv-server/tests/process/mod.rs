@@ -53,7 +53,14 @@ impl Ended {
 pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_raft-kv"));
     command.args(words);
-    for name in ["RAFT_KV_ENDPOINTS", "RAFT_KV_CACERT", "RAFT_KV_CERT", "RAFT_KV_KEY", "RUST_LOG"] {
+    for name in [
+        "RAFT_KV_ENDPOINTS",
+        "RAFT_KV_CACERT",
+        "RAFT_KV_CERT",
+        "RAFT_KV_KEY",
+        "RAFT_KV_UNLOCK_KEY",
+        "RUST_LOG",
+    ] {
         command.env_remove(name);
     }
     command

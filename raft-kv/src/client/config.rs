@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::enrol::Readmission;
+use super::trust::signer::ExternalSigner;
 use super::trust::unlock::Unlocking;
 use super::trust::vault::KEYRING_FILE;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::net::write_private;
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, NodeId, OwnRoot};
 
 /// The layout of a data directory that this version writes and reads.
 const FORMAT: u32 = 1;
@@ -41,6 +42,11 @@ pub struct Config {
     /// `host:port` under which HTTP clients reach it; the host of the advertised address where
     /// this says nothing.
     pub advertise_client_addr: Option<String>,
+    /// The root that a new cluster rests on, as [`read_own_root`](super::read_own_root) reads it; the
+    /// cluster makes one where this says nothing. Not for joining.
+    pub own_root: Option<OwnRoot>,
+    /// What signs where the cluster's signing key is kept outside. Not remembered: give it at each start.
+    pub external_signer: Option<ExternalSigner>,
     /// Sizes; the default suits.
     pub tuning: Tuning,
 }
@@ -81,6 +87,8 @@ pub struct Overrides {
     pub unlocking: Unlocking,
     /// Brings it back first, where its certificate is not believed any more.
     pub readmission: Option<Readmission>,
+    /// See [`Config::external_signer`].
+    pub external_signer: Option<ExternalSigner>,
 }
 
 /// Why a node did not start. Nothing was changed in its data directory.

@@ -14,6 +14,7 @@ use super::auth::{Asker, on_behalf, serve};
 use super::snapshot::Copies;
 use super::trust::attempts::Attempts;
 use super::trust::authority::{Issued, Wanted};
+use super::trust::signer::Signer;
 use super::trust::vault::Vault;
 use super::watch::Watch;
 use super::watch_set::WatchSet;
@@ -61,6 +62,8 @@ pub(super) struct Local {
     pub(super) attempts: Attempts,
     /// How long certificates made here are valid.
     pub(super) leaf_validity: Duration,
+    /// What signs where the cluster's signing key is kept outside.
+    pub(super) external_signer: Option<Signer>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -166,7 +169,7 @@ impl Local {
                 }
                 let (node, token) = (NodeId(random()), String::new());
                 let wanted = Wanted { node, role, name, hosts: Vec::new(), token, renewal: false };
-                let Issued { chain, roots, .. } = self.issue(&wanted, &pki::request_key(&request)?).await?;
+                let Issued { chain, roots, .. } = self.issue_request(&wanted, &request).await?;
                 Ok((self.now()?, Reply::Certificate { chain, roots }))
             }
             Call::Transfer(to) => {

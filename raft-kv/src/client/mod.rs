@@ -60,6 +60,10 @@ pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]
+pub use trust::own::read_own_root;
+#[cfg(feature = "node")]
+pub use trust::signer::ExternalSigner;
+#[cfg(feature = "node")]
 pub use trust::unlock::{Unlocking, is_locked, unlock};
 #[cfg(feature = "node")]
 pub use watch::Watch;

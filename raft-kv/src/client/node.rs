@@ -20,7 +20,9 @@ use super::local::{Local, random, token_id};
 use super::serve;
 use super::snapshot::Copies;
 use super::trust::attempts::Attempts;
-use super::trust::authority::{TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::authority::{Hand, TOKEN_SECRET, authority_of, now, record_of};
+use super::trust::own::authority_of_own;
+use super::trust::signer::Signer;
 use super::trust::unlock::opened;
 use super::trust::vault::Vault;
 use super::trust::{self, Wanted};
@@ -37,7 +39,8 @@ use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Opened};
 use crate::storage::state::{State, StateOptions};
 use crate::types::{
-    ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing, TokenRecord,
+    Authority, ClusterId, ConfState, HardState, Member, MemberRecord, NodeId, Role, SnapshotMeta, Standing,
+    TokenRecord,
 };
 
 /// How long a clean stop waits for answers to reach their callers.
@@ -66,24 +69,20 @@ impl Node {
         let dir = DataDir::take(&config.data_dir, true)?;
         dir.expect_vacant()?;
         let (cluster, node) = (ClusterId(random()), NodeId(random()));
-        let (root, key) = (RootKey::generate(cluster, SystemTime::now()), NodeKey::generate());
-        let keyring = Keyring::generate();
+        let signer = config.external_signer.as_ref().map(Signer::new).transpose()?;
+        let (keyring, key) = (Keyring::generate(), NodeKey::generate());
+        let authority = founding(&config, cluster, &keyring)?;
         let hosts = hosts_of(&addr, &door.url());
         let subject = Subject { cluster, node, role: Role::Manager, name: String::new(), hosts };
-        let leaf = pki::issue(
-            &root,
-            &subject,
-            &key.public(),
-            SystemTime::now(),
-            config.tuning.leaf_validity,
-            &mut rand::rng(),
-        )?;
-        let roots = vec![root.cert_der().to_vec()];
-        let credentials =
-            Credentials { chain: vec![leaf], key: key.der().to_vec(), roots, ..Credentials::default() };
+        let hand =
+            Hand { keyring: &keyring, external: signer.as_ref(), validity: config.tuning.leaf_validity };
+        let chain = hand.sign(&authority, &subject, &key.public(), &key.request()).await?;
+        let chain = chain.iter().map(|cert| cert.to_vec()).collect();
+        let roots = vec![authority.root.to_vec()];
+        let credentials = Credentials { chain, key: key.der().to_vec(), roots, ..Credentials::default() };
         let record =
             MemberRecord { id: node, name: config.name.clone(), addr: addr.clone(), client_url: door.url() };
-        make_first(&dir, &config.tuning, cluster, &record, &root, &credentials, &keyring)?;
+        make_first(&dir, &config.tuning, cluster, &record, (authority, &keyring), &credentials)?;
         let vault = Vault::create(dir.path(), keyring.handed(), &credentials.key)?;
         save_credentials(&dir, &vault, &credentials)?;
         let remembered = Remembered {
@@ -96,7 +95,7 @@ impl Node {
             members: vec![(node, addr)],
         };
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, config.tuning, door, vault).await
+        Self::run(dir, remembered, config.tuning, door, (vault, signer)).await
     }
 
     /// Joins the cluster that `token` belongs to, by way of any of `endpoints` (`host:port`), and
@@ -107,6 +106,7 @@ impl Node {
     /// another member has, no member that answers.
     pub async fn join(config: Config, token: &str, endpoints: &[String]) -> Result<Self, StartError> {
         let token: JoinToken = token.parse()?;
+        let signer = config.external_signer.as_ref().map(Signer::new).transpose()?;
         let addr = checked(&config)?;
         let door = Door::of(&config, &addr)?;
         let dir = DataDir::take(&config.data_dir, true)?;
@@ -132,7 +132,7 @@ impl Node {
             client: door.place.clone(),
         };
         let (remembered, vault) = take_in(&dir, &config.tuning, &key, joined, place)?;
-        Self::run(dir, remembered, config.tuning, door, vault).await
+        Self::run(dir, remembered, config.tuning, door, (vault, signer)).await
     }
 
     /// Starts a member again from its data directory.
@@ -141,6 +141,7 @@ impl Node {
     /// [`StartError`]: the directory holds no member, is in use, unreadable, damaged or of a newer
     /// version; the certificate has expired; the address is taken.
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
+        let signer = overrides.external_signer.as_ref().map(Signer::new).transpose()?;
         let dir = DataDir::take(data_dir, false)?;
         let mut remembered = dir.recall()?;
         dir.check_modes()?;
@@ -160,7 +161,7 @@ impl Node {
         let door = Door::again(&remembered, &before, &overrides)?;
         remembered.client = door.place.clone();
         dir.remember(&remembered)?;
-        Self::run(dir, remembered, tuning, door, vault).await
+        Self::run(dir, remembered, tuning, door, (vault, signer)).await
     }
 
     async fn run(
@@ -168,7 +169,7 @@ impl Node {
         node: Remembered,
         tuning: Tuning,
         door: Door,
-        vault: Vault,
+        (vault, external_signer): (Vault, Option<Signer>),
     ) -> Result<Self, StartError> {
         let credentials = vault.load()?;
         let identity = credentials.check()?;
@@ -209,6 +210,7 @@ impl Node {
             vault: Arc::new(vault),
             attempts: Attempts::default(),
             leaf_validity: tuning.leaf_validity,
+            external_signer,
         });
         outside.connect(&local);
         let served = Arc::new(Semaphore::new(limits::MAX_SERVED_REQUESTS));
@@ -218,6 +220,7 @@ impl Node {
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
+            tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
@@ -337,6 +340,28 @@ impl std::fmt::Debug for Node {
             .field("name", &self.local.name)
             .finish_non_exhaustive()
     }
+}
+
+/// The authority of a new cluster: the root that was brought, or one that is made now.
+fn founding(config: &Config, cluster: ClusterId, keyring: &Keyring) -> Result<Authority, StartError> {
+    let external = config.external_signer.is_some();
+    let Some(own) = &config.own_root else {
+        if external {
+            let why = "it signs under a root of yours; give that with --ca-cert";
+            return Err(Refusal::invalid("external signer", why).into());
+        }
+        return Ok(authority_of(&RootKey::generate(cluster, SystemTime::now()), keyring)?);
+    };
+    let why = match (&own.key, external) {
+        (Some(_), true) => {
+            "give the signing key (--ca-key) or what signs in its place (--external-signer), not both"
+        }
+        (None, false) => {
+            "give the signing key with --ca-key, or what signs in its place with --external-signer"
+        }
+        _ => return Ok(authority_of_own(own, keyring)?),
+    };
+    Err(Refusal::invalid("root", why).into())
 }
 
 /// Who is let in once its chain is verified. A member that has no state yet goes by that alone.
@@ -470,9 +495,8 @@ fn make_first(
     tuning: &Tuning,
     cluster: ClusterId,
     record: &MemberRecord,
-    root: &RootKey,
+    (authority, keyring): (Authority, &Keyring),
     credentials: &Credentials,
-    keyring: &Keyring,
 ) -> Result<(), StartError> {
     let token = |role| {
         let secret = Secret::generate(&mut rand::rng()).to_text();
@@ -481,7 +505,6 @@ fn make_first(
         let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
         (token_id(role), record)
     };
-    let authority = authority_of(root, keyring)?;
     let wanted = Wanted {
         node: record.id,
         role: Role::Manager,

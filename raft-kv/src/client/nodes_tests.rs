@@ -33,6 +33,8 @@ fn config(dir: &Path, name: &str) -> Config {
         advertise_addr: None,
         client_addr: None,
         advertise_client_addr: None,
+        own_root: None,
+        external_signer: None,
         tuning: tuning(),
     }
 }
@@ -80,7 +82,7 @@ async fn known(by: &Node, role: Role, name: &str) -> Credentials {
     let (key, id) = (NodeKey::generate(), NodeId(rand::random()));
     let (name, hosts, token) = (name.to_owned(), Vec::new(), String::new());
     let wanted = Wanted { node: id, role, name, hosts, token, renewal: false };
-    let issued = by.inside().issue(&wanted, &key.public()).await.unwrap();
+    let issued = by.inside().issue_request(&wanted, &key.request()).await.unwrap();
     Credentials {
         chain: der(&issued.chain),
         key: key.der().to_vec(),
@@ -95,7 +97,8 @@ async fn minted(by: &Node, role: Role, node: NodeId) -> Credentials {
     let trusted = by.inside().read(crate::machine::read::trusted).unwrap();
     let (cluster, name) = (by.cluster(), if role == Role::Client { "thief".into() } else { String::new() });
     let subject = Subject { cluster, node, role, name, hosts: Vec::new() };
-    let chain = by.inside().sign(trusted.in_force(), &subject, &key.public()).await.unwrap();
+    let chain =
+        by.inside().signer().sign(trusted.in_force(), &subject, &key.public(), &key.request()).await.unwrap();
     let roots = vec![trusted.in_force().root.to_vec()];
     Credentials { chain: der(&chain), key: key.der().to_vec(), roots, ..Credentials::default() }
 }
@@ -268,6 +271,11 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         TrustCall::NodeReadmit(manager),
         TrustCall::Renew { request: request.clone() },
         TrustCall::Follow,
+        TrustCall::LockStatus,
+        TrustCall::Autolock(true),
+        TrustCall::UnlockKey,
+        TrustCall::UnlockKeyRotate,
+        TrustCall::Keys,
     ];
     let calls = vec![
         Call::Range(range),

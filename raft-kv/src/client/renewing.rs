@@ -196,7 +196,10 @@ impl Keeper {
             drop(remote);
             match self.next(&mut stream, told).await? {
                 Some(next) => told = next,
-                None => return Ok(tokio::time::sleep(FIRST_PAUSE).await),
+                None => {
+                    tokio::time::sleep(FIRST_PAUSE).await;
+                    return Ok(());
+                }
             }
         }
     }

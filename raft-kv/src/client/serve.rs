@@ -284,7 +284,8 @@ async fn admit_member(
     check_name(&name)?;
     check_addr(&addr)?;
     check_client_url(&client_url)?;
-    let key = crate::pki::request_key(request)?;
+    // A bad request is refused before anything is done for it.
+    crate::pki::request_key(request)?;
     let members = local.shell.read(machine::read::members)?;
     // A join that was cut short leaves a learner of the same name and address that never came.
     let abandoned = members.iter().find(|member| {
@@ -303,7 +304,7 @@ async fn admit_member(
     let change = ConfChange::AddLearner(record.clone());
     local.read(|view| machine::read::admit_change(view, &change))??;
     // Known before it is a member: whoever is one may be dialled and must be let in.
-    let Issued { chain, roots, .. } = local.issue(&wanted, &key).await?;
+    let Issued { chain, roots, .. } = local.issue_request(&wanted, request).await?;
     if let Some(token) = &token {
         local.still_welcome(node, token).await?;
     }

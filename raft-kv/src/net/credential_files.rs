@@ -319,9 +319,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path();
         plain(dir, &credentials());
-        let newest =
-            (0..5).map(|_| credentials()).inspect(|new| replace_credentials(dir, new).unwrap()).last();
-        assert_eq!(read_credentials_in(dir).unwrap(), newest.unwrap());
+        let newest = credentials();
+        (0..5).for_each(|_| replace_credentials(dir, &credentials()).unwrap());
+        replace_credentials(dir, &newest).unwrap();
+        assert_eq!(read_credentials_in(dir).unwrap(), newest);
         let mut sets = 0;
         for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();

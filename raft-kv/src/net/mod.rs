@@ -30,7 +30,7 @@ pub use https::{HandshakeFault, HttpsPeer, UNKNOWN_ROOT};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
 pub use request::{ClientConn, JoinConn, RequestStream};
-pub use tls::{VerifiedPeer, root_of};
+pub use tls::{VerifiedPeer, check_chain, root_of};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Real sockets on loopback: who gets in, who does not, and what the other side is told.
 
 mod bulk;
+mod chains;
 mod https;
 mod peers;
 mod trust;

@@ -256,6 +256,20 @@ pub fn root_of(credentials: &Credentials) -> Result<Option<RootDigest>, Refusal>
     Ok(None)
 }
 
+/// Whether who believes what `believed` does accepts `chain` (leaf first) now: as a dialler's, and, with
+/// `server`, as a listener's too.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] saying why not.
+pub fn check_chain(believed: &Credentials, chain: &[Vec<u8>], server: bool) -> Result<(), Refusal> {
+    let believed = Believed::new(believed)?;
+    let chain = certificates(chain);
+    let (leaf, others) = chain.split_first().ok_or_else(|| bad("there is none"))?;
+    let now = UnixTime::now();
+    believed.verify(leaf, others, now, false)?;
+    if server { believed.verify(leaf, others, now, true) } else { Ok(()) }
+}
+
 fn certificates(all: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
     all.iter().cloned().map(CertificateDer::from).collect()
 }

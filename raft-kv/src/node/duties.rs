@@ -234,7 +234,7 @@ impl<L: LogView> Replica<L> {
             out.members = Some(members);
         }
         if report.forget_log {
-            self.forget_to = self.applied.index;
+            (self.forget_to, self.forget_again) = (self.applied.index, false);
             self.flush_soon = true;
         }
         self.step(now, raft::Input::Applied(self.applied.index), out)
@@ -367,7 +367,16 @@ impl<L: LogView> Replica<L> {
             // The configuration at the cut is the state's matter; the log keeps the newest known.
             let term = self.core.log().term(cut)?.expect("a flushed entry that is not cut is in the log");
             let boundary = SnapshotMeta { index: cut, term, conf: meta.conf.clone() };
-            self.step(now, raft::Input::Cut(boundary), out)?;
+            let forgets = self.forget_to > 0 && cut >= self.forget_to;
+            let last = self.core.log().last_index();
+            let cut_at = if forgets { raft::Input::Forget(boundary) } else { raft::Input::Cut(boundary) };
+            self.step(now, cut_at, out)?;
+            if forgets {
+                // What came meanwhile lies in the same files: they go with the next cut behind it.
+                self.forget_again = !self.forget_again && cut < last;
+                self.forget_to = if self.forget_again { last } else { 0 };
+                self.flush_soon |= self.forget_again;
+            }
             out.cut = Some(cut);
         }
         Ok(())

@@ -168,6 +168,8 @@ pub struct Replica<L: LogView> {
     pub(super) flush_soon: bool,
     /// The log up to here is kept for nobody who is not there.
     pub(super) forget_to: Index,
+    /// That was done once already; this is for what came meanwhile.
+    pub(super) forget_again: bool,
     pub(super) checkpoint: Option<SnapshotMeta>,
     pub(super) making_checkpoint: bool,
     pub(super) sending: BTreeSet<NodeId>,
@@ -213,6 +215,7 @@ impl<L: LogView> Replica<L> {
             flushing: false,
             flush_soon: false,
             forget_to: 0,
+            forget_again: false,
             checkpoint: None,
             making_checkpoint: false,
             sending: BTreeSet::new(),

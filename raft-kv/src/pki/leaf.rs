@@ -10,15 +10,17 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use x509_parser::prelude::{FromDer, X509Certificate, X509CertificationRequest};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509CertificationRequest, X509Extension};
 
-use super::{BACK_DATE, RootKey, TLS_NAME, moment};
+use super::{BACK_DATE, Identity, RootKey, TLS_NAME, moment, name_of};
 use crate::error::Refusal;
 use crate::limits::{MAX_CSR_BYTES, MAX_NAME_BYTES};
 use crate::types::{ClusterId, NodeId, Role};
 
 /// How long a leaf is valid unless its issuer is told otherwise.
 pub const LEAF_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+/// What somebody else signs is valid for at least this long: a shorter life is over before it is used.
+const MIN_SIGNED_LEFT: Duration = Duration::from_secs(60);
 /// The subject's field serialNumber (X.520).
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 /// P-256, as a request's public key must name it: the whole prefix of its DER form.
@@ -172,6 +174,114 @@ pub fn issue(
     let cert =
         params.signed_by(&key, &root.issuer()).map_err(|error| bad(&format!("it can't be made: {error}")))?;
     Ok(cert.der().to_vec())
+}
+
+/// Whether `leaf`, which somebody else signed, says what [`issue`] would have said, from `from` to
+/// `until` at most; `now` is between them. Who signed it is not looked at: that is the TLS verifier's.
+///
+/// # Errors
+/// [`Refusal::BadCertificate`] naming what differs.
+pub fn check_signed(
+    leaf: &[u8],
+    subject: &Subject,
+    public_key: &[u8],
+    (from, until): (SystemTime, SystemTime),
+    now: SystemTime,
+) -> Result<(), Refusal> {
+    if crate::planted!(TrustSignerBlindly) {
+        return Ok(());
+    }
+    let (rest, cert) = X509Certificate::from_der(leaf).map_err(|_| bad("it can't be read"))?;
+    if !rest.is_empty() {
+        return Err(bad("it has bytes after its end"));
+    }
+    let wanted = Identity { cluster: subject.cluster, node: subject.node, role: subject.role };
+    if Identity::from_cert(leaf)? != wanted || name_of(leaf).unwrap_or_default() != subject.name {
+        return Err(bad("its subject is not the one that was asked for"));
+    }
+    if cert.public_key().raw != public_key {
+        return Err(bad("its key is not the one that was asked for"));
+    }
+    let (begins, ends) = validity_of(leaf)?;
+    if begins < floor(from) || begins > now {
+        return Err(bad("it does not begin between the moment that was asked for and now"));
+    }
+    if ends > until || ends < (now + MIN_SIGNED_LEFT).min(floor(until)) {
+        return Err(bad("it ends later than was asked for, or within a minute"));
+    }
+    check_usage(&cert, subject.role)?;
+    let unreadable = |_| bad("it has an extension twice or unreadable");
+    let names = cert.subject_alternative_name().map_err(unreadable)?;
+    let names = names.map_or(&[][..], |names| names.value.general_names.as_slice());
+    let asked: Vec<String> = alternative_names(&subject.hosts).iter().map(plain_name).collect();
+    let found: Option<Vec<String>> = names.iter().map(plain_general_name).collect();
+    match found {
+        Some(found) if !found.iter().any(|name| name == TLS_NAME) => {
+            Err(bad(&format!("it lacks the alternative name {TLS_NAME}")))
+        }
+        Some(found) if found.iter().all(|name| asked.contains(name)) => Ok(()),
+        _ => Err(bad("it has an alternative name that was not asked for")),
+    }
+}
+
+fn check_usage(cert: &X509Certificate<'_>, role: Role) -> Result<(), Refusal> {
+    let unreadable = |_| bad("it has an extension twice or unreadable");
+    let usage = cert.key_usage().map_err(unreadable)?;
+    // Bit 0 is digital signature.
+    if usage.is_none_or(|usage| usage.value.flags != 1) {
+        return Err(bad("its keyUsage is not digitalSignature alone"));
+    }
+    let usage = cert.extended_key_usage().map_err(unreadable)?;
+    let usage = usage.ok_or_else(|| bad("it has no extendedKeyUsage"))?.value;
+    let more = usage.any
+        || usage.code_signing
+        || usage.email_protection
+        || usage.time_stamping
+        || usage.ocsp_signing
+        || !usage.other.is_empty();
+    if !usage.client_auth || usage.server_auth != (role == Role::Manager) || more {
+        return Err(bad("its extendedKeyUsage is not clientAuth, and for a manager also serverAuth, alone"));
+    }
+    let unknown = |ext: &&X509Extension<'_>| {
+        // Basic constraints, the two usages, alternative names.
+        let known = ["2.5.29.19", "2.5.29.15", "2.5.29.37", "2.5.29.17"];
+        ext.critical && !known.contains(&ext.oid.to_id_string().as_str())
+    };
+    if cert.extensions().iter().find(unknown).is_some() {
+        return Err(bad("it has a critical extension that was not asked for"));
+    }
+    Ok(())
+}
+
+/// Certificates have whole seconds.
+fn floor(at: SystemTime) -> SystemTime {
+    let at = moment(at).unix_timestamp();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap_or(0))
+}
+
+/// The names and addresses that a leaf for these hosts has, [`TLS_NAME`] first.
+pub fn names_of(hosts: &[String]) -> Vec<String> {
+    alternative_names(hosts).iter().map(plain_name).collect()
+}
+
+fn plain_name(name: &SanType) -> String {
+    match name {
+        SanType::DnsName(name) => name.to_string(),
+        SanType::IpAddress(ip) => ip.to_string(),
+        other => unreachable!("{other:?} is never made"),
+    }
+}
+
+fn plain_general_name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|ip| IpAddr::from(ip).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|ip| IpAddr::from(ip).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 fn alternative_names(hosts: &[String]) -> Vec<SanType> {

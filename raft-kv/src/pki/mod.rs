@@ -7,15 +7,22 @@
 
 mod identity;
 mod leaf;
+mod own;
 mod proof;
 mod root;
 mod seal;
 mod token;
 mod verify;
 
-pub use crate::types::RootDigest;
+pub use crate::types::{OwnRoot, RootDigest};
 pub use identity::{Credentials, Identity, PemFiles, name_of};
-pub use leaf::{LEAF_VALIDITY, NodeKey, Subject, ends_soon, issue, request_key, validity_of};
+pub use leaf::{
+    LEAF_VALIDITY, NodeKey, Subject, check_signed, ends_soon, issue, names_of, request_key, validity_of,
+};
+pub use own::{
+    MIN_INTERMEDIATE_LEFT, MIN_ROOT_LEFT, end_of, keys_of, own_root_from_pem, split_certificates, vet,
+    vet_cross,
+};
 pub use proof::{prove, proven_key};
 pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
 pub use seal::{Keyring, UnlockKey};

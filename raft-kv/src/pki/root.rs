@@ -74,6 +74,13 @@ impl RootKey {
         if cert.public_key().raw != key.subject_public_key_info() {
             return Err(bad("the root's key belongs to another certificate"));
         }
+        if cert.subject().iter().any(|part| part.iter().count() != 1) {
+            return Err(bad("the root's subject has a form that can't be repeated in what it signs"));
+        }
+        let issuer = Issuer::from_ca_cert_der(&cert_der.into(), &key);
+        if issuer.is_err() {
+            return Err(bad("the root has a part that can't be used here"));
+        }
         Ok(Self { cert: cert_der.to_vec(), key })
     }
 
@@ -101,10 +108,24 @@ impl RootKey {
         // Chains are built by names, byte for byte.
         let same =
             |cert: &[u8]| X509Certificate::from_der(cert).ok().map(|(_, it)| it.subject().as_raw().to_vec());
-        if same(&der) != same(other) {
-            return Err(bad("the new root's subject can't be repeated as it is".into()));
+        if same(&der) != same(other) || public_key_of(&der)? != public_key_of(other)? {
+            return Err(bad("the new root's subject or key can't be repeated as it is".into()));
         }
         Ok(der)
+    }
+
+    /// The request for a certificate of this authority by another: a CSR in DER with its subject.
+    ///
+    /// # Errors
+    /// [`Refusal::BadCertificate`] if its subject can't be repeated.
+    pub fn cross_request(&self) -> Result<Vec<u8>, Refusal> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject_of(&self.cert)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let request = params.serialize_request(&self.key);
+        let request = request.map_err(|error| Refusal::BadCertificate { why: error.to_string() })?;
+        Ok(request.der().to_vec())
     }
 
     /// The certificate, in DER.

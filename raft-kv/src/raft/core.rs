@@ -232,7 +232,8 @@ impl<L: LogView> Core<L> {
                 assert!(meta.index <= self.handed, "a snapshot of what was never handed out");
                 self.raw.mut_store().offer(meta);
             }
-            Input::Cut(meta) => self.cut(&meta, out),
+            Input::Cut(meta) => self.cut(&meta, false, out),
+            Input::Forget(meta) => self.cut(&meta, true, out),
         }
         Ok(false)
     }
@@ -402,14 +403,17 @@ impl<L: LogView> Core<L> {
         }
     }
 
-    fn cut(&mut self, meta: &SnapshotMeta, out: &mut Output<L::Write>) {
+    fn cut(&mut self, meta: &SnapshotMeta, forget: bool, out: &mut Output<L::Write>) {
         let applied = self.raw.raft.raft_log.applied;
         let log = &mut self.raw.mut_store().log;
         if meta.index < log.first_index() || meta.index > applied {
             return;
         }
         self.writes += 1;
-        out.writes.push(log.stage_cut(self.writes, meta));
+        out.writes.push(match forget {
+            true => log.stage_forget(self.writes, meta),
+            false => log.stage_cut(self.writes, meta),
+        });
         self.outstanding.push_back(Outstanding {
             number: self.writes,
             ready: 0,

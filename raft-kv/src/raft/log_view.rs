@@ -47,4 +47,11 @@ pub trait LogView {
     /// Forgets entries up to and including `index`, which a flushed state or a snapshot covers.
     /// `conf` and the term belong to `index`: they become the boundary.
     fn stage_cut(&mut self, number: u64, meta: &SnapshotMeta) -> Self::Write;
+
+    /// As [`stage_cut`](Self::stage_cut), where bytes must go too: what comes goes into other files than
+    /// those there are, and files that are not needed any more are removed and not used again. An
+    /// entry behind the cut keeps its file: once more, later, takes that too.
+    fn stage_forget(&mut self, number: u64, meta: &SnapshotMeta) -> Self::Write {
+        self.stage_cut(number, meta)
+    }
 }

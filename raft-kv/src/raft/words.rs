@@ -70,6 +70,8 @@ pub enum Input<P> {
     /// Entries up to here are covered by flushed state and may be forgotten. Ignored beyond
     /// what is applied.
     Cut(SnapshotMeta),
+    /// As `Cut`, where their bytes are to go from the disk.
+    Forget(SnapshotMeta),
 }
 
 /// Everything one input caused, to be carried out in any order save that `writes` stay in order.

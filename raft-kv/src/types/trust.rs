@@ -119,7 +119,8 @@ pub struct Authority {
     /// The signing key; `None` where it is kept outside and members ask their external signer.
     pub key: Option<Sealed>,
     /// The signing key as certified by the root that was in force when this one was introduced, DER:
-    /// with it behind them, leaves are accepted by who believes only that one. `None` for the first.
+    /// with it behind them, leaves are accepted by who believes only that one. What leads from it to
+    /// that root follows it, if anything does. `None` for the first.
     pub cross: Option<Bytes>,
 }
 wire_struct!(Authority { digest, signer, root, via, key, cross });
@@ -222,8 +223,8 @@ pub struct NodeRecord {
     pub issued: i64,
     /// When its newest certificate ends.
     pub ends: i64,
-    /// The root that its certificate rested on when a listener last verified it: what counts as
-    /// progress. `None` if none has.
+    /// The root that its certificate rested on when a listener last verified it, or, where the newest one
+    /// rests on another, that of the one before: what counts as progress. `None` if neither is known.
     pub verified: Option<RootDigest>,
     /// The token it came with; empty for the first member and for what `cert issue` made.
     pub token: String,
@@ -462,8 +463,8 @@ pub struct OwnRoot {
     pub via: Vec<Bytes>,
     /// The signing key, PKCS #8 DER; `None` where an external signer has it.
     pub key: Option<Bytes>,
-    /// The signing key as certified by the root in force, DER, where that one's key is kept outside;
-    /// otherwise the cluster makes it.
+    /// The signing key as certified by the root in force, DER, and what leads from there to that root;
+    /// `None` where the cluster or its external signer makes it.
     pub cross: Option<Bytes>,
 }
 wire_struct!(OwnRoot { root, via, key, cross });

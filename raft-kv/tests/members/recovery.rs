@@ -1,6 +1,7 @@
 //! Members that lost something, were removed, or lag behind.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use raft_kv::client::{Node, Overrides};
@@ -10,7 +11,8 @@ use raft_kv::types::{MemberRole, Role};
 use crate::support::{cluster, config, eventually, put, tuning, value, voters};
 
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
+    // As `cp -a` does: others than the owner may look into none of them.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {

@@ -144,8 +144,8 @@ async fn a_watch_goes_on_at_another_member() {
     let files = client(&nodes[0], dir.path(), "kept").await;
     // The first endpoint is the one it is on.
     let handle = Handle::connect_renewing(&addresses(&nodes), &files).await.unwrap();
-    let load = Load::start(&nodes[1].handle(), 2, 0).await;
     let watching = Load::start(&handle, 0, 5).await;
+    let load = Load::start(&nodes[1].handle(), 2, 0).await;
     tokio::time::timeout(Duration::from_secs(30), nodes.remove(0).shutdown()).await.unwrap().unwrap();
     eventually("writes go on", || async { nodes[0].handle().put(put("other", "v")).await.ok() }).await;
     let both = Load { end: load.end, writers: load.writers, watchers: watching.watchers };

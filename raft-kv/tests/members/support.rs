@@ -23,6 +23,8 @@ pub fn config(dir: &Path, name: &str) -> Config {
         advertise_addr: None,
         client_addr: None,
         advertise_client_addr: None,
+        own_root: None,
+        external_signer: None,
         tuning: tuning(),
     }
 }

@@ -102,7 +102,8 @@ impl Cluster {
 
     /// A token with which another manager may join.
     pub fn token(&self) -> Result<String, String> {
-        let answer = call(&mut self.binary.as_node(&self.record.members[0].data_dir, &["join-token", "manager"]))?;
+        let answer =
+            call(&mut self.binary.as_node(&self.record.members[0].data_dir, &["join-token", "manager"]))?;
         word(&answer, "token")
     }
 

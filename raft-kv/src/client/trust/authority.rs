@@ -1,21 +1,25 @@
 //! Making certificates: no certificate leaves this file that the log does not know of.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use super::super::local::Local;
+use super::signer::{LeafRequest, Signer};
 use crate::error::{Error, Refusal};
 use crate::machine;
 use crate::machine::command::Command;
+use crate::net::check_chain;
 use crate::node::ask::What;
-use crate::pki::{self, RootKey, Subject, key_of, serial_of};
+use crate::pki::{self, Credentials, RootKey, Subject, key_of, serial_of};
 use crate::types::{Authority, KeyDigest, NodeId, NodeRecord, Role, RootDigest, TrustChange, Trusted};
 
 /// What the key of an authority is sealed as.
 pub(in crate::client) const CA_KEY: &str = "ca key";
 /// What the secret of a join token is sealed as.
 pub(in crate::client) const TOKEN_SECRET: &str = "token secret";
+/// A leaf that would be valid for less, since what is above it ends, is not made.
+const MIN_LEFT: Duration = Duration::from_secs(60);
 /// How often a certificate is made again because the root was replaced meanwhile.
 const TRIES: usize = 3;
 
@@ -81,7 +85,8 @@ pub(in crate::client) fn record_of(
     Ok(NodeRecord {
         key: KeyDigest::of(public_key),
         serial: serial_of(leaf)?.into(),
-        issued: seconds(from + pki::BACK_DATE),
+        // An external signer need not date it back.
+        issued: seconds(from + pki::BACK_DATE).min(now()),
         ends: seconds(until),
         token: wanted.token.clone(),
         ..record
@@ -93,43 +98,88 @@ pub(in crate::client) fn roots_of(trusted: &Trusted) -> Vec<Bytes> {
     trusted.roots.iter().map(|authority| authority.root.clone()).collect()
 }
 
-impl Local {
-    /// What signs under `authority`.
-    fn signer(&self, authority: &Authority) -> Result<RootKey, Error> {
-        let Some(key) = &authority.key else {
-            let why =
-                "the cluster's signing key is kept outside, and this member has no external signer".into();
-            return Err(Refusal::BadCertificate { why }.into());
-        };
-        let key = self.keyring.open(CA_KEY, key)?;
-        let cert = authority.via.first().unwrap_or(&authority.root);
-        Ok(RootKey::from_parts(cert, &key)?)
-    }
+/// The key that signs under `authority`, where it is in the cluster.
+pub(in crate::client) fn root_key(
+    authority: &Authority,
+    keyring: &pki::Keyring,
+) -> Result<Option<RootKey>, Refusal> {
+    let Some(key) = &authority.key else { return Ok(None) };
+    let cert = authority.via.first().unwrap_or(&authority.root);
+    RootKey::from_parts(cert, &keyring.open(CA_KEY, key)?).map(Some)
+}
 
-    /// A leaf for `subject` under `authority`, and what leads from it to a root. Nothing is told to
-    /// anybody.
+/// What makes certificates: the key that is in the cluster, or this member's external signer.
+pub(in crate::client) struct Hand<'a> {
+    pub(in crate::client) keyring: &'a pki::Keyring,
+    pub(in crate::client) external: Option<&'a Signer>,
+    /// How long certificates made here are valid.
+    pub(in crate::client) validity: Duration,
+}
+
+impl Hand<'_> {
+    /// A leaf under `authority`, and what leads from it to a root; `request` (a CSR in DER) is that of
+    /// whoever holds the key. Whoever believes the authority's root accepts it.
     pub(in crate::client) async fn sign(
         &self,
         authority: &Authority,
         subject: &Subject,
         public_key: &[u8],
+        request: &[u8],
     ) -> Result<Vec<Bytes>, Error> {
-        let signer = self.signer(authority)?;
-        let leaf = pki::issue(
-            &signer,
-            subject,
-            public_key,
-            SystemTime::now(),
-            self.leaf_validity,
-            &mut rand::rng(),
-        )?;
-        let behind = authority.via.iter().chain(&authority.cross).cloned();
-        Ok(std::iter::once(Bytes::from(leaf)).chain(behind).collect())
+        let now = SystemTime::now();
+        // What is above it may end before it would.
+        let end = pki::end_of(authority)?;
+        let left = end.duration_since(now).unwrap_or_default().min(self.validity);
+        if left < MIN_LEFT.min(self.validity) {
+            let why = "the signing certificate or its root has ended, or is about to; replace the root with \
+                       `raft-kv ca rotate`";
+            return Err(Refusal::BadCertificate { why: why.into() }.into());
+        }
+        let leaf = match root_key(authority, self.keyring)? {
+            Some(root) => pki::issue(&root, subject, public_key, now, left, &mut rand::rng())?.into(),
+            None => {
+                let (from, until) = (now.checked_sub(pki::BACK_DATE).unwrap_or(now), now + left);
+                let wanted = LeafRequest { subject, public_key, request, from, until };
+                self.outside()?.leaf(authority, &wanted).await?
+            }
+        };
+        let believed = Credentials { roots: vec![authority.root.to_vec()], ..Credentials::default() };
+        let chain: Vec<Vec<u8>> =
+            [&leaf].into_iter().chain(&authority.via).map(|cert| cert.to_vec()).collect();
+        check_chain(&believed, &chain, subject.role == Role::Manager).map_err(|refusal| {
+            let why = format!("what the cluster's authority signed is not used: {refusal}");
+            Refusal::BadCertificate { why }
+        })?;
+        let cross = authority.cross.as_ref().map(pki::split_certificates).transpose()?.unwrap_or_default();
+        Ok(std::iter::once(leaf).chain(authority.via.iter().cloned()).chain(cross).collect())
     }
 
-    /// Makes a certificate for the key in `public_key` (SPKI in DER) and gives it out once the log
-    /// knows of it.
-    pub(in crate::client) async fn issue(&self, wanted: &Wanted, public_key: &[u8]) -> Result<Issued, Error> {
+    /// The external signer.
+    pub(in crate::client) fn outside(&self) -> Result<&Signer, Refusal> {
+        self.external.ok_or_else(|| Refusal::BadCertificate {
+            why:
+                "the cluster's signing key is kept outside, and this member has no external signer; start it \
+                  with --external-signer, or ask a member that has one"
+                    .into(),
+        })
+    }
+}
+
+impl Local {
+    /// What makes certificates at this member.
+    pub(in crate::client) fn signer(&self) -> Hand<'_> {
+        let external = self.external_signer.as_ref();
+        Hand { keyring: &self.keyring, external, validity: self.leaf_validity }
+    }
+
+    /// Makes a certificate for the key in `request` (a CSR in DER) and gives it out once the log knows of
+    /// it. Only the key counts; an external signer is shown the whole request.
+    pub(in crate::client) async fn issue_request(
+        &self,
+        wanted: &Wanted,
+        request: &[u8],
+    ) -> Result<Issued, Error> {
+        let public_key = &pki::request_key(request)?;
         let Wanted { node, role, name, hosts, .. } = wanted.clone();
         let name = if role == Role::Client { name } else { String::new() };
         let subject = Subject { cluster: self.cluster, node, role, name, hosts };
@@ -137,7 +187,7 @@ impl Local {
         loop {
             let trusted = self.read(machine::read::trusted)?;
             let authority = trusted.issuing();
-            let chain = self.sign(authority, &subject, public_key).await?;
+            let chain = self.signer().sign(authority, &subject, public_key, request).await?;
             let record = record_of(&chain[0], public_key, wanted, authority.digest)?;
             let change = TrustChange::Issue { node: record, renewal: wanted.renewal, now: now() };
             let done = self.propose_trust(change).await;

@@ -38,10 +38,10 @@ impl Local {
         if token.role == Role::Client {
             self.check_free_user(&name)?;
         }
-        let key = pki::request_key(&request)?;
+        pki::request_key(&request)?;
         let (node, role, hosts) = (NodeId(random()), token.role, Vec::new());
         let wanted = Wanted { node, role, name, hosts, token: token.id.clone(), renewal: false };
-        let issued = self.issue(&wanted, &key).await?;
+        let issued = self.issue_request(&wanted, &request).await?;
         self.still_welcome(node, &token).await?;
         tracing::info!(%node, %role, token = token.id, "a node was enrolled");
         self.certificate(issued)
@@ -102,7 +102,7 @@ impl Local {
             );
             return Err(Refusal::BadToken { why }.into());
         }
-        let key = pki::request_key(&request.request)?;
+        pki::request_key(&request.request)?;
         let member = self.read(machine::read::members)?.into_iter().find(|it| it.record.id == record.id);
         let hosts = member.map_or_else(Vec::new, |it| hosts_of(&it.record.addr, &it.record.client_url));
         let named = !record.name.is_empty() || record.role != Role::Client;
@@ -111,7 +111,7 @@ impl Local {
         let wanted = Wanted { node, role, name, hosts, token: id, renewal: true };
         // A rotation of the token between here and there does not take the node out: it is known already, and
         // by its own key.
-        let issued = self.issue(&wanted, &key).await?;
+        let issued = self.issue_request(&wanted, &request.request).await?;
         self.still_valid(&token)?;
         tracing::info!(%node, %role, token = token.id, "a node came back");
         self.certificate(issued)

@@ -164,8 +164,8 @@ impl Keeper {
             Err(error) => {
                 self.not_before = tokio::time::Instant::now() + self.pause;
                 self.pause = (self.pause * 2).min(MAX_PAUSE);
-                let mut text = error.to_string();
-                text.truncate(text.floor_char_boundary(MAX_NODE_ERROR_BYTES));
+                // No character has more than four bytes.
+                let text: String = error.to_string().chars().take(MAX_NODE_ERROR_BYTES / 4).collect();
                 // Told so that whoever waits for it can see why.
                 let _ =
                     self.local.propose_trust(TrustChange::Failed { id: self.local.me, error: text }).await;
@@ -200,7 +200,7 @@ impl Keeper {
             token: String::new(),
             renewal: true,
         };
-        let issued = local.issue(&wanted, &key.public()).await?;
+        let issued = local.issue_request(&wanted, &key.request()).await?;
         let chain = issued.chain.iter().map(|cert| cert.to_vec()).collect();
         self.put_in_force(Credentials { chain, key: key.der().to_vec(), ..old })
     }

@@ -8,15 +8,18 @@ mod calls;
 mod enrol;
 mod keeper;
 mod nodes;
+pub(super) mod own;
 mod renew;
 mod rotation;
 pub(super) mod sealing;
+pub(super) mod signer;
 mod tokens;
 pub(super) mod unlock;
 pub(super) mod vault;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::{due, keep, renew_expired};
+pub(super) use nodes::evict;
 pub(super) use renew::{Turns, follow};
 pub(super) use sealing::keep_sealed;
 pub(super) use tokens::Presented;

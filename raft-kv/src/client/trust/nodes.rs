@@ -4,6 +4,7 @@
 //! refuses their certificates as it is applied, all others by a record. Nothing is decided here that
 //! `machine` does not decide again where it is applied.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::api::{Call, Reply};
@@ -12,6 +13,7 @@ use super::super::local::Local;
 use super::authority::now;
 use crate::error::{Error, Refusal};
 use crate::machine;
+use crate::net::Endpoint;
 use crate::types::{
     CaStatus, ConfChange, Header, Member, MemberRole, NodeId, NodeRecord, Revocation, TrustCall, TrustChange,
     TrustReply,
@@ -19,6 +21,17 @@ use crate::types::{
 
 /// For how long a node may come back once it was let.
 const READMISSION: i64 = 24 * 3600;
+
+/// Ends what a node has open as soon as its removal is applied here: on QUIC, and behind every other
+/// door, which looks through its connections when it is told. Runs until the node ends; nothing that
+/// takes time may be waited for in it.
+pub(in crate::client) async fn evict(local: Arc<Local>, endpoint: Endpoint) {
+    let mut changes = local.shell.trust_changes();
+    while changes.changed().await.is_ok() {
+        local.trust.note_change();
+        local.recheck(&endpoint);
+    }
+}
 
 /// What a state knows of a node.
 struct Known {

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::super::api::{Answered, Reply};
 use super::super::local::Local;
 use super::super::node::OWN_PATIENCE;
+use super::super::worker;
 use super::authority::{Issued, Wanted, roots_of};
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
@@ -53,7 +54,7 @@ impl Local {
         let (Some(identity), Some(shown)) = (stream.identity, stream.key()) else {
             return Err(Refusal::NotAllowed { role: "joiner's missing".into() }.into());
         };
-        let key = pki::request_key(request)?;
+        pki::request_key(request)?;
         self.barrier(OWN_PATIENCE).await?;
         let (member, record) = self.read(|view| {
             let members = machine::read::members(view)?;
@@ -66,7 +67,7 @@ impl Local {
         let Some(record) = record else {
             return bad("the cluster does not know this node (any more); let it join anew");
         };
-        match self.renewed(&record, shown, &key).await {
+        match self.renewed(&record, shown, request).await {
             Ok(Issued { chain, roots, root }) => {
                 let reply = TrustReply::Certificate { chain, roots, issuing: root };
                 Ok((self.now()?, Reply::Trust(reply)))
@@ -78,7 +79,8 @@ impl Local {
         }
     }
 
-    async fn renewed(&self, record: &NodeRecord, shown: KeyDigest, key: &[u8]) -> Result<Issued, Error> {
+    async fn renewed(&self, record: &NodeRecord, shown: KeyDigest, request: &[u8]) -> Result<Issued, Error> {
+        let key = &pki::request_key(request)?;
         // The answer to an earlier request with the same key may have been lost.
         let repeated = record.key == KeyDigest::of(key);
         if record.key != shown && !repeated && !crate::planted!(RenewAnyKey) {
@@ -91,14 +93,16 @@ impl Local {
         let name = if named { record.name.clone() } else { record.id.to_string() };
         let (hosts, token) = (Vec::new(), String::new());
         let wanted = Wanted { node: record.id, role: record.role, name, hosts, token, renewal: true };
-        self.issue(&wanted, key).await
+        self.issue_request(&wanted, request).await
     }
 
     /// Tells the log why a node has no new certificate, once for each reason.
     async fn note_failure(&self, record: &NodeRecord, error: &Error) {
         let Error::Refused(refusal) = error else { return };
         let mut text = refusal.to_string();
-        text.truncate(text.floor_char_boundary(MAX_NODE_ERROR_BYTES));
+        while text.len() > MAX_NODE_ERROR_BYTES {
+            text.pop();
+        }
         if text != record.error {
             // Nobody waits for it; the next failure tells it too.
             let _ = self.propose_trust(TrustChange::Failed { id: record.id, error: text }).await;
@@ -147,7 +151,8 @@ pub(in crate::client) async fn follow(local: &Local, mut stream: RequestStream, 
             Err(error) => Err(error),
         };
         let last_one = answered.is_err();
-        if stream.send(answered.to_bytes()).await.is_err() {
+        let told = worker::told(stream.identity, &answered);
+        if stream.send(told.to_bytes()).await.is_err() {
             return;
         }
         if last_one {

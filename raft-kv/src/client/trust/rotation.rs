@@ -5,11 +5,13 @@ use std::time::SystemTime;
 use bytes::Bytes;
 
 use super::super::local::Local;
-use super::authority::{CA_KEY, TOKEN_SECRET, authority_of, now};
+use super::authority::{TOKEN_SECRET, authority_of, now, root_key};
+use super::own::authority_of_own;
 use crate::error::{Error, Refusal};
 use crate::machine::{self, Verdict};
-use crate::pki::{CROSS_VALIDITY, RootKey, Secret};
-use crate::types::{Authority, OwnRoot, TrustChange, Trusted};
+use crate::net::check_chain;
+use crate::pki::{self, CROSS_VALIDITY, Credentials, NodeKey, RootKey, Secret, Subject};
+use crate::types::{Authority, OwnRoot, Role, TrustChange, Trusted};
 
 /// When a rotation settles without who is late, unless it is told otherwise.
 const DEADLINE: u64 = 600;
@@ -31,8 +33,8 @@ impl Local {
         }
         let trusted = self.read(machine::read::trusted)?;
         let authority = match new {
-            Some(own) => self.own_authority(&trusted, own)?,
-            None => self.new_authority(&trusted)?,
+            Some(own) => self.own_authority(&trusted, own).await?,
+            None => self.new_authority(&trusted).await?,
         };
         let id = trusted.rotation.as_ref().map_or(trusted.epoch, |rotation| rotation.id) + 1;
         let (id, now) = (id.max(trusted.epoch + 1), now());
@@ -41,39 +43,69 @@ impl Local {
     }
 
     /// A new root of the cluster's own making, certified by the one in force.
-    fn new_authority(&self, trusted: &Trusted) -> Result<Authority, Error> {
+    async fn new_authority(&self, trusted: &Trusted) -> Result<Authority, Error> {
         let root = RootKey::generate(self.cluster, SystemTime::now());
-        let cross = self.cross(trusted, root.cert_der())?;
+        let cross = self.cross(trusted, &root).await?;
         Ok(Authority { cross: Some(cross), ..authority_of(&root, &self.keyring)? })
     }
 
-    /// A certificate of `other` by the root in force.
-    fn cross(&self, trusted: &Trusted, other: &[u8]) -> Result<Bytes, Error> {
-        let in_force = trusted.in_force();
-        let Some(key) = &in_force.key else {
-            let why = "the key of the root in force is kept outside; give the new root's key as certified by it \
-                       along with the new root";
-            return Err(Refusal::invalid("cross certificate", why).into());
+    /// A certificate of `other` by the root in force, and what leads from there to that root.
+    async fn cross(&self, trusted: &Trusted, other: &RootKey) -> Result<Bytes, Error> {
+        let (in_force, now) = (trusted.in_force(), SystemTime::now());
+        let cross = match root_key(in_force, &self.keyring)? {
+            Some(key) => key.cross_sign(other.cert_der(), now, CROSS_VALIDITY)?.into(),
+            None => {
+                let (hand, request) = (self.signer(), other.cross_request()?);
+                let signer = hand.outside()?;
+                signer.cross(in_force, &request, other.cert_der(), now + CROSS_VALIDITY).await?
+            }
         };
-        let signer = in_force.via.first().unwrap_or(&in_force.root);
-        let signer = RootKey::from_parts(signer, &self.keyring.open(CA_KEY, key)?)?;
-        Ok(signer.cross_sign(other, SystemTime::now(), CROSS_VALIDITY)?.into())
+        Ok(pki::vet_cross(&cross, other.cert_der(), in_force, now)?)
     }
 
     /// A root that its owner brings.
-    fn own_authority(&self, trusted: &Trusted, own: OwnRoot) -> Result<Authority, Error> {
-        let signing = own.via.first().unwrap_or(&own.root);
-        let Some(key) = &own.key else {
-            return Err(Refusal::invalid("key", "give the key that belongs to the certificate").into());
+    async fn own_authority(&self, trusted: &Trusted, own: OwnRoot) -> Result<Authority, Error> {
+        let authority = authority_of_own(&own, &self.keyring)?;
+        let keys = pki::keys_of(&authority.root, &authority.via)?;
+        let mut old: Vec<_> = trusted.distrusted.iter().map(|(key, _)| *key).collect();
+        for believed in &trusted.roots {
+            old.extend(pki::keys_of(&believed.root, &believed.via)?);
+        }
+        if keys.iter().any(|key| old.contains(key)) {
+            let why = "it has a key of a root that is believed now or was given up lately; what that key signs \
+                       would stay believed: give a root, and intermediates, with new keys";
+            return Err(Refusal::BadCertificate { why: why.into() }.into());
+        }
+        let signing = authority.via.first().unwrap_or(&authority.root);
+        let cross = match (&own.cross, root_key(&authority, &self.keyring)?) {
+            (Some(cross), _) => pki::vet_cross(cross, signing, trusted.in_force(), SystemTime::now())?,
+            (None, Some(key)) => self.cross(trusted, &key).await?,
+            (None, None) => {
+                let why = "the new root's key is kept outside; give that key as certified by the root in force \
+                           along with it (a cross certificate)";
+                return Err(Refusal::invalid("cross certificate", why).into());
+            }
         };
-        let root = RootKey::from_parts(signing, key)?;
-        let cross = match own.cross.clone() {
-            Some(cross) => cross,
-            None => self.cross(trusted, signing)?,
-        };
-        let own_digest = crate::pki::RootDigest::of(&own.root);
-        let made = authority_of(&root, &self.keyring)?;
-        Ok(Authority { digest: own_digest, root: own.root, via: own.via, cross: Some(cross), ..made })
+        let authority = Authority { cross: Some(cross), ..authority };
+        self.try_out(trusted, &authority).await?;
+        Ok(authority)
+    }
+
+    /// Makes a certificate that nobody is given, and looks whether it is accepted by who believes only
+    /// the new root, and by who believes only the one in force.
+    async fn try_out(&self, trusted: &Trusted, authority: &Authority) -> Result<(), Error> {
+        let hosts = Vec::new();
+        let name = String::new();
+        let subject = Subject { cluster: self.cluster, node: self.me, role: Role::Manager, name, hosts };
+        let key = NodeKey::generate();
+        let chain = self.signer().sign(authority, &subject, &key.public(), &key.request()).await?;
+        let chain: Vec<Vec<u8>> = chain.iter().map(|cert| cert.to_vec()).collect();
+        let roots = vec![trusted.in_force().root.to_vec()];
+        check_chain(&Credentials { roots, ..Credentials::default() }, &chain, true).map_err(|refusal| {
+            let why = format!("the cross certificate does not lead to the root in force: {refusal}");
+            Refusal::BadCertificate { why }
+        })?;
+        Ok(())
     }
 
     /// Leads a rotation back to the root in force.

@@ -239,10 +239,9 @@ impl Local {
         let key = UnlockKey::generate();
         let sealed = self.keyring.seal(UNLOCK_KEY, key.as_bytes());
         let change = TrustChange::Unlock { key: Some(sealed), version: sealing.version };
-        self.propose_trust(change).await?;
-        // The keys before were on disks that the new key does not lock.
-        self.replace_data_key().await?;
         let mut changes = self.shell.trust_changes();
+        // With it the data key is replaced too; the leader sees to that, whoever fails meanwhile.
+        self.propose_trust(change).await?;
         let settled = async {
             while !self.read(machine::read::sealing)?.is_settled() {
                 if changes.changed().await.is_err() {

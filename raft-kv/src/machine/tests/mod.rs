@@ -10,6 +10,7 @@ mod planted;
 mod quirks;
 mod random;
 mod ranges;
+mod rotation;
 mod sealing;
 mod tokens;
 mod users;

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, sealing, tokens, users};
+use super::{alarms, nodes, random, rotation, sealing, tokens, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -40,6 +40,14 @@ fn each_bug_planted_in_sealing_is_found() {
     let clear = || users::a_password_is_a_hash_and_a_user_without_one_stays_so();
     let found = with(Some(Bug::LogClearSecret), || std::panic::catch_unwind(clear));
     assert!(found.is_err(), "LogClearSecret was not found");
+}
+
+#[test]
+fn each_bug_planted_in_rotations_is_found() {
+    for bug in [Bug::SettleEarly, Bug::KeepOldRoot, Bug::ForgetGivenUp, Bug::BelieveIssue] {
+        let found = with(Some(bug), || std::panic::catch_unwind(|| (0..300).for_each(rotation::run)));
+        assert!(found.is_err(), "{bug:?} was not found");
+    }
 }
 
 #[test]

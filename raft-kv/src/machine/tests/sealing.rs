@@ -78,7 +78,7 @@ fn a_key_is_replaced_step_by_step_and_every_secret_is_sealed_anew() {
     bench.trust(TrustChange::TokenCreate { id: "t2".into(), token: secret, now: 1 }).unwrap();
     bench.trust(TrustChange::Unlock { key: Some(sealed("unlock")), version: 0 }).unwrap();
     assert!(bench.trust(TrustChange::Unlock { key: None, version: 0 }).is_err(), "of another version");
-    assert_eq!(bench.step(0), SealStep::Settled);
+    assert_eq!(bench.step(0), SealStep::Again(2), "another lock, another data key");
 
     bench.next_key().unwrap();
     assert_eq!(bench.step(10), SealStep::Wait { late: vec![VOTER] });

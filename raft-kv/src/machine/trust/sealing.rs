@@ -255,6 +255,8 @@ pub(super) fn unlock(draft: &mut Draft, key: &Option<Sealed>, version: u64) -> R
     }
     sealing.version += 1;
     sealing.unlock.clone_from(key);
+    // The data keys before were on disks that this key does not lock: the leader replaces them.
+    sealing.again |= key.is_some();
     put(draft, &sealing);
     Ok(())
 }

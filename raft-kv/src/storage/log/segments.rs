@@ -135,6 +135,19 @@ impl<F: Files> Pool<F> {
         if changed { self.sync_folder() } else { Ok(()) }
     }
 
+    /// Removes the segments `sequences`, which nothing needs any more, and what was kept to be used again:
+    /// of what any of them holds nothing stays.
+    pub fn wipe(&mut self, sequences: &[u64]) -> Result<(), StorageFailed> {
+        if sequences.is_empty() {
+            return Ok(());
+        }
+        let kept = std::mem::take(&mut self.spares);
+        for name in kept.into_iter().chain(sequences.iter().map(|sequence| segment_name(*sequence))) {
+            self.remove(&name)?;
+        }
+        self.sync_folder()
+    }
+
     /// See [`Files::sync_folder`].
     pub fn sync_folder(&self) -> Result<(), StorageFailed> {
         self.shared.files.sync_folder().map_err(|e| self.shared.failed("", "syncing the folder", &e))

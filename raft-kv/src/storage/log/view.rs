@@ -44,6 +44,8 @@ pub struct LogWrite {
     pub(super) mark: Option<Marker>,
     // Segments that nothing needs once this is on disk.
     pub(super) free: Range<u64>,
+    // Whether those are removed and not used again.
+    pub(super) wipe: bool,
 }
 
 impl LogWrite {
@@ -210,7 +212,7 @@ impl<F: Files> Log<F> {
             offset: self.tail.offset,
             chain: self.tail.chain,
         });
-        LogWrite { number, chunks, mark, free }
+        LogWrite { number, chunks, mark, free, wipe: false }
     }
 
     fn take_hard(&mut self, hard: HardState) {
@@ -422,9 +424,23 @@ impl<F: Files> LogView for Log<F> {
         if meta.index <= self.boundary.index {
             return self.finish(number, Vec::new(), 0..0);
         }
+        self.cut(number, meta, Vec::new())
+    }
+
+    fn stage_forget(&mut self, number: u64, meta: &SnapshotMeta) -> LogWrite {
+        if meta.index <= self.boundary.index {
+            return self.finish(number, Vec::new(), 0..0);
+        }
+        let mut chunks = Vec::new();
+        self.rotate(&mut chunks, record_size(meta.to_bytes().len()) as u64);
+        LogWrite { wipe: true, ..self.cut(number, meta, chunks) }
+    }
+}
+
+impl<F: Files> Log<F> {
+    fn cut(&mut self, number: u64, meta: &SnapshotMeta, mut chunks: Vec<Chunk>) -> LogWrite {
         assert!(meta.index <= self.last().index, "a cut behind the end is a snapshot");
         assert_eq!(self.slot(meta.index).term, meta.term, "a cut at an entry of another term");
-        let mut chunks = Vec::new();
         self.append(&mut chunks, Kind::Cut, (meta.term, meta.index), &[&meta.to_bytes()]);
         let cached = self.first_cached();
         if meta.index >= cached {
@@ -437,9 +453,7 @@ impl<F: Files> LogView for Log<F> {
         let free = self.release();
         self.finish(number, chunks, free)
     }
-}
 
-impl<F: Files> Log<F> {
     /// The oldest segment that is still needed.
     pub(super) fn needed(&self) -> u64 {
         self.slots.front().map_or(self.tail.sequence, |slot| slot.sequence)

@@ -125,7 +125,7 @@ impl<F: Files> LogWriter<F> {
         assert!(!writes.is_empty(), "a group has at least one write");
         let count = writes.len() as u64;
         let mut chunks: Vec<Chunk> = Vec::new();
-        let mut free = Vec::new();
+        let (mut free, mut wiped) = (Vec::new(), Vec::new());
         let mut marker = None;
         for write in writes {
             assert!(
@@ -134,7 +134,11 @@ impl<F: Files> LogWriter<F> {
             );
             self.last_number = write.number;
             marker = write.mark.or(marker);
-            free.extend(write.free);
+            if write.wipe {
+                wiped.extend(write.free)
+            } else {
+                free.extend(write.free)
+            }
             write.chunks.into_iter().for_each(|chunk| merge(&mut chunks, chunk));
         }
         if planted!(RecycleEarly) {
@@ -161,6 +165,7 @@ impl<F: Files> LogWriter<F> {
         self.shared.durable.store(durable.number, Ordering::Release);
         // Only now: what these segments held is replaced by what was just synced.
         self.pool.recycle(free.into_iter())?;
+        self.pool.wipe(&wiped)?;
         Ok(durable)
     }
 

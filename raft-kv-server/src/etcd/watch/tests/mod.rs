@@ -55,6 +55,8 @@ pub(crate) fn config(folder: &Path) -> Config {
         advertise_addr: None,
         client_addr: None,
         advertise_client_addr: None,
+        own_root: None,
+        external_signer: None,
         tuning: tuning(),
     }
 }

@@ -217,7 +217,10 @@ impl Runner {
                     self.model.boundary = meta.clone();
                     self.note();
                 }
-                let write = self.log.stage_cut(self.number, &meta);
+                let write = match by % 2 {
+                    0 => self.log.stage_cut(self.number, &meta),
+                    _ => self.log.stage_forget(self.number, &meta),
+                };
                 self.staged.push(write);
             }
             Op::Snapshot(ahead) => {

@@ -402,6 +402,10 @@ pub enum CertCommand {
         /// Keep it current until stopped: in time, and at once when the cluster's root is replaced
         #[arg(long)]
         watch: bool,
+        /// First come back, with the same id, where the certificate is not believed any more: a join token of
+        /// its role
+        #[arg(long)]
+        token: Option<String>,
     },
 }
 

@@ -341,6 +341,10 @@ fn files_of_before_come_back_by_their_key_and_by_nothing_else() {
     let after = one.ask(&["node", "inspect", "own"]).json();
     assert_eq!(before["id"], after["id"]);
     assert_ne!(before["serial"], after["serial"]);
+    let words = ["cert", "renew", "--token", &token];
+    assert_eq!(with_files(&one, &own, &words).json()["renewed"], 1);
+    let last = one.ask(&["node", "inspect", "own"]).json();
+    assert!(last["id"] == after["id"] && last["serial"] != after["serial"], "{last}");
     with_files(&one, &own, &["put", "k", "v"]).json();
     // Another node's certificate, and one that was removed.
     let read = |files: &Path| raft_kv::net::read_credentials_in(files).unwrap();

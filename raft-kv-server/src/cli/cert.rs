@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use raft_kv::client::{Handle, Renewals, renew_once};
+use raft_kv::client::{Handle, Renewals, readmit_in, renew_once};
 use raft_kv::error::Error;
 use raft_kv::net::write_credentials;
 use raft_kv::pki::{Credentials, NodeKey};
@@ -26,8 +26,8 @@ const REFUSALS: u32 = 6;
 pub async fn run(args: &CertArgs, output: &mut Output) -> Result<(), Failure> {
     match &args.command {
         CertCommand::Issue { name, role, out } => issue(&args.connect, name, *role, out, output).await,
-        CertCommand::Renew { cert_dir, watch } => {
-            renew(&args.connect, cert_dir.as_deref(), *watch, output).await
+        CertCommand::Renew { cert_dir, watch, token } => {
+            renew(&args.connect, cert_dir.as_deref(), *watch, token.as_deref(), output).await
         }
     }
 }
@@ -61,9 +61,16 @@ async fn renew(
     connection: &ConnectArgs,
     cert_dir: Option<&Path>,
     watch: bool,
+    token: Option<&str>,
     output: &mut Output,
 ) -> Result<(), Failure> {
     let (endpoints, dir) = renewable(connection, cert_dir)?;
+    if let Some(token) = token {
+        let back = readmit_in(&dir, token.trim(), &endpoints).await?;
+        if !watch {
+            return output.answer(|| renewals_json(&back), || renewals_text(&back));
+        }
+    }
     if !watch {
         let renewed = renew_once(&endpoints, &dir).await?;
         return output.answer(|| renewals_json(&renewed), || renewals_text(&renewed));

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::api::{Answered, Call, Reply};
 use super::config::{Remembered, StartError};
-use super::renewing::{forget_key, next_key};
+use super::renewing::{Renewals, forget_key, next_key};
 use super::trust::vault::Vault;
 use crate::codec::Wire;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
@@ -107,14 +107,14 @@ pub async fn readmit(
 ///
 /// # Errors
 /// As [`readmit`]; [`Error::Stopped`] for files that can't be written.
-pub async fn readmit_in(dir: &Path, token: &str, endpoints: &[String]) -> Result<Credentials, Error> {
+pub async fn readmit_in(dir: &Path, token: &str, endpoints: &[String]) -> Result<Renewals, Error> {
     let unwritable = |failed: StorageFailed| Error::Stopped(failed.to_string());
     let old = read_credentials_in(dir)?;
     let key = next_key(dir, &old).map_err(unwritable)?;
     let credentials = readmitted(&old, &key, token, endpoints).await?;
     replace_credentials(dir, &credentials).map_err(unwritable)?;
     forget_key(dir, key.der()).map_err(unwritable)?;
-    Ok(credentials)
+    Ok(Renewals::of(&credentials, 1)?)
 }
 
 async fn readmitted(

@@ -54,7 +54,7 @@ pub struct Renewals {
 }
 
 impl Renewals {
-    fn of(credentials: &Credentials, renewed: u64) -> Result<Self, Refusal> {
+    pub(super) fn of(credentials: &Credentials, renewed: u64) -> Result<Self, Refusal> {
         let leaf = credentials.chain.first().map(Vec::as_slice).unwrap_or_default();
         let (ends, root) = (validity_of(leaf)?.1, root_of(credentials)?);
         Ok(Self { renewed, ends, root, roots: credentials.roots.len(), failed: None })

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use raft_kv::client::{Config, Handle, Node, Tuning, renew_once};
@@ -46,13 +46,14 @@ async fn rotated(handle: &Handle, deadline: u64) {
 /// Writers and watchers on one handle; each write has a number of its own.
 struct Load {
     end: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
     writers: Vec<JoinHandle<Result<u64, Error>>>,
     watchers: Vec<JoinHandle<Result<Vec<String>, Error>>>,
 }
 
 impl Load {
     async fn start(handle: &Handle, writers: usize, watchers: usize) -> Self {
-        let end = Arc::new(AtomicBool::new(false));
+        let (end, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut watching = Vec::new();
         for _ in 0..watchers {
             let range = KeyRange::prefix("load/");
@@ -72,18 +73,30 @@ impl Load {
             }));
         }
         let write = |number: usize| {
-            let (handle, end) = (handle.clone(), end.clone());
+            let (handle, end, written) = (handle.clone(), end.clone(), written.clone());
             tokio::spawn(async move {
                 let mut done = 0;
                 while !end.load(Ordering::Relaxed) {
                     handle.put(put("load/n", &format!("{number} {done}"))).await?;
                     done += 1;
+                    written.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok(done)
             })
         };
-        Self { end: end.clone(), writers: (0..writers).map(write).collect(), watchers: watching }
+        let writers = (0..writers).map(write).collect();
+        Self { end: end.clone(), written: written.clone(), writers, watchers: watching }
+    }
+
+    /// Waits for that many more writes, or for a failed one.
+    async fn go_on(&self, writes: u64) {
+        let until = self.written.load(Ordering::Relaxed) + writes;
+        eventually("writes go on", || async {
+            let failed = self.writers.iter().any(JoinHandle::is_finished);
+            (failed || self.written.load(Ordering::Relaxed) >= until).then_some(())
+        })
+        .await;
     }
 
     /// What went wrong, if anything did.
@@ -116,6 +129,8 @@ async fn through_rotations(names: &[&str], rotations: u64, deadline: u64) -> Res
     for _ in 0..rotations {
         rotated(&nodes[0].handle(), deadline).await;
     }
+    // What rests on the old root is cut a moment later.
+    load.go_on(400).await;
     let own = nodes[0].handle();
     let result = load.stop(&own).await;
     let renewals = handle.renewals().unwrap().borrow().clone();

@@ -130,6 +130,12 @@ pub enum Bug {
     TellWorkers,
     /// Whether a node is still let in is asked at the door alone, not where its command is applied.
     SkipApplyNode,
+    /// What a node was seen with before its newest certificate counts for that one.
+    KeepVerified,
+    /// An introduced root's key may still lead to the root in force after it was given up.
+    ForgetDistrust,
+    /// An introduced root is not certified by the one in force.
+    ForgetCross,
 }
 
 #[cfg(feature = "sim")]

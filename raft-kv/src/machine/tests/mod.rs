@@ -11,6 +11,7 @@ mod quirks;
 mod random;
 mod ranges;
 mod sealing;
+mod trust;
 mod users;
 
 use bytes::Bytes;

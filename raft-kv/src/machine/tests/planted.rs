@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, sealing, users};
+use super::{alarms, nodes, random, sealing, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -48,6 +48,18 @@ fn each_bug_planted_in_removals_is_found() {
         (Bug::ForgetRevocation, nodes::removal as fn()),
         (Bug::SkipApplyNode, nodes::late_commands),
         (Bug::RevokeInMemory, nodes::removal_and_crash),
+    ] {
+        assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_rotations_is_found() {
+    for (bug, run) in [
+        (Bug::SettleEarly, trust::sequences as fn()),
+        (Bug::KeepOldRoot, trust::sequences),
+        (Bug::ForgetDistrust, trust::sequences),
+        (Bug::KeepVerified, trust::led_back),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
     }

@@ -136,6 +136,8 @@ pub enum Bug {
     ForgetDistrust,
     /// An introduced root is not certified by the one in force.
     ForgetCross,
+    /// A rotation that was asked for before another one settled is begun after that.
+    RotateOvertaken,
 }
 
 #[cfg(feature = "sim")]

@@ -59,6 +59,7 @@ fn each_bug_planted_in_rotations_is_found() {
         (Bug::SettleEarly, trust::sequences as fn()),
         (Bug::KeepOldRoot, trust::sequences),
         (Bug::ForgetDistrust, trust::sequences),
+        (Bug::RotateOvertaken, trust::sequences),
         (Bug::KeepVerified, trust::led_back),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");

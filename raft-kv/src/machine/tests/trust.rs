@@ -81,6 +81,7 @@ struct Moving {
 /// What the machine should hold, kept in the plainest way.
 #[derive(Clone)]
 struct Model {
+    epoch: u64,
     roots: Vec<u8>,
     moving: Option<Moving>,
     distrusted: BTreeMap<u8, i64>,
@@ -96,6 +97,7 @@ impl Model {
         let (role, token) = (Role::Manager, String::new());
         let node = Node { role, issuer: 1, verified: None, ends: 1000, token, readmit: 0 };
         Self {
+            epoch: 1,
             roots: vec![1],
             moving: None,
             distrusted: BTreeMap::new(),
@@ -147,10 +149,10 @@ impl Model {
             TrustChange::Rotate { id, authority, deadline, stolen, now } => {
                 let (number, deadline, stolen) = (authority.digest.0[0], *deadline, *stolen);
                 let distrusted = self.distrusted.get(&number).is_some_and(|until| until > now);
-                let overtaken = self.moving.as_ref().is_some_and(|moving| moving.id >= *id);
-                if self.roots.contains(&number) || distrusted || self.roots.len() >= 4 || overtaken {
+                if self.roots.contains(&number) || distrusted || self.roots.len() >= 4 || *id <= self.epoch {
                     return false;
                 }
+                self.epoch += 1;
                 self.roots.push(number);
                 let (id, target) = (*id, number);
                 self.moving =
@@ -158,11 +160,12 @@ impl Model {
                 true
             }
             TrustChange::Reissue { id } => {
-                let meant = self.moving.as_mut().filter(|moving| moving.id == *id);
-                meant.is_some_and(|moving| {
-                    moving.reissuing = true;
-                    true
-                })
+                let Some(moving) = self.moving.as_mut().filter(|moving| moving.id == *id) else {
+                    return false;
+                };
+                self.epoch += u64::from(!moving.reissuing);
+                moving.reissuing = true;
+                true
             }
             TrustChange::Abort { deadline, .. } => {
                 let (deadline, target) = (*deadline, self.roots[0]);
@@ -170,6 +173,7 @@ impl Model {
                     return false;
                 };
                 let id = moving.id + 1;
+                self.epoch += 1;
                 *moving = Moving { id, reissuing: true, target, deadline, stolen: false, aborting: true };
                 true
             }
@@ -224,6 +228,7 @@ impl Model {
             return false;
         }
         self.moving = None;
+        self.epoch += 1;
         self.distrusted.retain(|_, until| *until > now);
         if moving.aborting {
             let crossed = self.roots.iter().filter(|root| **root != moving.target);
@@ -273,6 +278,7 @@ impl Model {
         let roots: Vec<u8> = trusted.roots.iter().map(|root| root.digest.0[0]).collect();
         prop_assert!(!roots.is_empty(), "never zero roots");
         prop_assert_eq!(&roots, &self.roots);
+        prop_assert_eq!(trusted.epoch, self.epoch);
         let moving = trusted.rotation.as_ref().map(|it| (it.id, it.target.0[0], it.aborting));
         prop_assert_eq!(moving, self.moving.as_ref().map(|it| (it.id, it.target, it.aborting)));
         let distrusted: BTreeMap<u8, i64> =
@@ -313,7 +319,8 @@ fn draw(model: &Model, (kind, a, b, c): Dice, now: i64) -> TrustChange {
     let secret = Sealed(format!("s{a}{b}{c}").into());
     match kind % 32 {
         0 | 1 => TrustChange::Rotate {
-            id: if c % 16 == 1 { meant } else { meant + 1 },
+            // Sometimes it looked before the last change.
+            id: model.epoch + u64::from(c % 16 != 1),
             authority: authority(1 + a % 12),
             deadline: now + i64::from(b % 32),
             stolen: c % 4 == 0,
@@ -481,6 +488,21 @@ pub fn led_back() {
 #[test]
 fn who_is_led_back_proves_it() {
     led_back();
+}
+
+#[test]
+fn a_rotation_that_was_overtaken_is_not_begun() {
+    let mut bench = three_voters();
+    let stale = bench.trusted().epoch + 1;
+    begin(&mut bench, 2, false, 50);
+    [7, 8, 9].iter().for_each(|id| renew(&mut bench, *id, 2));
+    [7, 8, 9].iter().for_each(|id| seen(&mut bench, *id, 2));
+    bench.change(TrustChange::Settle { id: 2, tokens: Vec::new(), now: 20 }).unwrap();
+    let rotate =
+        |id| TrustChange::Rotate { id, authority: authority(3), deadline: 90, stolen: false, now: 20 };
+    bench.change(rotate(stale)).expect_err("it was made for the root before");
+    let current = bench.trusted().epoch + 1;
+    bench.change(rotate(current)).unwrap();
 }
 
 #[test]

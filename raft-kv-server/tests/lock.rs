@@ -142,7 +142,7 @@ fn no_secret_lies_in_clear_anywhere() {
     let plain = "this is no secret: it shows that the search finds what is there";
     members[0].ask(&["put", "k", plain]).json();
     let first_tokens: Vec<String> =
-        ["manager", "worker"].map(|role| word(&members[1].ask(&["token", role]).json(), "token")).into();
+        ["manager", "worker"].map(|role| word(&members[1].ask(&["join-token", role]).json(), "token")).into();
     let hash = hash_password("a password").unwrap();
     let any = UnlockKey::generate();
     with_handle(&members[2].data_dir, &any, async |handle| {
@@ -182,7 +182,7 @@ fn no_secret_lies_in_clear_anywhere() {
         .iter()
         .map(|member| credentials_unlocked(&member.data_dir, Some(&unlock)).unwrap().0.key)
         .collect();
-    assert_eq!(word(&ask(&members[1], &key, &["token", "manager"]).json(), "token"), first_tokens[0]);
+    assert_eq!(word(&ask(&members[1], &key, &["join-token", "manager"]).json(), "token"), first_tokens[0]);
     // What was sealed with the keys before is gone from every file, log and snapshots included.
     let all: Vec<PathBuf> = members.iter().map(|member| member.data_dir.clone()).collect();
     until("nothing is left of the keys before", || all.iter().all(|dir| !has_old(dir, 3)).then_some(()));
@@ -313,8 +313,8 @@ fn a_member_that_was_away_catches_up_with_keys() {
         (!pem.exists() && credentials_unlocked(&away, Some(&unlock)).is_ok()).then_some(())
     });
     assert_eq!(
-        word(&ask(&third, &first, &["token", "manager"]).json(), "token"),
-        word(&ask(&members[0], &first, &["token", "manager"]).json(), "token")
+        word(&ask(&third, &first, &["join-token", "manager"]).json(), "token"),
+        word(&ask(&members[0], &first, &["join-token", "manager"]).json(), "token")
     );
     // Away again while the unlock key changes: its old key opens it once more.
     let away = stop(third);
@@ -336,13 +336,13 @@ fn a_member_that_was_away_catches_up_with_keys() {
     let second_member = members.next().unwrap();
     let gone = stop(gone);
     let token = until("a quorum of two", || {
-        let ended = ask(&third, &second, &["token", "worker"]);
+        let ended = ask(&third, &second, &["join-token", "worker"]);
         (ended.code == Some(0)).then(|| word(&ended.json(), "token"))
     });
     assert!(token.starts_with("RAFTKV-1-"));
     // Who joins now is locked from the start.
     let dir = folder.path().join("four");
-    let manager = word(&ask(&third, &second, &["token", "manager"]).json(), "token");
+    let manager = word(&ask(&third, &second, &["join-token", "manager"]).json(), "token");
     let first_member = again(&gone, &second);
     let listen = free_address();
     let words = [
@@ -386,7 +386,7 @@ fn members_killed_while_keys_change_lose_nothing() {
             handle.auth_change(change).await.unwrap();
         }
     });
-    let token = word(&ask(&members[0], "", &["token", "manager"]).json(), "token");
+    let token = word(&ask(&members[0], "", &["join-token", "manager"]).json(), "token");
     let mut keys = vec![word(&ask(&members[0], "", &["autolock", "on"]).json(), "unlock_key")];
     for round in 0..6 {
         let unlock: UnlockKey = keys.last().unwrap().parse().unwrap();
@@ -439,7 +439,7 @@ fn members_killed_while_keys_change_lose_nothing() {
     let unlock: UnlockKey = newest.parse().unwrap();
     for member in &mut members {
         assert!(member.running.runs(), "it was started again and goes on");
-        assert_eq!(word(&ask(member, newest, &["token", "manager"]).json(), "token"), token);
+        assert_eq!(word(&ask(member, newest, &["join-token", "manager"]).json(), "token"), token);
         let last = format!("user{}", users - 1);
         with_handle(&member.data_dir, &unlock, async |handle| {
             for name in ["root", "user0", &last] {

@@ -8,13 +8,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use raft_kv::planted::Bug;
 use raft_kv::sim::{FOUND_BY_SIMULATION, Options, Report, bug_named, quiet_panics, run};
 
 const USAGE: &str =
     "usage: sim --seeds N [--start S] [--bug NAME] [--threads T] [--seconds S] [--intensity F]
-           [--check-determinism PERCENT] [--keep-going] [--json] [--verbose]
-       sim --seed X [--trace] [--bug NAME] [--seconds S] [--intensity F]
+           [--rotate] [--check-determinism PERCENT] [--keep-going] [--json] [--verbose]
+       sim --seed X [--trace] [--bug NAME] [--seconds S] [--intensity F] [--rotate]
        sim --planted [--seeds N] [--start S]     every planted bug must be found within N seeds (2000)";
 
 /// Seeds tried for a planted bug before it counts as not found.
@@ -72,6 +71,7 @@ fn parse() -> Result<Arguments, String> {
                 parsed.options.bug = Some(bug_named(&name).ok_or_else(unknown)?);
             }
             "--trace" => parsed.options.text = true,
+            "--rotate" => parsed.options.rotate = true,
             "--planted" => parsed.planted = true,
             "--keep-going" => parsed.keep_going = true,
             "--json" => parsed.json = true,
@@ -102,9 +102,10 @@ fn main() -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn replay_line(report: &Report, bug: Option<Bug>) -> String {
-    let bug = bug.map(|bug| format!(" --bug {bug:?}")).unwrap_or_default();
-    format!("cargo xtask sim --seed {}{bug}", report.seed)
+fn replay_line(report: &Report, options: &Options) -> String {
+    let bug = options.bug.map(|bug| format!(" --bug {bug:?}")).unwrap_or_default();
+    let rotate = if options.rotate { " --rotate" } else { "" };
+    format!("cargo xtask sim --seed {}{bug}{rotate}", report.seed)
 }
 
 fn one(seed: u64, arguments: &Arguments) -> bool {
@@ -183,7 +184,7 @@ fn many(arguments: &Arguments) -> bool {
     for report in total.failed.iter().take(20) {
         let failure = report.failure.as_ref().expect("it failed");
         println!("FAILED seed {}: {}: {}", report.seed, failure.check, failure.detail);
-        println!("  replay: {}", replay_line(report, arguments.options.bug));
+        println!("  replay: {}", replay_line(report, &arguments.options));
     }
     if let Some(what) = &vacuous {
         println!("FAILED: in {} seeds too little happened: {what}", total.seeds);
@@ -235,7 +236,7 @@ fn sweep(arguments: &Arguments, options: Options, start: u64, seeds: u64, keep_g
                     let report = judged(start + place, &options, arguments);
                     let failed = report.failure.is_some();
                     if failed && options.bug.is_none() {
-                        eprintln!("failed: {}", replay_line(&report, None));
+                        eprintln!("failed: {}", replay_line(&report, &options));
                     }
                     let mut total = total.lock().expect("no thread panics with it");
                     total.add(report);
@@ -337,7 +338,7 @@ fn planted(arguments: &Arguments) -> bool {
                 total.seeds,
                 began.elapsed(),
                 failure.check,
-                replay_line(report, options.bug)
+                replay_line(report, &options)
             ),
             None => {
                 println!("{bug:?}: NOT FOUND in {} seeds, {:.1?}", total.seeds, began.elapsed());

@@ -102,10 +102,6 @@ pub enum Bug {
     HashCollected,
     /// A rotation settles although somebody must be waited for.
     SettleEarly,
-    /// Who was given a certificate counts as having it.
-    BelieveIssue,
-    /// The key of a root that was introduced and taken back is not remembered.
-    ForgetGivenUp,
     /// The old root stays believed after a rotation.
     KeepOldRoot,
     /// Who is not known is let in, as long as nothing is known against it.
@@ -148,6 +144,14 @@ pub enum Bug {
     TakeWeakRoot,
     /// A root's certificate by another may be valid for longer than the root is remembered as given up.
     CrossOutlives,
+    /// What a node was seen with before its newest certificate counts for that one.
+    KeepVerified,
+    /// An introduced root's key may still lead to the root in force after it was given up.
+    ForgetDistrust,
+    /// An introduced root is not certified by the one in force.
+    ForgetCross,
+    /// A rotation that was asked for before another one settled is begun after that.
+    RotateOvertaken,
 }
 
 #[cfg(feature = "sim")]

@@ -15,6 +15,7 @@ use super::disk::DiskImage;
 use super::member::{Feed, Host, Speed, Start, Stop, may_repeat, tick};
 use super::network::{Network, NetworkOptions};
 use super::scheduler::{Scheduler, Trace, span, stream};
+use super::trust::{Believed, Leaf, Papers, Trusts, authority};
 use crate::codec::Wire;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::{self, Genesis, LeaseChange, MemoryStore, Read, Store};
@@ -25,8 +26,8 @@ use crate::node::wire::PeerFrame;
 use crate::raft::{Leadership, PeerMessage};
 use crate::storage::log::{self, Durable, LogWrite};
 use crate::types::{
-    Authority, Change, ClusterId, Committed, Index, MemberRecord, NodeId, NodeRecord, Revision, Role,
-    RootDigest, SnapshotMeta, Term, WatchBatch, WatchRequest,
+    Change, ClusterId, Committed, Index, MemberRecord, NodeId, Revision, Role, Sealed, SnapshotMeta, Term,
+    TokenRecord, Trusted, WatchBatch, WatchRequest,
 };
 use crate::watch::{Compacted, Poll, WatcherId};
 
@@ -126,6 +127,8 @@ pub enum Happening {
     Answer(HostId, Ticket, Result<Told, Error>),
     /// A watcher was handed something.
     Watched(WatchKey, WatchBatch),
+    /// What is believed, or who is known, changed in a member's state.
+    Trusted(HostId),
     /// A timer of the caller's rang.
     Timer(u64),
 }
@@ -144,6 +147,9 @@ pub(super) enum Event {
     Unreachable { at: NodeId, peer: NodeId },
     Join(HostId),
     Start(HostId, u64),
+    Keep(HostId, u64),
+    Leaf(HostId, u64, Leaf),
+    Recheck(HostId, u64),
     Timer(u64),
 }
 
@@ -154,6 +160,7 @@ pub(super) struct Chances {
     pub(super) crashes: ChaCha8Rng,
     pub(super) transfers: ChaCha8Rng,
     pub(super) joins: ChaCha8Rng,
+    pub(super) trust: ChaCha8Rng,
 }
 
 /// What happened to snapshots, joins and states.
@@ -175,6 +182,14 @@ pub struct ClusterCounts {
     pub batches_lost: u64,
     /// History read for watchers that had fallen behind.
     pub watch_reads: u64,
+    /// Handshakes that failed.
+    pub refused: u64,
+    /// Connections ended because their other end is not believed any more.
+    pub closed: u64,
+    /// Certificates that members took.
+    pub issued: u64,
+    /// Members readmitted after they had been shut out.
+    pub readmitted: u64,
 }
 
 /// A cluster in one thread from one seed. Nothing moves but by [`step`](Self::step).
@@ -201,6 +216,7 @@ pub struct Cluster {
     pub(super) place: BTreeMap<NodeId, HostId>,
     pub(super) next_ticket: Ticket,
     pub(super) joining: BTreeMap<HostId, super::join::Join>,
+    pub(super) trusts: Trusts,
     pub(super) happened: Vec<Happening>,
     pub(super) counts: ClusterCounts,
 }
@@ -214,6 +230,7 @@ impl Cluster {
             crashes: stream(seed, "crashes"),
             transfers: stream(seed, "transfers"),
             joins: stream(seed, "joins"),
+            trust: stream(seed, "trust"),
         };
         let id = ClusterId(chances.ids.next_u64() | 1);
         let network = Network::new(stream(seed, "network"), options.network);
@@ -231,6 +248,7 @@ impl Cluster {
             place: BTreeMap::new(),
             next_ticket: 1,
             joining: BTreeMap::new(),
+            trusts: Trusts::default(),
             happened: Vec::new(),
             counts: ClusterCounts::default(),
             options,
@@ -241,14 +259,18 @@ impl Cluster {
 
     fn found(&mut self) {
         let member = self.record(0);
+        let first = authority(1, None);
+        let leaf = Leaf::of(&first, member.id, self.chances.trust.next_u64());
+        let trusted = Trusted { epoch: 1, roots: vec![first.clone()], ..Trusted::default() };
         let genesis = Genesis {
             cluster: self.id,
             member: member.clone(),
-            authority: Authority { digest: RootDigest([1; 32]), ..Authority::default() },
-            node: NodeRecord::new(member.id, Role::Manager, &member.name, RootDigest([1; 32])),
-            tokens: Vec::new(),
+            authority: first,
+            node: leaf.record(Role::Manager, &member.name, self.wall(0)),
+            tokens: ["manager", "worker"].map(|name| (name.to_owned(), token(Role::Manager))).into(),
         };
         self.hosts[0].create(&genesis, self.options.log);
+        self.hosts[0].papers = Some(Papers { leaf, believed: Believed::of(&trusted, 0) });
         self.place.insert(member.id, 0);
         self.scheduler.after(Duration::ZERO, Event::Start(0, 0));
         for host in 1..self.hosts.len() {
@@ -290,7 +312,8 @@ impl Cluster {
 
     /// What happened to snapshots, joins and states.
     pub fn counts(&self) -> ClusterCounts {
-        self.counts
+        let Trusts { refused, closed, issued, readmitted, .. } = self.trusts;
+        ClusterCounts { refused, closed, issued, readmitted, ..self.counts }
     }
 
     /// What the network did.
@@ -490,6 +513,9 @@ impl Cluster {
             }
             Event::Join(host) => self.look_for_door(host),
             Event::Start(host, life) => self.start(host, life),
+            Event::Keep(host, _) => self.keep(host),
+            Event::Leaf(host, _, leaf) => self.take_leaf(host, leaf),
+            Event::Recheck(host, _) => self.recheck(host),
             Event::Timer(token) => self.happened.push(Happening::Timer(token)),
         }
     }
@@ -519,6 +545,7 @@ impl Cluster {
                     .line(self.scheduler.now(), || format!("m{host} starts as {}", self.hosts[host].id));
                 self.scheduler.after(tick(&self.hosts[host].speed), Event::Tick(host, life));
                 self.happened.push(Happening::Started(host));
+                self.look_soon(host);
             }
             Err(why) => {
                 self.trace.line(self.scheduler.now(), || format!("m{host} can't start: {why:?}"));
@@ -537,6 +564,7 @@ impl Cluster {
     pub(super) fn end(&mut self, host: HostId, power: bool, why: Stop) {
         self.trace.line(self.scheduler.now(), || format!("m{host} ends: {why:?}, power {power}"));
         self.trace.fold(&[host as u64, u64::from(power)]);
+        self.disconnect(host);
         let (callers, lost) = self.hosts[host].kill(power, &mut self.chances.crashes);
         self.counts.batches_lost += lost as u64;
         let told = if why == Stop::Clean { Unknown::ShuttingDown } else { Unknown::ConnectionLost };
@@ -553,7 +581,7 @@ impl Cluster {
 
     pub(super) fn answer(&mut self, host: HostId, ticket: Ticket, result: Result<Told, Error>) {
         self.trace.fold(&[ticket, u64::from(result.is_ok())]);
-        if !self.join_answered(ticket, &result) {
+        if !self.join_answered(ticket, &result) && !self.trust_answered(ticket, &result) {
             self.happened.push(Happening::Answer(host, ticket, result));
         }
     }
@@ -723,7 +751,10 @@ impl Cluster {
 
     fn frame(&mut self, from: NodeId, to: NodeId, bytes: Bytes) {
         let Some(host) = self.running(to) else { return };
-        if self.hosts[host].removed.contains(&from) || self.network.is_cut(from, to) {
+        if self.hosts[host].removed.contains(&from)
+            || self.network.is_cut(from, to)
+            || !self.connected(from, to)
+        {
             return;
         }
         let frame = PeerFrame::from_bytes(bytes).expect("members of one version read each other");
@@ -836,6 +867,9 @@ impl Cluster {
             leases: report.leases.clone(),
             installed: false,
         });
+        if report.trust {
+            self.trust_changed(host);
+        }
         self.input(host, Input::Applied(report));
         // The store flushes by itself too, whenever its memory is full; and compacts.
         if self.chances.delays.random_bool(0.02) {
@@ -872,6 +906,7 @@ impl Cluster {
             leases: Vec::new(),
             installed: true,
         });
+        self.trust_changed(host);
         self.input(host, Input::Applied(report));
         Ok(())
     }
@@ -917,6 +952,7 @@ impl Cluster {
 
     fn snapshot(&mut self, from: NodeId, to: NodeId, message: PeerMessage, store: MemoryStore) {
         let cut = self.network.is_cut(from, to) || self.network.is_cut(to, from);
+        let cut = cut || !self.connected(from, to);
         let taker = self.running(to).filter(|host| !cut && !self.hosts[*host].removed.contains(&from));
         let busy = |process: &super::member::Process| {
             process.incoming.whole.is_some() || process.incoming.accepted.is_some()
@@ -974,6 +1010,12 @@ impl Cluster {
     }
 }
 
+/// A token, which nobody uses here.
+fn token(role: Role) -> TokenRecord {
+    let (secret, label) = (Sealed::default(), String::new());
+    TokenRecord { role, secret, label, created: 0, expires: i64::MAX, uses: None }
+}
+
 /// The process an event is for, if it is for one.
 fn place_of(event: &Event) -> Option<(HostId, u64)> {
     match event {
@@ -982,6 +1024,9 @@ fn place_of(event: &Event) -> Option<(HostId, u64)> {
         | Event::Persist(host, life)
         | Event::Durable(host, life, _)
         | Event::Feed(host, life)
+        | Event::Keep(host, life)
+        | Event::Leaf(host, life, _)
+        | Event::Recheck(host, life)
         | Event::Flushed(host, life, _) => Some((*host, *life)),
         Event::Watch(key) => Some((key.host, key.life)),
         _ => None,

@@ -116,6 +116,12 @@ pub(super) enum Alarm {
     OldLog(HostId),
     /// A process that is down starts again.
     Restart(HostId),
+    /// A process is killed.
+    Kill(HostId),
+    /// People look after the cluster's roots.
+    Operator,
+    /// It is looked who lets whom in.
+    Probe,
 }
 
 /// Chooses faults and carries them out.
@@ -133,6 +139,8 @@ pub(super) struct Nemesis {
     over: bool,
     ends: Duration,
     removed_at: Duration,
+    /// Until when a process stays down once it ends.
+    held: BTreeMap<HostId, Duration>,
     pub(super) counts: BTreeMap<Fault, u64>,
 }
 
@@ -165,6 +173,7 @@ impl Nemesis {
             over: false,
             ends: Duration::MAX,
             removed_at: Duration::ZERO,
+            held: BTreeMap::new(),
             counts: BTreeMap::new(),
         }
     }
@@ -172,6 +181,11 @@ impl Nemesis {
     /// When the last fault has to be over.
     pub(super) fn ends_at(&mut self, ends: Duration) {
         self.ends = ends;
+    }
+
+    /// A machine's process is not started before that time once it ends.
+    pub(super) fn hold(&mut self, host: HostId, until: Duration) {
+        self.held.insert(host, until);
     }
 
     /// Whether a disk of this machine failed on order since it was last asked.
@@ -224,7 +238,9 @@ impl Nemesis {
             _ => {
                 let most = if self.over { Duration::from_millis(300) } else { Duration::from_secs(5) };
                 let pause = span(&mut self.random, Duration::from_millis(20), most);
-                vec![(pause, Alarm::Restart(host))]
+                let held = self.held.remove(&host).filter(|_| !self.over);
+                let held = held.map_or(Duration::ZERO, |until| until.saturating_sub(cluster.now()));
+                vec![(pause.max(held), Alarm::Restart(host))]
             }
         }
     }
@@ -237,6 +253,12 @@ impl Nemesis {
                 Vec::new()
             }
             _ if self.over => Vec::new(),
+            Alarm::Operator | Alarm::Probe => Vec::new(),
+            Alarm::Kill(host) => {
+                let power = self.random.random_bool(0.5);
+                cluster.crash(host, power);
+                Vec::new()
+            }
             Alarm::Mend => {
                 self.mend(cluster);
                 Vec::new()
@@ -412,13 +434,20 @@ impl Nemesis {
         cluster.set_speed(host, speed);
     }
 
-    /// Whether some machine is not a full voter with a sound disk.
+    /// Whether some machine is not a full voter with a sound disk and a good certificate, or could be
+    /// shut out by a rotation that is under way.
     fn weak(cluster: &Cluster, but: Option<HostId>) -> bool {
+        cluster.may_shut_out() || Self::unsound(cluster, but)
+    }
+
+    /// Whether some machine but that one is not a full voter with a sound disk and a good certificate.
+    pub(super) fn unsound(cluster: &Cluster, but: Option<HostId>) -> bool {
         let conf = cluster.leader().and_then(|leader| cluster.hosts()[leader].applied()).map(|at| at.conf);
         let Some(conf) = conf else { return true };
         let sound = |host: &HostId| {
             let member = &cluster.hosts()[*host];
-            member.is_member() && !member.is_hurt() && conf.voters.contains(&member.id())
+            let sound = member.is_member() && !member.is_hurt() && conf.voters.contains(&member.id());
+            sound && !cluster.is_stranded(*host)
         };
         !conf.voters_outgoing.is_empty()
             || conf.voters.len() < 3

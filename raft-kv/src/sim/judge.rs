@@ -5,14 +5,16 @@ use super::checks::commits::Commits;
 use super::checks::elections::Elections;
 use super::checks::logs::Logs;
 use super::checks::states::States;
+use super::checks::trust::{Standpoint, Trust};
 use super::checks::{Verdict, Violation, promises};
 use super::cluster::{COMPARE_EVERY, Cluster, Happening, HostId};
+use super::trust::Believed;
 use crate::codec::Wire;
 use crate::machine::command::Command;
-use crate::machine::{LeaseChange, Proposal};
+use crate::machine::{self, LeaseChange, Proposal, Store};
 use crate::raft::{Leadership, LogView};
 use crate::sim::Promise;
-use crate::types::{Change, Committed, LeaseId, Payload, SnapshotMeta, Term};
+use crate::types::{Change, Committed, LeaseId, NodeId, Payload, SnapshotMeta, Term, TrustChange};
 
 /// What all checks have seen.
 #[derive(Default)]
@@ -27,6 +29,7 @@ pub(super) struct Judge {
     /// Ends of leases, for the check on leases: which, and whether by the clock.
     pub(super) ended: Vec<(LeaseId, bool)>,
     promised: Vec<Promise>,
+    pub(super) trust: Trust,
 }
 
 impl Judge {
@@ -52,6 +55,7 @@ impl Judge {
                 self.applied(cluster, *host, at, *revision)?;
                 self.changed(cluster, changes, leases)
             }
+            Happening::Trusted(host) => self.trusted(cluster, *host),
             Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
         }
     }
@@ -118,9 +122,71 @@ impl Judge {
         let Payload::Proposals(bytes) = &entry.payload else { return };
         let proposals = Vec::<Proposal>::from_bytes(bytes.clone()).unwrap_or_default();
         for proposal in proposals {
-            if let Command::LeaseExpire { ids, .. } = proposal.command {
-                self.expiring.extend(ids);
+            match proposal.command {
+                Command::LeaseExpire { ids, .. } => self.expiring.extend(ids),
+                Command::Trust(TrustChange::Settle { id, now, .. }) => self.trust.settles(id, now),
+                _ => {}
             }
+        }
+    }
+
+    fn trusted(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        let member = &cluster.hosts()[host];
+        let (Some(at), Some(trusted)) = (member.applied(), cluster.trusted(host)) else { return Ok(()) };
+        let nodes = member.store().view(machine::read::nodes).map_err(broken)?;
+        self.trust.holds(at.index, &trusted, &nodes, &at.conf)
+    }
+
+    /// Looks who lets whom in now.
+    pub(super) fn probe(&mut self, cluster: &mut Cluster) -> Verdict {
+        let now = cluster.now();
+        let (mut places, mut members): (Vec<HostId>, Vec<Standpoint>) = (Vec::new(), Vec::new());
+        for (host, member) in cluster.hosts().iter().enumerate() {
+            let Some(papers) = member.papers().filter(|_| member.is_member()) else { continue };
+            let state = cluster.trusted(host).map(|trusted| Believed::of(&trusted, cluster.wall(host)));
+            members.push(Standpoint {
+                id: member.id(),
+                up: member.runs() && !member.is_paused(now),
+                leaf: papers.leaf,
+                believed: papers.believed.clone(),
+                state,
+                applied: member.applied().unwrap_or_default().index,
+            });
+            places.push(host);
+        }
+        let cut: Vec<(NodeId, NodeId)> = {
+            let ids: Vec<NodeId> = members.iter().map(|member| member.id).collect();
+            let all = ids.iter().flat_map(|one| ids.iter().map(|other| (*one, *other))).collect::<Vec<_>>();
+            let network = cluster.network();
+            all.into_iter().filter(|(one, other)| network.is_cut(*one, *other)).collect()
+        };
+        let cluster = &*cluster;
+        self.trust.stand(
+            now,
+            &members,
+            |one, other| cut.contains(&(one, other)),
+            |one, other| cluster.refusal(places[one], places[other]),
+        )?;
+        let open: Vec<_> = cluster.links().collect();
+        self.trust.only_open(&open.iter().map(|(ends, _)| *ends).collect());
+        for (ends, shown) in open {
+            let end = |id: NodeId| members.iter().find(|member| member.id == id);
+            self.trust.open(now, ends, true, end(ends.0), &shown.1)?;
+            self.trust.open(now, ends, false, end(ends.1), &shown.0)?;
+        }
+        self.waits(cluster)
+    }
+
+    fn waits(&mut self, cluster: &Cluster) -> Verdict {
+        let Some(leader) = cluster.leader() else { return Ok(()) };
+        let (store, now) = (cluster.hosts()[leader].store(), cluster.wall(leader));
+        match store.view(|view| machine::read::verdict(view, now)).map_err(broken)? {
+            machine::Verdict::Wait { late, stuck } => {
+                let known =
+                    |id| store.view(|view| machine::read::node(view, id)).is_ok_and(|it| it.is_some());
+                self.trust.waits(&late, stuck, known)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -161,4 +227,8 @@ impl Judge {
         }
         Ok(())
     }
+}
+
+fn broken(failed: crate::error::StorageFailed) -> Violation {
+    Violation::new("healthy disks work", failed.to_string())
 }

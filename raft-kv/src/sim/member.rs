@@ -12,6 +12,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::disk::SimDisk;
+use super::trust::Papers;
 use crate::error::StorageFailed;
 use crate::limits;
 use crate::machine::{Genesis, Machine, MemoryStore};
@@ -117,6 +118,8 @@ pub struct Host {
     pub(super) member: bool,
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
+    /// Its certificate and what it believes: files of their own, which a crash leaves as they are.
+    pub(super) papers: Option<Papers>,
 }
 
 /// What a start needs to know.
@@ -145,6 +148,7 @@ impl Host {
             member: false,
             promise: Promise::default(),
             removed: BTreeSet::new(),
+            papers: None,
         }
     }
 
@@ -186,6 +190,16 @@ impl Host {
     /// Where the state is, while the process runs.
     pub fn applied(&self) -> Option<SnapshotMeta> {
         self.process.as_ref().map(|process| process.applier.applied())
+    }
+
+    /// Its certificate and what it believes.
+    pub fn papers(&self) -> Option<&Papers> {
+        self.papers.as_ref()
+    }
+
+    /// Whether its process is frozen at that time.
+    pub fn is_paused(&self, now: Duration) -> bool {
+        self.process.as_ref().is_some_and(|process| process.paused_until > now)
     }
 
     /// What the member had on disk for certain when that was last looked at.

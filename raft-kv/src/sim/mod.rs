@@ -15,8 +15,10 @@ mod join;
 mod judge;
 mod member;
 mod network;
+mod operator;
 mod run;
 mod scheduler;
+mod trust;
 mod workload;
 
 pub use bugs::{FOUND_BY_SIMULATION, bug_named};
@@ -25,3 +27,4 @@ pub use member::{Host, Promise, Speed, Stop};
 pub use network::{Network, NetworkCounts, NetworkOptions};
 pub use run::{Failure, Options, Report, quiet_panics, run};
 pub use scheduler::{Trace, stream};
+pub use trust::{Believed, Leaf, Papers, Why, authority};

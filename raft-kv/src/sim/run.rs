@@ -16,10 +16,11 @@ use super::faults::{Alarm, Nemesis};
 use super::judge::Judge;
 use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
+use super::operator::{self, Operator};
 use super::scheduler::stream;
 use super::workload::{Bell, Habits, Workload};
 use crate::limits;
-use crate::machine;
+use crate::machine::{self, Store};
 use crate::node::ask::{Ticket, What};
 use crate::node::replica::Bounds;
 use crate::planted::{self, Bug};
@@ -37,11 +38,13 @@ pub struct Options {
     pub bug: Option<Bug>,
     /// Keep the trace as text.
     pub text: bool,
+    /// Whether it is about the cluster's roots more than about anything else.
+    pub rotate: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { faults: Duration::from_secs(30), intensity: 1.0, bug: None, text: false }
+        Self { faults: Duration::from_secs(30), intensity: 1.0, bug: None, text: false, rotate: false }
     }
 }
 
@@ -95,6 +98,8 @@ const WHOLE_AGAIN: Duration = Duration::from_secs(60);
 const AFTERGLOW: Duration = Duration::from_secs(3);
 /// How long it is quiet at the end: every lease ends by then.
 const QUIET: Duration = Duration::from_secs(12);
+/// How often it is looked who lets whom in.
+const PROBE: Duration = Duration::from_millis(200);
 /// What a lease may last beyond its time: a change of leader gives it its full time again.
 const LEASE_SLACK: Duration = Duration::from_secs(4);
 
@@ -139,6 +144,7 @@ struct World {
     cluster: Cluster,
     workload: Workload,
     nemesis: Nemesis,
+    operator: Operator,
     judge: Judge,
     bells: Vec<Bell>,
     alarms: BTreeMap<u64, Alarm>,
@@ -206,6 +212,7 @@ impl World {
             cluster,
             workload,
             nemesis: Nemesis::new(seed, calm, options.intensity),
+            operator: Operator::new(seed, options.rotate),
             judge: Judge::default(),
             bells,
             alarms: BTreeMap::new(),
@@ -220,10 +227,12 @@ impl World {
         for (place, _) in self.bells.clone().iter().enumerate() {
             self.cluster.timer(Duration::from_millis(300 + 10 * place as u64), place as u64);
         }
+        self.alarm(Duration::ZERO, Alarm::Probe);
         self.form()?;
         let ends = self.cluster.now() + self.options.faults;
         self.nemesis.ends_at(ends);
         self.alarm(Duration::ZERO, Alarm::Next);
+        self.alarm(Duration::ZERO, Alarm::Operator);
         self.run_until(ends, |_| false)?;
         self.heal()?;
         self.finish()
@@ -240,6 +249,7 @@ impl World {
         for host in self.nemesis.end(&mut self.cluster) {
             self.cluster.restart(host, Duration::from_millis(100));
         }
+        self.operator.end();
         self.healthy = true;
         let since = self.cluster.now();
         self.writes_succeed(since)?;
@@ -248,8 +258,45 @@ impl World {
         if !whole {
             return stuck("not all members came back after the faults had ended");
         }
+        self.rotations_end(since)?;
         let until = self.cluster.now() + AFTERGLOW;
         self.run_until(until, |_| false).map(drop)
+    }
+
+    /// Every rotation ends, but for one that nobody may be late for: then only nodes that are gone are.
+    fn rotations_end(&mut self, since: Duration) -> Verdict {
+        let over = |world: &Self| {
+            let hosts = 0..world.cluster.hosts().len();
+            let back = hosts.clone().all(|host| !world.cluster.is_stranded(host));
+            back && world.cluster.leader().is_some_and(|leader| world.waits_for_the_lost(leader))
+        };
+        if self.run_until(since + WHOLE_AGAIN, over)? {
+            return Ok(());
+        }
+        let seen: Vec<_> = (0..self.cluster.hosts().len())
+            .map(|host| (self.cluster.trusted(host), self.cluster.is_stranded(host)))
+            .collect();
+        let verdict = self.cluster.leader().map(|leader| self.verdict(leader));
+        Err(Violation::new("every rotation ends", format!("{verdict:?}, {seen:?}")))
+    }
+
+    fn verdict(&self, host: HostId) -> machine::Verdict {
+        let now = self.cluster.wall(host);
+        let store = self.cluster.hosts()[host].store();
+        store.view(|view| machine::read::verdict(view, now)).expect("memory does not fail")
+    }
+
+    /// Whether there is no rotation, or one that only nodes are late for that nobody hears of again.
+    fn waits_for_the_lost(&self, leader: HostId) -> bool {
+        match self.verdict(leader) {
+            machine::Verdict::Stable => true,
+            machine::Verdict::Wait { late, stuck: false } => {
+                let Some(trusted) = self.cluster.trusted(leader) else { return false };
+                let far = trusted.rotation.is_some_and(|it| it.deadline > self.cluster.wall(leader) + 1000);
+                far && late.iter().all(|id| self.cluster.hosts().iter().all(|host| host.id() != *id))
+            }
+            _ => false,
+        }
     }
 
     /// A write at some member succeeds in time, with as many tries as a caller would make.
@@ -372,12 +419,30 @@ impl World {
             Happening::Watched(key, batch) => self.workload.watched(key, &batch, &self.judge.changes),
             Happening::Timer(token) => self.ring(token),
             Happening::Stopped(host, why) => self.stopped(host, &why),
+            Happening::Trusted(host) => {
+                if let Some((delay, alarm)) = self.operator.step(&self.cluster, host) {
+                    self.alarm(delay, alarm);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     fn ring(&mut self, token: u64) -> Verdict {
         if let Some(alarm) = self.alarms.remove(&token) {
+            match alarm {
+                Alarm::Probe => {
+                    self.alarm(PROBE, Alarm::Probe);
+                    return self.judge.probe(&mut self.cluster);
+                }
+                Alarm::Operator => {
+                    self.alarm(operator::LOOK, Alarm::Operator);
+                    self.operator.look(&mut self.cluster, &mut self.nemesis);
+                    return Ok(());
+                }
+                _ => {}
+            }
             for (delay, alarm) in self.nemesis.ring(&mut self.cluster, alarm) {
                 self.alarm(delay, alarm);
             }
@@ -432,7 +497,10 @@ impl World {
         for (stop, count) in &self.stops {
             counts.insert((*stop).to_owned(), *count);
         }
-        for (what, count) in self.mattered() {
+        for (what, count) in &self.operator.counts {
+            counts.insert((*what).to_owned(), *count);
+        }
+        for (what, count) in self.mattered().into_iter().chain(self.rotated()) {
             *counts.entry(what.to_owned()).or_default() += count;
         }
         counts.retain(|_, count| *count > 0);
@@ -458,6 +526,25 @@ impl World {
                 Failure { check: violation.check.to_owned(), detail, at }
             }),
         }
+    }
+
+    /// What happened to the cluster's roots.
+    fn rotated(&self) -> Vec<(&'static str, u64)> {
+        let (cluster, trust) = (self.cluster.counts(), self.judge.trust.counts);
+        vec![
+            ("roots introduced", trust.introduced),
+            ("roots introduced on top of others", trust.on_top),
+            ("rotations settled", trust.settled),
+            ("rotations led back", trust.aborted),
+            ("rotations settled without who was late", trust.in_need),
+            ("members shut out", trust.shut_out),
+            ("rotations seen waiting", trust.waited),
+            ("rotations seen stuck", trust.stuck),
+            ("certificates taken", cluster.issued),
+            ("handshakes refused", cluster.refused),
+            ("connections closed", cluster.closed),
+            ("members readmitted", cluster.readmitted),
+        ]
     }
 
     /// What shows that faults made a difference.

@@ -163,7 +163,8 @@ async fn a_watch_goes_on_at_another_member() {
     let load = Load::start(&nodes[1].handle(), 2, 0).await;
     tokio::time::timeout(Duration::from_secs(30), nodes.remove(0).shutdown()).await.unwrap().unwrap();
     eventually("writes go on", || async { nodes[0].handle().put(put("other", "v")).await.ok() }).await;
-    let both = Load { end: load.end, written: load.written, writers: load.writers, watchers: watching.watchers };
+    let both =
+        Load { end: load.end, written: load.written, writers: load.writers, watchers: watching.watchers };
     both.stop(&nodes[0].handle()).await.unwrap();
 }
 

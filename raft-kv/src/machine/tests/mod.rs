@@ -13,6 +13,7 @@ mod ranges;
 mod rotation;
 mod sealing;
 mod tokens;
+mod trust;
 mod users;
 
 use bytes::Bytes;

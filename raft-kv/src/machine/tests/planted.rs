@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, rotation, sealing, tokens, users};
+use super::{alarms, nodes, random, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -44,7 +44,7 @@ fn each_bug_planted_in_sealing_is_found() {
 
 #[test]
 fn each_bug_planted_in_rotations_is_found() {
-    for bug in [Bug::SettleEarly, Bug::KeepOldRoot, Bug::ForgetGivenUp, Bug::BelieveIssue] {
+    for bug in [Bug::SettleEarly, Bug::KeepOldRoot, Bug::ForgetDistrust, Bug::KeepVerified] {
         let found = with(Some(bug), || std::panic::catch_unwind(|| (0..300).for_each(rotation::run)));
         assert!(found.is_err(), "{bug:?} was not found");
     }
@@ -67,6 +67,19 @@ fn each_bug_planted_in_tokens_is_found() {
         (Bug::KeepOldSecret, tokens::rotation as fn()),
         (Bug::ForgetUse, tokens::uses),
         (Bug::SkipReadmission, tokens::shut_out),
+    ] {
+        assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_trust_is_found() {
+    for (bug, run) in [
+        (Bug::SettleEarly, trust::sequences as fn()),
+        (Bug::KeepOldRoot, trust::sequences),
+        (Bug::ForgetDistrust, trust::sequences),
+        (Bug::RotateOvertaken, trust::sequences),
+        (Bug::KeepVerified, trust::led_back),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
     }

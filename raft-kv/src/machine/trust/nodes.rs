@@ -94,10 +94,12 @@ pub(super) fn issue(draft: &mut Draft, new: &NodeRecord, renewal: bool, now: i64
         }
         tokens::take(draft, &new.token, new.role, now)?;
     }
-    // Until it is seen with the new one it goes by the one before: the answer may never arrive.
-    let moves = |known: &NodeRecord| known.issuer != new.issuer && !crate::planted!(BelieveIssue);
-    let before = |known: &NodeRecord| if moves(known) { Some(known.issuer) } else { known.verified };
-    let verified = known.as_ref().and_then(before);
+    // What it was seen with under another root says nothing of this certificate: a crash may cost the
+    // node this one, and it shows the one before it again.
+    let verified = known.as_ref().and_then(|known| match known.issuer == new.issuer {
+        false if !crate::planted!(KeepVerified) => Some(known.issuer),
+        _ => known.verified,
+    });
     let token = known.map_or(new.token.clone(), |known| known.token);
     put(draft, &NodeRecord { verified, token, error: String::new(), readmit: 0, ..new.clone() })?;
     Ok(())

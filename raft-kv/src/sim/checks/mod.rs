@@ -10,6 +10,7 @@ pub mod logs;
 pub mod model;
 pub mod promises;
 pub mod states;
+pub mod trust;
 pub mod watches;
 pub mod witness;
 

@@ -426,7 +426,10 @@ impl DialVerifier {
         trust.verify_server(leaf, others, now).map_err(|error| {
             let why = certificate_error(&error);
             let advice = match error {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) if cluster.is_some() => {
+                // Roots of one cluster share a name: another key under it is another root.
+                rustls::Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer | CertificateError::BadSignature,
+                ) if cluster.is_some() => {
                     "; if it was replaced, a token of the new one brings a new certificate: \
                          `raft-kv cert renew --token TOKEN`"
                 }

@@ -40,8 +40,8 @@ fn seeds_that_failed_once_stay_green() {
 fn a_calm_cluster_elects_few_leaders_and_does_all_requests() {
     let report = check(3, &Options { intensity: 0.0, ..Options::default() });
     assert!(report.elections <= 2, "{report:?}");
-    // While members join, snapshots skip the outcomes of a few.
-    assert!(report.unknown < 10, "{report:?}");
+    // While members join, certificates first, snapshots skip the outcomes of a few.
+    assert!(report.unknown < report.requests / 100, "{report:?}");
 }
 
 #[test]

@@ -26,6 +26,8 @@ const ROTATING: Duration = Duration::from_millis(100);
 const QUIET: Duration = Duration::from_secs(1);
 /// How much longer connections live that rest on a root that is not believed any more.
 const GRACE: Duration = Duration::from_millis(400);
+/// The longest usual time until a new certificate is on a disk.
+const SAVING: Duration = Duration::from_millis(60);
 /// The longest a change of trust may take.
 const PATIENCE: Duration = Duration::from_secs(7);
 /// Seconds since 1970 when a run begins.
@@ -416,8 +418,8 @@ impl Cluster {
         let Some((host, life, kept)) = self.trusts.kept.remove(&ticket) else { return false };
         match kept {
             Kept::Leaf(leaf) if result.is_ok() => {
-                let delay =
-                    span(&mut self.chances.trust, Duration::from_micros(50), Duration::from_millis(10));
+                let most = SAVING.max(self.hosts[host].speed.sync);
+                let delay = span(&mut self.chances.trust, Duration::from_micros(50), most);
                 self.trusts.saving.insert(host, life);
                 self.scheduler.after(delay, Event::Leaf(host, life, leaf));
             }

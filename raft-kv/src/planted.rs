@@ -152,6 +152,8 @@ pub enum Bug {
     ForgetCross,
     /// A rotation that was asked for before another one settled is begun after that.
     RotateOvertaken,
+    /// Seeing any certificate of a node that rests on its newest one's root counts for the newest.
+    VerifyByRoot,
 }
 
 #[cfg(feature = "sim")]

@@ -34,7 +34,28 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::CutBeforeInstall,
     Bug::CutUnflushed,
     Bug::ExpireAtOnce,
+    Bug::SettleEarly,
+    Bug::KeepOldRoot,
+    Bug::KeepVerified,
+    Bug::ForgetDistrust,
+    Bug::ForgetCross,
+    Bug::RotateOvertaken,
+    Bug::VerifyByRoot,
 ];
+
+/// Whether the bug is one of replacing the root: runs that are about that find it sooner.
+pub fn is_about_roots(bug: Bug) -> bool {
+    matches!(
+        bug,
+        Bug::SettleEarly
+            | Bug::KeepOldRoot
+            | Bug::KeepVerified
+            | Bug::ForgetDistrust
+            | Bug::ForgetCross
+            | Bug::RotateOvertaken
+            | Bug::VerifyByRoot
+    )
+}
 
 /// The bug of that name, among those above.
 pub fn bug_named(name: &str) -> Option<Bug> {

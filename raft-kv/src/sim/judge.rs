@@ -142,7 +142,9 @@ impl Judge {
         let now = cluster.now();
         let (mut places, mut members): (Vec<HostId>, Vec<Standpoint>) = (Vec::new(), Vec::new());
         for (host, member) in cluster.hosts().iter().enumerate() {
-            let Some(papers) = member.papers().filter(|_| member.is_member()) else { continue };
+            // Who was removed and has not heard of it yet is refused, and shall be.
+            let removed = cluster.hosts().iter().any(|other| other.removed.contains(&member.id()));
+            let Some(papers) = member.papers().filter(|_| member.is_member() && !removed) else { continue };
             let state = cluster.trusted(host).map(|trusted| Believed::of(&trusted, cluster.wall(host)));
             members.push(Standpoint {
                 id: member.id(),

@@ -21,7 +21,7 @@ mod scheduler;
 mod trust;
 mod workload;
 
-pub use bugs::{FOUND_BY_SIMULATION, bug_named};
+pub use bugs::{FOUND_BY_SIMULATION, bug_named, is_about_roots};
 pub use cluster::{COMPARE_EVERY, Cluster, ClusterCounts, ClusterOptions, Happening, HostId, WatchKey};
 pub use member::{Host, Promise, Speed, Stop};
 pub use network::{Network, NetworkCounts, NetworkOptions};

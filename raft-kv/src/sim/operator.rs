@@ -146,7 +146,7 @@ impl Operator {
         }
     }
 
-    /// What is believed changed at a member: if it leads, it may crash right after.
+    /// What is believed changed at a member: if it leads, it or another one may crash right after.
     pub(super) fn step(&mut self, cluster: &Cluster, host: HostId) -> Option<(Duration, Alarm)> {
         if self.over || cluster.leader() != Some(host) {
             return None;
@@ -156,7 +156,14 @@ impl Operator {
             return None;
         }
         self.considered = epoch;
+        let delay = Duration::from_micros(self.random.random_range(0..30_000));
+        if self.random.random_bool(0.3) {
+            // Another one, while it is about to take its new certificate.
+            self.count("members that crashed at a step of a rotation");
+            let other = self.random.random_range(0..cluster.hosts().len());
+            return Some((delay, Alarm::Kill(other)));
+        }
         self.count("leaders that crashed at a step of a rotation");
-        Some((Duration::from_micros(self.random.random_range(0..30_000)), Alarm::Kill(host)))
+        Some((delay, Alarm::Kill(host)))
     }
 }

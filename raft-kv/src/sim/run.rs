@@ -599,4 +599,13 @@ mod tests {
         assert_eq!(one.failure, None);
         assert_eq!(one, two);
     }
+
+    #[test]
+    fn roots_are_replaced_while_things_go_wrong() {
+        let options = Options { faults: Duration::from_secs(15), rotate: true, ..Options::default() };
+        let reports: Vec<Report> = (0..4).map(|seed| run(seed, &options)).collect();
+        reports.iter().for_each(|report| assert_eq!(report.failure, None, "seed {}", report.seed));
+        let settled = |report: &Report| report.counts.get("rotations settled").copied().unwrap_or(0);
+        assert!(reports.iter().map(settled).sum::<u64>() > 2);
+    }
 }

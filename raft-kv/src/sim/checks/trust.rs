@@ -107,11 +107,11 @@ impl Trust {
                 violation("members believe the same", detail)
             }
             Some(_) => Ok(()),
-            None => self.news(trusted, nodes, conf),
+            None => self.news(at, trusted, nodes, conf),
         }
     }
 
-    fn news(&mut self, trusted: &Trusted, nodes: &[NodeRecord], conf: &ConfState) -> Verdict {
+    fn news(&mut self, at: Index, trusted: &Trusted, nodes: &[NodeRecord], conf: &ConfState) -> Verdict {
         let before = self.epochs.range(..trusted.epoch).next_back().map(|(_, before)| before.clone());
         let newest = self.epochs.range(trusted.epoch..).next().is_none();
         self.epochs.insert(trusted.epoch, trusted.clone());
@@ -135,13 +135,14 @@ impl Trust {
             return Ok(());
         }
         match &before.rotation {
-            Some(ended) if trusted.rotation.is_none() => self.settled(ended, trusted, nodes, conf),
+            Some(ended) if trusted.rotation.is_none() => self.settled(at, ended, trusted, nodes, conf),
             _ => Ok(()),
         }
     }
 
     fn settled(
         &mut self,
+        at: Index,
         ended: &Rotation,
         after: &Trusted,
         nodes: &[NodeRecord],
@@ -166,10 +167,9 @@ impl Trust {
         }
         let times = self.settling.get(&ended.id).cloned().unwrap_or_default();
         let latest = times.iter().copied().max().unwrap_or(i64::MAX);
-        // A client whose certificate has ended is not waited for.
-        let counts = |it: &&&NodeRecord| {
-            it.ends > latest || conf.voters.contains(&it.id) || conf.learners.contains(&it.id)
-        };
+        // No client is waited for whose certificate has ended; and who is new here may have come after it.
+        let member = |id: NodeId| conf.voters.contains(&id) || conf.learners.contains(&id);
+        let counts = |it: &&&NodeRecord| (it.ends > latest || member(it.id)) && self.known_at[&it.id] < at;
         let awaited: Vec<_> = late.iter().filter(counts).map(|it| it.id).collect();
         if !awaited.is_empty() && !ended.stolen && latest < ended.deadline {
             let detail = format!("{ended:?} settled at {latest} without {awaited:?}");
@@ -272,7 +272,9 @@ impl Trust {
         shown: &Leaf,
     ) -> Verdict {
         let key = (ends.0, ends.1, dialled);
-        let state = judged.filter(|it| it.up).and_then(|it| it.state.as_ref());
+        // Whose state has fallen back goes by what it has on disk.
+        let newer = |it: &&Believed| judged.is_some_and(|judged| it.epoch >= judged.believed.epoch);
+        let state = judged.filter(|it| it.up).and_then(|it| it.state.as_ref()).filter(newer);
         if state.is_none_or(|state| state.accepts(shown)) {
             self.doubted.remove(&key);
             return Ok(());

@@ -28,7 +28,8 @@ const GRACE: i64 = 5;
 
 /// `raft-kv ca`.
 pub async fn run(args: &CaArgs, output: &mut Output) -> Result<(), Failure> {
-    let handle = connect_for_long(&args.connect).await?;
+    let connect = &args.connect();
+    let handle = connect_for_long(connect).await.map_err(|failure| named_apart(&args.command, failure))?;
     match &args.command {
         CaCommand::Rotate(rotate) => {
             let RotateArgs { deadline, stolen, detach, .. } = *rotate;
@@ -37,22 +38,34 @@ pub async fn run(args: &CaArgs, output: &mut Output) -> Result<(), Failure> {
                 _ => None,
             };
             handle.trust(TrustCall::Rotate { new, deadline, stolen }).await?;
-            Follower::new(&args.connect, handle).run(!detach, output).await
+            Follower::new(connect, handle).run(!detach, output).await
         }
-        CaCommand::Abort { detach } => {
+        CaCommand::Abort { detach, .. } => {
             handle.trust(TrustCall::Abort).await?;
-            Follower::new(&args.connect, handle).run(!detach, output).await
+            Follower::new(connect, handle).run(!detach, output).await
         }
-        CaCommand::Status { watch: true } => Follower::new(&args.connect, handle).run(true, output).await,
-        CaCommand::Status { watch: false } => {
+        CaCommand::Status { watch: true, .. } => Follower::new(connect, handle).run(true, output).await,
+        CaCommand::Status { watch: false, .. } => {
             let status = handle.ca_status().await?;
             output.answer(|| status_json(&status), || status_text(&status))
         }
-        CaCommand::Show => {
+        CaCommand::Show { .. } => {
             let status = handle.ca_status().await?;
             output.answer(|| roots_json(&status), || pem(&status.roots))
         }
     }
+}
+
+/// Says to who gave a client's files to `ca rotate` by the options that are the new root's there.
+fn named_apart(command: &CaCommand, mut failure: Failure) -> Failure {
+    if failure.kind == Kind::Usage
+        && matches!(command, CaCommand::Rotate(RotateArgs { root_cert: Some(_), .. }))
+    {
+        failure.message.push_str(
+            "; --cert and --key of `ca rotate` are the new root's, a client's own files go by --cert-dir",
+        );
+    }
+    failure
 }
 
 /// A root from its owner's files.

@@ -57,6 +57,7 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
         "RAFT_KV_ENDPOINTS",
         "RAFT_KV_CACERT",
         "RAFT_KV_CERT",
+        "RAFT_KV_CERT_DIR",
         "RAFT_KV_KEY",
         "RAFT_KV_UNLOCK_KEY",
         "RUST_LOG",

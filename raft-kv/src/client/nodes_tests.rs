@@ -276,6 +276,7 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         TrustCall::UnlockKey,
         TrustCall::UnlockKeyRotate,
         TrustCall::Keys,
+        TrustCall::Vouch(manager),
     ];
     let calls = vec![
         Call::Range(range),

@@ -16,6 +16,7 @@ pub(super) mod signer;
 mod tokens;
 pub(super) mod unlock;
 pub(super) mod vault;
+mod vouch;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::{due, keep, renew_expired};
@@ -23,3 +24,4 @@ pub(super) use nodes::evict;
 pub(super) use renew::{Turns, follow};
 pub(super) use sealing::keep_sealed;
 pub(super) use tokens::Presented;
+pub(super) use vouch::vouch;

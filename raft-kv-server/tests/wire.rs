@@ -421,6 +421,7 @@ fn nothing_is_told_on_the_wire_or_in_what_is_printed() {
     }
     for flow in &flows {
         framing::check(flow).unwrap_or_else(|why| panic!("{}: {why}", flow.relay));
+        framing::unreadable(flow).unwrap_or_else(|why| panic!("{}: {why}", flow.relay));
         for way in [Way::There, Way::Back] {
             assert_eq!(scanner.find(&flow.stream(way)), None, "by {}", flow.relay);
         }

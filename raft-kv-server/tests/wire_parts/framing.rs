@@ -89,21 +89,20 @@ fn versions(hello: &[u8], kind: u8) -> Result<(), String> {
 fn datagrams(flow: &Flow) -> Result<(), String> {
     for (index, (way, bytes)) in flow.pieces.iter().enumerate() {
         let first = *bytes.first().ok_or("an empty datagram")?;
+        let shown = || format!("{:x?}", &bytes[..bytes.len().min(40)]);
+        // The second bit is chance once both ends know each other. A reset looks like a short packet.
         if first & 0x80 == 0 {
-            // Short: what is in it is encrypted, its first bits included, but for this one. A listener that
-            // does not know it answers with a reset, which looks the same.
-            if first & 0x40 == 0 || index == 0 {
-                return Err(format!("no QUIC: {:x?}", &bytes[..bytes.len().min(40)]));
+            if index == 0 || bytes.len() < 21 {
+                return Err(format!("no QUIC: {}", shown()));
             }
             continue;
         }
-        let version = bytes.get(1..5).map(number);
-        if version != Some(1) || first & 0x40 == 0 {
-            return Err(format!("not version 1: {:x?}", &bytes[..bytes.len().min(40)]));
+        if bytes.get(1..5).map(number) != Some(1) {
+            return Err(format!("not version 1: {}", shown()));
         }
         match (first >> 4) & 3 {
-            0 if index == 0 && (*way != Way::There || bytes.len() < 1200) => {
-                return Err(format!("a first datagram of {} bytes", bytes.len()));
+            0 if index == 0 && (*way != Way::There || bytes.len() < 1200 || first & 0x40 == 0) => {
+                return Err(format!("a first datagram that is none: {}", shown()));
             }
             0 => {}
             1 => return Err("early data".into()),
@@ -112,4 +111,53 @@ fn datagrams(flow: &Flow) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What of a flow must look like chance: payloads without heads.
+fn payloads(flow: &Flow) -> Vec<Vec<u8>> {
+    if flow.kind == Kind::Udp {
+        // Behind the first byte and the longest id that is used.
+        return flow.pieces.iter().map(|(_, bytes)| bytes.get(9..).unwrap_or_default().to_vec()).collect();
+    }
+    let mut all = Vec::new();
+    for stream in [flow.stream(Way::There), flow.stream(Way::Back)] {
+        let mut rest = &stream[..];
+        while let [kind, _, _, high, low, after @ ..] = rest {
+            let len = number(&[*high, *low]).min(after.len());
+            if *kind == APPLICATION_DATA {
+                all.push(after[..len].to_vec());
+            }
+            rest = &after[len..];
+        }
+    }
+    all
+}
+
+/// The longest text by chance: of 100 MB, one in 20,000 has a longer one.
+const LONGEST_TEXT: usize = 32;
+
+/// That nothing in `flow` can be read: no text, and each byte as often as any other.
+pub fn unreadable(flow: &Flow) -> Result<(), String> {
+    let (mut counts, mut total) = ([0u32; 256], 0u32);
+    for payload in payloads(flow) {
+        let mut run = 0;
+        for (at, byte) in payload.iter().enumerate() {
+            run = if (0x20..0x7f).contains(byte) { run + 1 } else { 0 };
+            if run > LONGEST_TEXT {
+                return Err(format!("text: {:?}", String::from_utf8_lossy(&payload[at - LONGEST_TEXT..=at])));
+            }
+            // Heads of long packets are none of it.
+            if flow.kind == Kind::Tcp || payload.len() < 1000 || at >= 64 {
+                counts[usize::from(*byte)] += 1;
+                total += 1;
+            }
+        }
+    }
+    if total < 16_384 {
+        return Ok(());
+    }
+    let expect = f64::from(total) / 256.0;
+    let off: f64 = counts.iter().map(|count| (f64::from(*count) - expect).powi(2) / expect).sum();
+    // 255 is expected, with a deviation of 23.
+    if off > 500.0 { Err(format!("bytes are not equally frequent: {off}")) } else { Ok(()) }
 }

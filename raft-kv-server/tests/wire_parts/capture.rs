@@ -73,6 +73,11 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// Where it leads.
+    pub fn leads_to(&self) -> SocketAddr {
+        *self.target.lock()
+    }
+
     /// Leads elsewhere from now on.
     pub fn lead_to(&self, target: SocketAddr) {
         *self.target.lock() = target;

@@ -319,7 +319,7 @@ fn certificates(story: &Story, removed: &Shown) -> Vec<(&'static str, Option<Sho
         (
             "one without a role",
             Some(ours.changed(&one, |it| {
-                let _ = it.distinguished_name.remove(DnType::OrganizationalUnitName)
+                let _ = it.distinguished_name.remove(DnType::OrganizationalUnitName);
             })),
             JOIN,
         ),

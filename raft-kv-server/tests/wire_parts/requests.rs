@@ -27,10 +27,14 @@ struct Asked {
 }
 
 fn request(change: impl Fn(&mut CertificateParams)) -> Vec<u8> {
+    signed(&KeyPair::generate().unwrap(), change)
+}
+
+fn signed(key: &KeyPair, change: impl Fn(&mut CertificateParams)) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     change(&mut params);
-    params.serialize_request(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    params.serialize_request(key).unwrap().der().to_vec()
 }
 
 fn named(pairs: Vec<(DnType, String)>) -> Change {
@@ -389,22 +393,25 @@ fn certified(story: &Story, cluster: ClusterId) {
         // A client gets its own again, under its own id, and none for anybody else.
         let client = Handle::connect(&at, tester.clone()).await.unwrap();
         let other = client.issue_certificate("root", Role::Client, request(|_| {}).into()).await;
-        eprintln!(
-            "a client asks for one for root: {:?}",
-            other.as_ref().map(drop).map_err(ToString::to_string)
+        is_refused(
+            "a client for root",
+            &other.map(|_| Bytes::new()).map_err(|it| it.to_string()),
+            "does not allow",
         );
+        let mut own = tester;
         for (what, change) in greedy(cluster) {
-            // Each with the certificate that it had in the beginning.
-            let client = Handle::connect(&at, tester.clone()).await.unwrap();
-            let renewed = client.trust(TrustCall::Renew { request: request(change).into() }).await;
-            let (_, TrustReply::Certificate { chain, .. }) =
-                renewed.unwrap_or_else(|error| panic!("{what}: {error}"))
-            else {
-                panic!("{what}: no certificate");
-            };
+            // Each with what it got last: what is older does not renew.
+            let client = Handle::connect(&at, own.clone()).await.unwrap();
+            let key = KeyPair::generate().unwrap();
+            let renewed = client.trust(TrustCall::Renew { request: signed(&key, change).into() }).await;
+            let (_, reply) = renewed.unwrap_or_else(|error| panic!("{what}: {error}"));
+            let TrustReply::Certificate { chain, .. } = reply else { panic!("{what}: {reply:?}") };
             check_leaf(what, &chain[0], cluster, Role::Client, "tester", &["raft-kv"], &plain);
             assert_eq!(Identity::from_cert(&chain[0]).unwrap(), was, "{what}");
+            own.chain = chain.iter().map(|it| it.to_vec()).collect();
+            own.key = key.serialize_der();
         }
+        let client = Handle::connect(&at, own).await.unwrap();
         for (what, request, part) in bad() {
             let told = client.trust(TrustCall::Renew { request: request.into() }).await;
             let told = told.map(|_| Bytes::new()).map_err(|error| error.to_string());

@@ -400,7 +400,7 @@ fn impostor(story: &mut Story) {
     let made = |node, role, name: &str| {
         let shown = Maker { root: &theirs, now }.plain(&subject(node, role, name));
         // It would take anybody: only who dials it can refuse.
-        let roots = vec![theirs.cert_der().to_vec(), true_root.clone()];
+        let roots = vec![true_root.clone(), theirs.cert_der().to_vec()];
         Credentials { chain: shown.chain, key: shown.key, roots, ..Default::default() }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -442,6 +442,8 @@ fn impostor(story: &mut Story) {
         (story.capture.volume("quic of two") > before + 10_000).then_some(())
     });
     assert!(fake.connections().is_empty(), "{:?}", fake.connections());
+    let came = runtime.block_on(async { tokio::time::timeout(Duration::ZERO, fake.accept()).await.is_ok() });
+    assert!(!came, "somebody has believed it");
     // Who believes its root is let in: so nobody else was.
     let own = made(NodeId(5), Role::Client, "friend");
     let friend = runtime.block_on(Dialer::connect(std::slice::from_ref(&at), &own, Purpose::Client));

@@ -428,7 +428,7 @@ fn impostor(story: &mut Story) {
     }
     let mut join =
         command(&["join", "--name", "three", "--listen-addr", &free_address(), "--etcd-addr", "off"]);
-    join.args(["--token", &token, &at, "--json", "--data-dir", &story.at("three").to_str().unwrap()]);
+    join.args(["--token", &token, &at, "--json", "--data-dir", story.at("three").to_str().unwrap()]);
     let ended = run(join, &[]);
     assert!(ended.code != Some(0) && ended.stderr.contains("certificate"), "{ended:?}");
 

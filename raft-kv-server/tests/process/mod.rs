@@ -155,6 +155,11 @@ impl Running {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         let pid = self.child.0.id().to_string();
@@ -195,7 +200,11 @@ pub struct Member {
 impl Member {
     /// Starts a member and waits until it serves, or says how it ended.
     pub fn start(words: &[&str], data_dir: &Path) -> Result<Self, Ended> {
-        let mut command = command(words);
+        Self::started(command(words), data_dir)
+    }
+
+    /// The same with a command that is prepared.
+    pub fn started(mut command: Command, data_dir: &Path) -> Result<Self, Ended> {
         command.arg("--data-dir").arg(data_dir).arg("--json");
         let mut running = Running::start(command);
         let Some(line) = running.next_json() else { return Err(running.ended()) };

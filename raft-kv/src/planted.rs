@@ -154,6 +154,8 @@ pub enum Bug {
     RotateOvertaken,
     /// Seeing any certificate of a node that rests on its newest one's root counts for the newest.
     VerifyByRoot,
+    /// What gives trust away is given to any certificate of a node.
+    GiveToAnyKey,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
 }

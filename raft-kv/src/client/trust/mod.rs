@@ -7,6 +7,7 @@ pub(super) mod authority;
 mod calls;
 mod enrol;
 mod keeper;
+mod newest;
 mod nodes;
 pub(super) mod own;
 mod renew;
@@ -20,6 +21,7 @@ mod vouch;
 
 pub(super) use authority::Wanted;
 pub(super) use keeper::{due, keep, renew_expired};
+pub(super) use newest::gives_trust;
 pub(super) use nodes::evict;
 pub(super) use renew::{Turns, follow};
 pub(super) use sealing::keep_sealed;

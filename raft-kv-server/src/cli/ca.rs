@@ -256,7 +256,7 @@ fn status_json(status: &CaStatus) -> Value {
             "id": node.id.to_string(), "name": node.name, "role": node.role.to_string(),
             "issuer": node.issuer.to_string(), "verified": node.verified.map(|root| root.to_string()),
             "issued": node.issued, "ends": ends(node), "error": node.error,
-            "late": status.late.contains(&node.id),
+            "late": status.late.contains(&node.id), "shut_out": status.shut_out(node),
         })
     };
     json!({
@@ -284,7 +284,13 @@ fn status_text(status: &CaStatus) -> String {
             _ => "not seen yet",
         };
         let ends = ends(node).map_or("unknown".into(), crate::cli::cluster::date);
-        let late = if status.late.contains(&node.id) { "  LATE" } else { "" };
+        let late = match status.late.contains(&node.id) {
+            true => "  LATE".to_owned(),
+            false if status.shut_out(node) => {
+                format!("  SHUT OUT: `raft-kv node readmit {}`, then a token", node.id)
+            }
+            false => String::new(),
+        };
         let error = if node.error.is_empty() { String::new() } else { format!("  {}", node.error) };
         format!(
             "node       {}  issuer {}, {verified}, until {ends}{late}{error}\n",

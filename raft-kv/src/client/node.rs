@@ -183,7 +183,8 @@ impl Node {
         }
         let (parts, node, vault) = open_parts(&dir, node, &tuning, credentials, vault).await?;
         // Rejoining under a new id brings new ones.
-        let credentials = trust::renew_expired(vault.load()?, &vault, &parts.state, &node, &tuning)?;
+        let hands = (&vault, external_signer.as_ref());
+        let credentials = trust::renew_expired(vault.load()?, hands, &parts.state, &node, &tuning).await?;
         let trust = LiveTrust::new(credentials)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;

@@ -3,19 +3,15 @@
 
 mod process;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use process::{Ended, Member, command, free_address, raft_kv, run, until};
+use process::{Ended, Member, command, free_address, metrics, raft_kv, run, until};
 use raft_kv::client::credentials_of;
-use raft_kv::pki::TLS_NAME;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::Value;
 
 /// A client's or worker's three files, and the member that it asks.
@@ -99,42 +95,14 @@ fn cluster(folder: &Path) -> Vec<Member> {
     vec![one, two, three]
 }
 
-/// The page of metrics at the door of a member with its data in `data_dir`.
-fn metrics(data_dir: &Path, door: &str) -> String {
-    let (own, _) = credentials_of(data_dir).unwrap();
-    let der = |all: &[Vec<u8>]| all.iter().cloned().map(CertificateDer::from).collect::<Vec<_>>();
-    let mut roots = rustls::RootCertStore::empty();
-    der(&own.roots).into_iter().for_each(|root| roots.add(root).unwrap());
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(der(&own.chain), key)
-        .unwrap();
-    let name = ServerName::try_from(TLS_NAME).unwrap();
-    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    let socket = TcpStream::connect(door).unwrap();
-    socket.set_read_timeout(Some(process::DEADLINE)).unwrap();
-    let mut stream = rustls::StreamOwned::new(connection, socket);
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: raft-kv\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = Vec::new();
-    // How the other side closes is its own affair.
-    let _ = stream.read_to_end(&mut page);
-    String::from_utf8_lossy(&page).into_owned()
-}
-
-fn gauge(data_dir: &Path, door: &str, name: &str) -> i64 {
-    let page = metrics(data_dir, door);
+fn gauge(page: &str, name: &str) -> i64 {
     let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
 }
 
 fn rotating(member: &Member) -> (i64, i64) {
-    let door = member.etcd_url.strip_prefix("https://").unwrap();
-    let gauge = |name| gauge(&member.data_dir, door, name);
-    (gauge("raft_kv_ca_rotation_phase"), gauge("raft_kv_ca_late_nodes"))
+    let page = member.metrics();
+    (gauge(&page, "raft_kv_ca_rotation_phase"), gauge(&page, "raft_kv_ca_late_nodes"))
 }
 
 /// Whether a member has a key itself.
@@ -147,6 +115,7 @@ fn comes_back(sleeper: &Sleeper, member: &Member, role: &str) {
     let token = text(&member.ask(&["token", "create", role, "--uses", "1"]).json(), "token");
     let renew = ["cert", "renew", "--token", &token];
     let readmit = format!("raft-kv node readmit {}", sleeper.id);
+    assert_eq!(member.ask(&["node", "inspect", &sleeper.id]).json()["shut_out"], true);
     sleeper.ask(member, &renew).refused(1, &["replaced without this node", &readmit]);
     member.ask(&["node", "readmit", &sleeper.id]).json();
     assert_eq!(sleeper.ask(member, &renew).json()["renewed"], 1);
@@ -224,6 +193,55 @@ fn who_sleeps_through_new_roots_is_named_then_told_what_to_run_and_comes_back_by
         until("it has what was written", || has(&again, key));
     }
     again.ask(&["put", "after", "1"]).json();
+}
+
+#[test]
+fn the_end_of_a_certificate_is_in_metrics_info_and_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    let (listen, validity) = (free_address(), 30);
+    let lasting = format!("{validity}s");
+    let words = ["init", "--name", "one", "--cert-validity", &lasting, "--listen-addr", &listen];
+    let words = [&words[..], &["--etcd-addr", "127.0.0.1:0"]].concat();
+    let member =
+        Member::start(&words, &folder.path().join("one")).unwrap_or_else(|ended| panic!("{ended:?}"));
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+
+    // A member renews its own in time: the end in metrics and info moves on.
+    let first = gauge(&member.metrics(), "raft_kv_certificate_expires_seconds");
+    assert!((now() - 5..=now() + validity + 5).contains(&first), "{first}");
+    let out = folder.path().join("client");
+    member.ask(&["cert", "issue", "client", "--out", out.to_str().unwrap()]).json();
+    let id = text(&member.ask(&["node", "inspect", "client"]).json(), "id");
+    let unattended = Sleeper { folder: out, id };
+    member.ask(&["put", "k", "v"]).json();
+    let renewed = until("it is renewed", || {
+        let ends = gauge(&member.metrics(), "raft_kv_certificate_expires_seconds");
+        (ends > first).then_some(ends)
+    });
+    let info = member.ask(&["info"]).json();
+    assert!(info["certificate_ends"].as_i64().unwrap() >= renewed, "{info}");
+
+    // Nobody looks after this client's: it is warned while it still works, and told when it does not any more.
+    let warned = until("it is warned", || {
+        let ended = unattended.ask(&member, &["get", "k"]);
+        (ended.code == Some(0) && ended.stderr.contains("certificate ends in")).then_some(ended)
+    });
+    assert!(warned.stderr.contains("raft-kv cert renew"), "{warned:?}");
+    let told = until("it has ended", || {
+        let ended = unattended.ask(&member, &["get", "k"]);
+        (ended.code != Some(0)).then_some(ended)
+    });
+    told.refused(1, &["it expired on", "raft-kv enrol", "raft-kv cert issue"]);
+    // Its record ends with its certificate, to the second: its id is nobody's, and it enrols anew.
+    let credentials = raft_kv::net::read_credentials_in(&unattended.folder).unwrap();
+    let ended = raft_kv::pki::validity_of(&credentials.chain[0]).unwrap().1 + Duration::from_secs(2);
+    until("its last second is over", || (SystemTime::now() > ended).then_some(()));
+    let token = text(&member.ask(&["token", "create", "client"]).json(), "token");
+    let refused = unattended.ask(&member, &["cert", "renew", "--token", &token]);
+    refused.refused(1, &["does not know this node", "raft-kv enrol"]);
+    let again = Sleeper::enrolled(&member, "client", "client", &folder.path().join("again"));
+    assert_ne!(again.id, unattended.id);
+    again.ask(&member, &["get", "k"]).json();
 }
 
 /// As docs/examples/signer.sh, to the second; and it refuses while there is a file `sealed` beside its key.
@@ -341,10 +359,8 @@ fn an_end_is_seen_before_it_comes_and_a_cluster_that_was_off_past_it_comes_back_
 
     let info = asked(&one, &["info"]).json();
     assert_eq!(info["certificate_ends_soon"], false, "{info}");
-    assert_eq!(
-        Some(gauge(&one, &door, "raft_kv_certificate_expires_seconds")),
-        info["certificate_ends"].as_i64()
-    );
+    let page = metrics(&one, &door);
+    assert_eq!(Some(gauge(&page, "raft_kv_certificate_expires_seconds")), info["certificate_ends"].as_i64());
     outside.sealed(true);
     log.says("the vault is sealed", &[]);
     log.says("ends soon and could not be renewed", &["WARN", "external signer", "exit status: 7"]);
@@ -371,40 +387,4 @@ fn an_end_is_seen_before_it_comes_and_a_cluster_that_was_off_past_it_comes_back_
     assert!(ends(&one) > until_both && ends(&two) > until_both);
     let info = again[0].ask(&["info"]).json();
     assert_eq!(info["certificate_ends_soon"], false, "{info}");
-}
-
-#[test]
-fn a_client_is_warned_of_its_certificates_end_and_told_what_to_run_after_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut one = Member::first(folder.path());
-    let dir = one.data_dir.clone();
-    one.running.kill();
-    let one =
-        Member::start(&["run", "--cert-validity", "15s"], &dir).unwrap_or_else(|ended| panic!("{ended:?}"));
-    one.ask(&["put", "k", "v"]).json();
-    let client = Sleeper::enrolled(&one, "client", "client", folder.path());
-    let ended = client.ask(&one, &["get", "k"]);
-    assert!(ended.code == Some(0) && !ended.stderr.contains("certificate ends"), "{ended:?}");
-    let warned = until("it is warned", || {
-        let ended = client.ask(&one, &["get", "k"]);
-        assert_eq!(ended.code, Some(0), "warned of in time: {ended:?}");
-        ended.stderr.contains("certificate ends in").then_some(ended)
-    });
-    assert!(warned.stderr.contains("raft-kv cert renew"), "{warned:?}");
-    let late = until("it ends", || {
-        let ended = client.ask(&one, &["get", "k"]);
-        (ended.code != Some(0)).then_some(ended)
-    });
-    late.refused(1, &["it expired on", "raft-kv enrol", "raft-kv cert issue"]);
-    // Its record ends with it, to the second, so that its id is nobody's.
-    let credentials = raft_kv::net::read_credentials_in(&client.folder).unwrap();
-    let ended = raft_kv::pki::validity_of(&credentials.chain[0]).unwrap().1 + Duration::from_secs(2);
-    until("its last second is over", || (SystemTime::now() > ended).then_some(()));
-    let token = text(&one.ask(&["token", "create", "client"]).json(), "token");
-    client
-        .ask(&one, &["cert", "renew", "--token", &token])
-        .refused(1, &["does not know this node", "raft-kv enrol"]);
-    let again = Sleeper::enrolled(&one, "client", "client", &folder.path().join("again"));
-    assert_ne!(again.id, client.id);
-    again.ask(&one, &["get", "k"]).json();
 }

@@ -102,6 +102,8 @@ struct Progress {
     phase: &'static str,
     target: RootDigest,
     late: Vec<String>,
+    /// Who was left behind, by this replacement or an earlier one.
+    shut_out: Vec<String>,
     nodes: usize,
     stuck: bool,
 }
@@ -110,6 +112,7 @@ impl Progress {
     fn of(status: &CaStatus, target: Option<RootDigest>) -> Self {
         let in_force = status.digests.first().copied().unwrap_or_default();
         let late = late_names(status);
+        let shut_out = status.nodes.iter().filter(|node| status.shut_out(node)).map(named).collect();
         let nodes = status.nodes.len();
         match &status.rotation {
             None => {
@@ -118,26 +121,32 @@ impl Progress {
                     Some(_) => "settled",
                     None => "stable",
                 };
-                Self { phase, target: in_force, late, nodes, stuck: false }
+                Self { phase, target: in_force, late, shut_out, nodes, stuck: false }
             }
             Some(rotation) => {
                 let phase = if rotation.aborting { "aborting" } else { rotation.phase.as_str() };
                 let stuck = status.now >= rotation.deadline + GRACE && !late.is_empty();
-                Self { phase, target: rotation.target, late, nodes, stuck }
+                Self { phase, target: rotation.target, late, shut_out, nodes, stuck }
             }
         }
     }
 
     fn json(&self) -> Value {
         json!({ "phase": self.phase, "target": self.target.to_string(), "nodes": self.nodes, "late": self.late,
-                "stuck": self.stuck })
+                "shut_out": self.shut_out, "stuck": self.stuck })
     }
 
     fn text(&self) -> String {
         let root = short(&self.target);
         match self.phase {
             "stable" => format!("stable     root {root}\n"),
-            phase @ ("settled" | "aborted") => format!("{phase}    root {root} alone is believed\n"),
+            phase @ ("settled" | "aborted") => {
+                let out = match &self.shut_out[..] {
+                    [] => String::new(),
+                    names => format!("; shut out: {}", names.join(", ")),
+                };
+                format!("{phase}    root {root} alone is believed{out}\n")
+            }
             phase => {
                 let moved = self.nodes.saturating_sub(self.late.len());
                 let late = if self.late.is_empty() {
@@ -256,7 +265,7 @@ fn status_json(status: &CaStatus) -> Value {
             "id": node.id.to_string(), "name": node.name, "role": node.role.to_string(),
             "issuer": node.issuer.to_string(), "verified": node.verified.map(|root| root.to_string()),
             "issued": node.issued, "ends": ends(node), "error": node.error,
-            "late": status.late.contains(&node.id),
+            "late": status.late.contains(&node.id), "shut_out": status.shut_out(node),
         })
     };
     json!({
@@ -284,7 +293,13 @@ fn status_text(status: &CaStatus) -> String {
             _ => "not seen yet",
         };
         let ends = ends(node).map_or("unknown".into(), crate::cli::cluster::date);
-        let late = if status.late.contains(&node.id) { "  LATE" } else { "" };
+        let late = match status.late.contains(&node.id) {
+            true => "  LATE".to_owned(),
+            false if status.shut_out(node) => {
+                format!("  SHUT OUT: `raft-kv node readmit {}`, then a token", node.id)
+            }
+            false => String::new(),
+        };
         let error = if node.error.is_empty() { String::new() } else { format!("  {}", node.error) };
         format!(
             "node       {}  issuer {}, {verified}, until {ends}{late}{error}\n",

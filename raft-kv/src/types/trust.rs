@@ -609,6 +609,13 @@ pub struct CaStatus {
 }
 wire_struct!(CaStatus { epoch, roots, digests, external, rotation, nodes, late, now });
 
+impl CaStatus {
+    /// Whether no certificate that the node was given is believed any more: a root was replaced without it.
+    pub fn shut_out(&self, node: &NodeRecord) -> bool {
+        !self.digests.contains(&node.issuer)
+    }
+}
+
 /// A client or worker that has no certificate asks for one, by a token.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EnrolRequest {

@@ -333,6 +333,7 @@ async fn with_a_member_off_a_stolen_key_is_replaced_and_the_thief_does_not_move_
     refused(as_member.trust(TrustCall::Renew { request }).await, "member looks after its own");
 
     let renewing = Renewing::start(endpoints[..2].to_vec(), alice_files.clone());
+    assert!(!held.iter().any(Dialer::is_closed), "the control: it holds them until then");
     members[1].ask(&["ca", "rotate", "--stolen"]).done();
     let closed = Instant::now();
     while !held.iter().all(Dialer::is_closed) {

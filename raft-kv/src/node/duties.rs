@@ -1,6 +1,7 @@
 //! What time and finished work bring about: deadlines, leadership, reads that may be served,
 //! promotions, flushes, cuts of the log, and the end.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::apply::{Report, Work};
@@ -119,11 +120,23 @@ impl<L: LogView> Replica<L> {
         out.leadership = Some(leadership);
     }
 
+    /// Raft forgets every second whom it has heard of, and hears of them again: here it is remembered.
+    fn note_heard(&mut self, now: Duration) {
+        if !self.leads() {
+            (self.led_since, self.heard) = (None, BTreeMap::new());
+            return;
+        }
+        self.led_since.get_or_insert(now);
+        let active = self.core.status().progress.into_iter().filter(|(_, progress)| progress.recent_active);
+        self.heard.extend(active.map(|(id, _)| (id, now)));
+    }
+
     pub(super) fn tick(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
         self.step(now, raft::Input::Tick, out)?;
         if self.leadership.leader.is_none() && self.applied.conf.voters == [self.me] {
             self.step(now, raft::Input::Campaign, out)?;
         }
+        self.note_heard(now);
         let no_leader = self.leadership.leader.is_none();
         for (ticket, error) in self.waiting.tick(now, no_leader) {
             out.answers.push((ticket, Err(error)));

@@ -3,6 +3,8 @@
 //!
 //! A change that the group would not survive is refused before it gets into the log.
 
+use std::time::Duration;
+
 use crate::error::{Error, NotDone, Refusal};
 use crate::limits;
 use crate::raft::Status;
@@ -10,6 +12,9 @@ use crate::types::{ConfChange, Index, Member, MemberRecord, MemberRole, NodeId};
 
 /// A learner whose log ends this close to what is committed has caught up.
 pub const CAUGHT_UP_WITHIN: Index = 256;
+
+/// A voter that has not been heard of for so long does not answer.
+pub const SILENCE: Duration = Duration::from_secs(2);
 
 /// Checks `change` against the members and their state as the leader sees them.
 pub fn check(change: &ConfChange, members: &[Member], status: &Status, me: NodeId) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use super::replica::{Effects, Replica};
 use super::waiting::Attempt;
 use super::wire::PeerFrame;
 use crate::codec::Wire;
-use crate::error::{Error, NotDone, StorageFailed};
+use crate::error::{Error, NotDone, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::command::Command;
 use crate::machine::{Answer, Proposal};
@@ -91,9 +91,22 @@ impl<L: LogView> Replica<L> {
         proposal: ConfProposal,
         out: &mut Effects<L::Write>,
     ) -> Result<(), StorageFailed> {
-        let status = self.core.status();
+        let mut status = self.core.status();
+        let lately = |at: &Duration| now.saturating_sub(*at) < membership::SILENCE;
+        for (id, _) in self.heard.iter().filter(|(_, at)| lately(at)) {
+            status.progress.entry(*id).and_modify(|progress| progress.recent_active = true);
+        }
         let checked = if self.leadership.ready {
-            membership::check(&proposal.change, &self.members, &status, self.me)
+            let checked = membership::check(&proposal.change, &self.members, &status, self.me);
+            match checked {
+                // Who has just begun to lead has not heard of everybody yet.
+                Err(Error::Refused(Refusal::MemberNeeded { .. }))
+                    if self.led_since.as_ref().is_none_or(lately) =>
+                {
+                    Err(Error::NotDone(NotDone::ChangeUnderWay))
+                }
+                checked => checked,
+            }
         } else {
             Err(Error::NotDone(NotDone::ChangeUnderWay))
         };

@@ -168,6 +168,9 @@ pub struct Replica<L: LogView> {
     pub(super) flush_soon: bool,
     /// The log up to here is kept for nobody who is not there.
     pub(super) forget_to: Index,
+    /// Since when this member leads, by its ticks; and when it last heard of each other voter since then.
+    pub(super) led_since: Option<Duration>,
+    pub(super) heard: BTreeMap<NodeId, Duration>,
     /// That was done once already; this is for what came meanwhile.
     pub(super) forget_again: bool,
     pub(super) checkpoint: Option<SnapshotMeta>,
@@ -215,6 +218,8 @@ impl<L: LogView> Replica<L> {
             flushing: false,
             flush_soon: false,
             forget_to: 0,
+            led_since: None,
+            heard: BTreeMap::new(),
             forget_again: false,
             checkpoint: None,
             making_checkpoint: false,

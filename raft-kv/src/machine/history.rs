@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::format::{Logged, Stored, Superseded, damaged, decode, from_ordered, load, ordered, past_key};
+use super::format::{Logged, Stored, Superseded, damaged, decode, load, log_key, past_key, split_log};
 use super::stop::Stop;
 use super::store::{Read, Table};
 use super::versions::version_made;
@@ -28,10 +28,10 @@ pub fn history(
     if to < from || to <= 0 {
         return Ok(changes);
     }
-    let end = ordered(to.saturating_add(1));
-    for pair in view.scan(Table::Log, &ordered(from.max(0)), Some(&end)) {
+    let end = log_key(to.saturating_add(1), 0);
+    for pair in view.scan(Table::Log, &log_key(from.max(0), 0), Some(&end)) {
         let (key, value) = pair?;
-        let revision = from_ordered(Table::Log, &key)?;
+        let (revision, _) = split_log(&key)?;
         let logged: Vec<Logged> = decode(Table::Log, value)?;
         let mut events = Vec::with_capacity(logged.len());
         for one in logged {
@@ -40,10 +40,15 @@ pub fn history(
             bytes += event.prev.as_ref().map_or(0, |prev| prev.key.len() + prev.value.len());
             events.push(event);
         }
-        if bytes > max_bytes && !changes.is_empty() {
+        if bytes > max_bytes && changes.first().is_some_and(|first| first.revision != revision) {
+            // All of it or none.
+            changes.retain(|change| change.revision != revision);
             break;
         }
-        changes.push(Change { revision, events });
+        match changes.last_mut() {
+            Some(change) if change.revision == revision => change.events.extend(events),
+            _ => changes.push(Change { revision, events }),
+        }
     }
     Ok(changes)
 }

@@ -204,9 +204,13 @@ impl Gathered {
     }
 
     fn push(&mut self, proposal: Proposal, size: usize) {
+        let alone = proposal.command.goes_alone();
+        if alone && !self.batch.is_empty() {
+            self.close();
+        }
         self.used += size;
         self.batch.push(proposal);
-        if self.batch.len() >= limits::MAX_ENTRY_BATCH_REQUESTS {
+        if alone || self.batch.len() >= limits::MAX_ENTRY_BATCH_REQUESTS {
             self.close();
         }
     }

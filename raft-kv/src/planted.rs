@@ -172,6 +172,8 @@ pub enum Bug {
     RecountRollback,
     /// The keys of a removed point's segment go nowhere.
     DropSegment,
+    /// A watcher that was handed a part of a revision is not handed the rest.
+    DropParts,
 }
 
 #[cfg(feature = "sim")]

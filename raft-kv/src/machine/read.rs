@@ -22,6 +22,7 @@ use crate::types::{
 };
 
 pub use super::alarm::{alarms, check_read};
+pub use super::history::History;
 pub use super::range::RangeMeasure;
 
 pub use super::hash::hash;
@@ -153,6 +154,20 @@ pub fn history(
         // What is not current yet is nobody's business.
         let to = to_inclusive.min(current_revision(view)?);
         history::history(view, compacted(view)?, from, to, max_bytes)
+    })())
+}
+
+/// As [`history`], in parts: where the first revision has more than `max_bytes` in several records,
+/// as many of these as fit, or one. Begins with record `part` of the revision `from`, 0 for its first.
+pub fn history_in_parts(
+    view: &dyn Read,
+    (from, part): (Revision, u32),
+    to_inclusive: Revision,
+    max_bytes: usize,
+) -> Settled<History> {
+    settle((|| {
+        let to = to_inclusive.min(current_revision(view)?);
+        history::history_in_parts(view, compacted(view)?, (from, part), to, max_bytes)
     })())
 }
 

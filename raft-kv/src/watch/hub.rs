@@ -55,6 +55,14 @@ pub enum Poll {
         /// The last, included.
         to: Revision,
     },
+    /// It was handed a part of a revision: read the rest of it, as far as is convenient, and
+    /// [supply](Hub::supply_part) it.
+    ReadPart {
+        /// The revision.
+        revision: Revision,
+        /// The part of its record to go on with.
+        part: u32,
+    },
 }
 
 /// Hands each watcher its events.
@@ -76,6 +84,10 @@ struct Watcher {
     /// Its start lay in the future: no progress is told before that revision exists.
     quiet_until: Revision,
     place: Place,
+    /// Of the revision that it is handed next the part to go on with; 0 for all of it.
+    part: u32,
+    /// It was handed some of that revision, and must hear when there is no more.
+    parted: bool,
 }
 
 /// How far a watcher is. Idle is its own state, without a revision: an idle watcher must not
@@ -191,6 +203,8 @@ impl Hub {
                 start if start < self.compacted => Place::Late,
                 next => Place::Behind { next, reading: false },
             },
+            part: 0,
+            parted: false,
             request,
         };
         let id = self.next;
@@ -234,7 +248,7 @@ impl Hub {
     }
 
     /// What a watcher gets next: whole revisions, as many as `max_bytes` hold, or a single one
-    /// that is larger. [`Poll::Idle`] for a watcher that ended or was removed.
+    /// that is larger; of one that is too large to be held, a part. [`Poll::Idle`] for a watcher that ended or was removed.
     pub fn poll(&mut self, id: WatcherId, max_bytes: usize) -> Poll {
         let Some(watcher) = self.watchers.get_mut(&id) else { return Poll::Idle };
         if watcher.place == Place::Late {
@@ -252,7 +266,10 @@ impl Hub {
                 return Poll::Batch(WatchBatch::Compacted(self.compacted));
             }
             watcher.place = Place::Behind { next, reading: true };
-            return Poll::Read { from: next, to: floor };
+            return match watcher.part {
+                0 => Poll::Read { from: next, to: floor },
+                part => Poll::ReadPart { revision: next, part },
+            };
         }
         let mut picked = Vec::new();
         let mut bytes = 0;
@@ -314,7 +331,7 @@ impl Hub {
         let Place::Behind { next, reading: true } = watcher.place else { return None };
         assert!(changes.is_sorted_by(|a, b| a.revision < b.revision), "history is read in order");
         assert!(read_to <= head, "only what was published is read");
-        if read_to < next {
+        if read_to < next || watcher.part != 0 {
             // An answer to an older read, given twice.
             return None;
         }
@@ -326,6 +343,43 @@ impl Hub {
             watcher.place = Place::Idle;
         }
         (!picked.is_empty()).then_some(WatchBatch::Changes(picked))
+    }
+
+    /// Hands over a part of the revision that the watcher is handed next, which a read found too large
+    /// to be held whole: its events from record `part` on, up to record `rest`, or all that are left.
+    /// Returns what to send, if any of it concerns the watcher; poll again in any case.
+    pub fn supply_part(
+        &mut self,
+        id: WatcherId,
+        part: u32,
+        change: &Change,
+        rest: Option<u32>,
+    ) -> Option<WatchBatch> {
+        let head = self.head();
+        let watcher = self.watchers.get_mut(&id)?;
+        let Place::Behind { next, reading: true } = watcher.place else { return None };
+        assert!(change.revision <= head, "only what was published is read");
+        if change.revision < next || part != watcher.part {
+            // An answer to an older read, given twice.
+            return None;
+        }
+        let rest = rest.filter(|_| !planted!(DropParts));
+        let picked = watcher.pick(change);
+        watcher.part = rest.unwrap_or(0);
+        if rest.is_some() {
+            watcher.place = Place::Behind { next: change.revision, reading: false };
+            watcher.parted |= picked.is_some();
+            return picked.map(WatchBatch::Part);
+        }
+        watcher.place = Place::Behind { next: change.revision + 1, reading: false };
+        if change.revision == head {
+            watcher.place = Place::Idle;
+        }
+        let parted = std::mem::take(&mut watcher.parted);
+        match picked {
+            Some(change) => Some(WatchBatch::Changes(vec![change])),
+            None => parted.then_some(WatchBatch::Progress(change.revision)),
+        }
     }
 
     /// Answers a read: history before `oldest` is gone.

@@ -189,6 +189,31 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, machine: T, model: T) -> Ver
     Err(TestCaseError::fail(format!("{what}: the machine has {machine:?}, the model {model:?}")))
 }
 
+/// The history from a revision on, read in the smallest parts there are.
+fn in_parts(bench: &Bench, from: Revision) -> Result<Vec<Change>, TestCaseError> {
+    let (mut place, to) = ((from, 0), bench.machine.revision());
+    let mut all: Vec<Change> = Vec::new();
+    while place.0 <= to {
+        let read = bench.view(|view| read::history_in_parts(view, place, to, 1)).unwrap().unwrap();
+        let (changes, rest) = match read {
+            read::History::Whole(changes) => (changes, None),
+            read::History::Part(change, rest) => (vec![change], Some(rest)),
+        };
+        same("changes at once", changes.len() <= 1, true)?;
+        let Some(change) = changes.into_iter().next() else { break };
+        if rest.is_some() || place.1 > 0 {
+            same("events of a part", change.events.len() <= STEP_KEYS, true)?;
+        }
+        let revision = change.revision;
+        match all.last_mut() {
+            Some(last) if last.revision == revision => last.events.extend(change.events),
+            _ => all.push(change),
+        }
+        place = rest.map_or((revision + 1, 0), |rest| (revision, rest));
+    }
+    Ok(all)
+}
+
 fn small(bench: Bench) -> Bench {
     Bench { machine: bench.machine.with_steps(STEP_KEYS), ..bench }
 }
@@ -482,7 +507,8 @@ impl World {
                     Change { revision, events }
                 })
                 .collect();
-            same("events", bench.history(compacted).unwrap(), expected)?;
+            same("events", &bench.history(compacted).unwrap(), &expected)?;
+            same("events in parts", in_parts(bench, compacted)?, expected)?;
             let points: BTreeMap<String, Revision> = bench
                 .view(read::points)
                 .unwrap()

@@ -14,7 +14,7 @@ use crate::machine::range::check_revision;
 use crate::machine::stop::Stop;
 use crate::machine::store::Read;
 use crate::machine::validate::key_len;
-use crate::machine::versions::version_at;
+use crate::machine::versions::{superseded_at, version_at};
 use crate::types::{Difference, KeyValue, LeaseId, PointDiffPage, PointDiffRequest, Revision, point_range};
 
 /// A key that differs: its version at the point, and the later one.
@@ -37,7 +37,8 @@ pub fn differing(
     if now.as_ref().is_some_and(|now| now.mod_revision <= pin) {
         return Ok(None);
     }
-    let then = version_at(view, key, Some(pin))?;
+    // What is current now came later, so the one of then was superseded.
+    let then = superseded_at(view, key, pin)?.map(|(_, past)| past.stored);
     let same = match (&then, &now) {
         (None, None) => true,
         (Some(then), Some(now)) => same_lease(view, then, now)? && same_value(view, key, then, now)?,

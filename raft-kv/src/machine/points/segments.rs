@@ -18,10 +18,9 @@ use crate::codec::Wire;
 use crate::error::StorageFailed;
 use crate::limits::COMPACT_STEP_KEYS;
 use crate::machine::draft::Draft;
-use crate::machine::format::{
-    Held, Superseded, damaged, decode, from_ordered, ordered, past_key, split_past,
-};
+use crate::machine::format::{Held, damaged, from_ordered, ordered};
 use crate::machine::store::{Batch, Pairs, Read, Table};
+use crate::machine::versions::superseded_at;
 use crate::types::{KeyRange, Revision};
 
 use super::records::pinned;
@@ -141,7 +140,7 @@ pub fn sweep(
         }
         let (changed, _) = pair?;
         let key = changed.slice(9..);
-        if let Some((past, superseded)) = seen_only_by(view, &key, segment)?
+        if let Some((past, superseded)) = superseded_at(view, &key, segment)?
             && superseded.end <= compacted
             && !pinned(pins, superseded.stored.mod_revision, superseded.end)
         {
@@ -158,18 +157,4 @@ pub fn sweep(
     writes.push((Table::Changed, mark.clone(), None));
     let another = view.scan(Table::Changed, &[&mark[..], b"\0"].concat(), Some(&[GIVEN_UP + 1])).next();
     Ok(Some((Batch { writes }, another.transpose()?.is_some())))
-}
-
-/// The superseded version of `key` that was current at `at`, with its key in [`Table::Past`].
-fn seen_only_by(
-    view: &dyn Read,
-    key: &[u8],
-    at: Revision,
-) -> Result<Option<(Bytes, Superseded)>, StorageFailed> {
-    let (from, to) = (past_key(key, at), past_key(key, 0));
-    let Some(pair) = view.scan(Table::Past, &from, Some(&to)).next() else { return Ok(None) };
-    let (past, value) = pair?;
-    debug_assert!(split_past(&past).is_ok());
-    let superseded: Superseded = decode(Table::Past, value)?;
-    Ok((superseded.end > at).then_some((past, superseded)))
 }

@@ -58,6 +58,8 @@ pub struct Draft<'a> {
     events: Vec<Event>,
     /// Sealed revisions of this batch.
     pub changes: Vec<Change>,
+    /// Sealed revisions whose events are not held.
+    pub large: Vec<Revision>,
     /// Leases that began or ended in this batch.
     pub leases: Vec<LeaseChange>,
     /// Whether the members or their records changed.
@@ -96,6 +98,7 @@ impl<'a> Draft<'a> {
             step_keys: crate::limits::ROLLBACK_STEP_KEYS,
             events: Vec::new(),
             changes: Vec::new(),
+            large: Vec::new(),
             leases: Vec::new(),
             members_changed: false,
             known: Known::default(),

@@ -36,7 +36,17 @@ pub fn history(
     }
 }
 
-/// The same, but of a first revision that has more than `max_bytes` in several records only as many
+/// What part `part` of a revision's record says happened to which keys; `None` behind the last.
+pub fn keys_changed(
+    view: &dyn Read,
+    revision: Revision,
+    part: u32,
+) -> Result<Option<Vec<(EventKind, Bytes)>>, StorageFailed> {
+    let logged: Option<Vec<Logged>> = load(view, Table::Log, &log_key(revision, part))?;
+    Ok(logged.map(|logged| logged.into_iter().map(|one| (one.kind, one.key)).collect()))
+}
+
+/// As [`history`], but of a first revision that has more than `max_bytes` in several records only as many
 /// of these as fit, or one. A revision may be gone on with from its record `part`.
 pub fn history_in_parts(
     view: &dyn Read,

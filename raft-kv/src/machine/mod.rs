@@ -92,8 +92,11 @@ pub struct Applied {
     pub members_changed: bool,
     /// Leases that began or ended, in order.
     pub leases: Vec<LeaseChange>,
-    /// Whether `changes` has a gap, and what is owed has to be read from the store: the revision was
-    /// raised past some that were never made, or a rollback made more events than are held at once.
+    /// Revisions that rollbacks of more events made than are held at once: `changes` lacks them, and
+    /// what is owed of them has to be read from the store.
+    pub large: Vec<Revision>,
+    /// Whether the revision was raised past some that were never made: `changes` has a gap then,
+    /// and what is owed has to be read from the store.
     pub raised: bool,
     /// The revision of users and roles, if they changed.
     pub auth_changed: Option<u64>,
@@ -240,7 +243,9 @@ impl<S: Store> Machine<S> {
             // turned away before it crashed.
             self.store.flush()?;
         }
-        all.raised |= revision != self.revision + done.changes.len() as Revision;
+        let made = done.changes.len() + done.large.len();
+        all.raised |= revision != self.revision + made as Revision;
+        all.large.extend(done.large);
         all.outcomes.extend(done.outcomes);
         all.changes.extend(done.changes);
         all.members_changed |= done.members_changed;
@@ -349,6 +354,7 @@ impl Drafted {
                 changes: draft.changes,
                 members_changed: draft.members_changed,
                 leases: draft.leases,
+                large: draft.large,
                 raised: false,
                 auth_changed: draft.auth_changed,
                 trust_changed: draft.trust_changed,

@@ -16,7 +16,7 @@ use super::validate::{validate_range, validate_txn};
 use super::{history, lease, members, points, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
-    Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, NodeRecord, PointDiffPage,
+    Change, ClusterId, ConfChange, EventKind, KeyValue, LeaseId, Member, NodeId, NodeRecord, PointDiffPage,
     PointDiffRequest, RangeRequest, RangeResponse, Revision, Revocation, RollbackPoint, ScheduleStatus,
     Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest, TxnResponse,
 };
@@ -169,6 +169,16 @@ pub fn history_in_parts(
         let to = to_inclusive.min(current_revision(view)?);
         history::history_in_parts(view, compacted(view)?, (from, part), to, max_bytes)
     })())
+}
+
+/// What happened to which keys in a part of a revision's record, without their values; `None` behind
+/// the last part. For a revision that was just applied: whether it can be read is not asked.
+pub fn keys_changed(
+    view: &dyn Read,
+    revision: Revision,
+    part: u32,
+) -> Result<Option<Vec<(EventKind, Bytes)>>, StorageFailed> {
+    history::keys_changed(view, revision, part)
 }
 
 /// The keys that end with a lease, ascending; none for an unknown one.

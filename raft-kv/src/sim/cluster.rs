@@ -30,7 +30,7 @@ use crate::types::{
     Change, ClusterId, Committed, Index, MemberRecord, NodeId, Revision, Role, Sealed, SnapshotMeta, Term,
     TokenRecord, Trusted, WatchBatch, WatchRequest,
 };
-use crate::watch::{Poll, WatcherId};
+use crate::watch::{Hub, Poll, WatcherId};
 
 /// A machine's place in the cluster, from 0.
 pub type HostId = usize;
@@ -853,9 +853,21 @@ impl Cluster {
 
     fn apply(&mut self, host: HostId, entries: Vec<Committed>) -> Result<(), StorageFailed> {
         let process = self.hosts[host].process.as_mut().expect("it runs");
-        let (report, changes) = process.applier.entries(entries)?;
+        let (report, mut changes) = process.applier.entries(entries)?;
         let life = process.life;
-        for id in process.hub.publish(changes.clone()) {
+        let mut woken = Vec::new();
+        let mut done = 0;
+        for &revision in &report.large {
+            let at = changes.partition_point(|change| change.revision < revision);
+            woken.extend(process.hub.publish(changes[done..at].to_vec()));
+            let (change, ids) =
+                process.applier.store().view(|view| publish_large(&mut process.hub, view, revision))?;
+            woken.extend(ids);
+            changes.insert(at, change);
+            done = at + 1;
+        }
+        woken.extend(process.hub.publish(changes[done..].to_vec()));
+        for id in woken {
             let delay = span(&mut self.chances.delays, Duration::from_micros(10), Duration::from_millis(2));
             self.scheduler.after(delay, Event::Watch(WatchKey { host, life, id }));
         }
@@ -1020,6 +1032,23 @@ impl Cluster {
         let delay = span(&mut self.chances.delays, Duration::from_micros(10), Duration::from_micros(500));
         self.scheduler.after(delay, Event::Watch(key));
     }
+}
+
+/// Publishes a revision that the machine did not hold, as the shell does; with its events, for checks.
+fn publish_large(
+    hub: &mut Hub,
+    view: &dyn Read,
+    revision: Revision,
+) -> Result<(Change, Vec<WatcherId>), StorageFailed> {
+    hub.begin_large();
+    for part in 0.. {
+        let Some(keys) = machine::read::keys_changed(view, revision, part)? else { break };
+        hub.note_large(revision, &keys);
+    }
+    let woken = hub.publish_large(revision);
+    let changes = machine::read::history(view, revision, revision, usize::MAX)?.expect("it was just made");
+    let change = changes.into_iter().next().expect("it was just made");
+    Ok((change, woken))
 }
 
 /// A token, which nobody uses here.

@@ -6,7 +6,7 @@
 //! supply returns must be sent before anything that a later call returns: batches in order, and
 //! [progress](Hub::progress) behind them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -73,6 +73,8 @@ pub struct Hub {
     compacted: Revision,
     watchers: BTreeMap<WatcherId, Watcher>,
     matching: Matching,
+    /// Whom a large revision concerns that is about to be published, while there is one.
+    large: Option<BTreeSet<WatcherId>>,
     next: WatcherId,
 }
 
@@ -113,6 +115,7 @@ impl Hub {
             compacted: 0,
             watchers: BTreeMap::new(),
             matching: Matching::default(),
+            large: None,
             next: 1,
         }
     }
@@ -154,6 +157,41 @@ impl Hub {
             self.ring.push(change);
         }
         woken
+    }
+
+    /// The next revision has more events than are to be held. [Note](Self::note_large) its keys, then
+    /// [publish](Self::publish_large) it; anything but publishing may happen in between.
+    pub fn begin_large(&mut self) {
+        let before = self.large.replace(BTreeSet::new());
+        assert!(before.is_none(), "one revision after the other");
+    }
+
+    /// Notes whom some events of that revision concern.
+    pub fn note_large(&mut self, revision: Revision, keys: &[(EventKind, Bytes)]) {
+        let concerned = self.large.as_mut().expect("a large revision was begun");
+        for (kind, key) in keys {
+            self.matching.holding(key, |id| {
+                if self.watchers[&id].wants_key(revision, *kind, key) {
+                    concerned.insert(id);
+                }
+            });
+        }
+    }
+
+    /// Publishes that revision. Returns the watchers that were idle and have to read it now.
+    pub fn publish_large(&mut self, revision: Revision) -> Vec<WatcherId> {
+        assert_eq!(revision, self.head() + 1, "a revision was left out or published twice");
+        let mut concerned = self.large.take().expect("a large revision was begun");
+        concerned.retain(|id| {
+            let Some(watcher) = self.watchers.get_mut(id) else { return false };
+            let wakes = watcher.place == Place::Idle && watcher.start <= revision;
+            if wakes {
+                watcher.place = Place::Behind { next: revision, reading: false };
+            }
+            wakes
+        });
+        self.ring.restart(revision);
+        concerned.into_iter().collect()
     }
 
     /// The store jumped to `head` by a snapshot: what lies between was not published and is to
@@ -211,6 +249,10 @@ impl Hub {
         self.next += 1;
         self.matching.add(&watcher.request.range, id);
         self.watchers.insert(id, watcher);
+        if let Some(concerned) = &mut self.large {
+            // Some of its keys may have been noted already.
+            concerned.insert(id);
+        }
         Ok(id)
     }
 
@@ -403,11 +445,15 @@ impl Hub {
 
 impl Watcher {
     fn wants(&self, revision: Revision, event: &Event) -> bool {
-        let filtered = match event.kind {
+        self.wants_key(revision, event.kind, &event.kv.key)
+    }
+
+    fn wants_key(&self, revision: Revision, kind: EventKind, key: &[u8]) -> bool {
+        let filtered = match kind {
             EventKind::Put => self.request.no_put,
             EventKind::Delete => self.request.no_delete,
         };
-        revision >= self.start && !filtered && self.request.range.contains(&event.kv.key)
+        revision >= self.start && !filtered && self.request.range.contains(key)
     }
 
     /// The part of a change that is for this watcher, if any.

@@ -57,6 +57,16 @@ impl World {
         revisions.flat_map(|revision| self.publish(change(revision, keys))).collect()
     }
 
+    /// Publishes a revision by its keys alone, two at a time; says who has to read it.
+    fn publish_large(&mut self, change: &Change) -> Vec<WatcherId> {
+        self.hub.begin_large();
+        for some in change.events.chunks(2) {
+            let keys: Vec<_> = some.iter().map(|event| (event.kind, event.kv.key.clone())).collect();
+            self.hub.note_large(change.revision, &keys);
+        }
+        self.hub.publish_large(change.revision)
+    }
+
     fn watch(&mut self, range: KeyRange, start_revision: Revision) -> WatcherId {
         self.hub.add(WatchRequest { range, start_revision, ..WatchRequest::default() }).unwrap()
     }
@@ -387,8 +397,8 @@ fn batches_in_parts(range: KeyRange, size: usize) -> Vec<WatchBatch> {
     let mut world = World::new(1 << 20);
     let id = world.watch(range, 0);
     let large = change(2, "a b c d e f g");
-    // As a snapshot or a very large rollback does: nothing of it is in memory.
-    world.hub.advance(2);
+    // Nothing of it is in memory.
+    world.publish_large(&large);
     world.publish(change(3, "a"));
     let records: Vec<Change> =
         large.events.chunks(size).map(|events| Change { revision: 2, events: events.to_vec() }).collect();
@@ -426,6 +436,29 @@ pub fn parts() {
 #[test]
 fn a_revision_too_large_to_be_held_comes_in_parts() {
     parts();
+}
+
+#[test]
+fn a_large_revision_wakes_those_alone_that_it_concerns() {
+    let mut world = World::new(1 << 20);
+    let one = world.watch(KeyRange::key("c"), 0);
+    let other = world.watch(KeyRange::prefix("x"), 0);
+    let later = world.watch(KeyRange::all(), 3);
+    let deletes = WatchRequest { range: KeyRange::all(), no_put: true, ..WatchRequest::default() };
+    let deletes = world.hub.add(deletes).unwrap();
+    assert_eq!(world.publish_large(&change(2, "a b c d")), [one]);
+    assert_eq!(world.hub.poll(other, EVERYTHING), Poll::Idle);
+    assert_eq!(world.hub.poll(one, EVERYTHING), Poll::Read { from: 2, to: 2 });
+    assert_eq!((world.hub.head(), world.hub.progress(deletes)), (2, Some(2)));
+    assert_eq!(world.publish(change(3, "x")).len(), 2);
+    // One that comes, and one that goes, in the midst of it.
+    world.hub.begin_large();
+    world.hub.note_large(4, &[(EventKind::Put, Bytes::from_static(b"x"))]);
+    world.hub.remove(later);
+    let new = world.watch(KeyRange::key("x"), 0);
+    world.drain(other, EVERYTHING, 1);
+    assert_eq!(world.hub.publish_large(4), [other, new]);
+    assert_eq!(world.publish(change(5, "x")), []);
 }
 
 #[cfg(feature = "sim")]

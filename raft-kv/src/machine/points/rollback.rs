@@ -142,6 +142,9 @@ fn put_back(
         return Ok(Some(done));
     }
     draft.seal_parts();
+    if draft.changes.is_empty() {
+        draft.large.push(draft.revision);
+    }
     done.revision = draft.revision;
     done.undo = Some(undo_name(draft.revision));
     let undo = RollbackPoint {

@@ -189,6 +189,11 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, machine: T, model: T) -> Ver
     Err(TestCaseError::fail(format!("{what}: the machine has {machine:?}, the model {model:?}")))
 }
 
+/// The newest revision, if a rollback just made it.
+fn undo_revision(events: u64, naive: &Naive) -> Vec<Revision> {
+    if events > 0 { vec![naive.revision] } else { Vec::new() }
+}
+
 /// The history from a revision on, read in the smallest parts there are.
 fn in_parts(bench: &Bench, from: Revision) -> Result<Vec<Change>, TestCaseError> {
     let (mut place, to) = ((from, 0), bench.machine.revision());
@@ -308,11 +313,14 @@ impl World {
                 self.naive.points.remove(&oldest);
             }
         }
-        let published = if applied.raised { Vec::new() } else { applied.changes };
+        let published = applied.changes;
+        let large: Vec<Revision> =
+            if published.is_empty() { undo_revision(events, &self.naive) } else { Vec::new() };
+        same("large revisions", (applied.large, applied.raised), (large.clone(), false))?;
         if let Some(change) = published.first() {
             same("published events", &change.events, &self.naive.events[&change.revision])?;
         }
-        same("published", published.len(), usize::from(events > 0 && !applied.raised))
+        same("published", published.len() + large.len(), usize::from(events > 0))
     }
 
     /// What is shown before a rollback is what it does.

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 
 use super::watch_set::{SetBell, WatchSet};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::{self, Store};
 use crate::storage::state::State;
@@ -134,6 +134,22 @@ impl Watches {
         for id in inner.hub.publish(changes) {
             inner.bells[&id].ring();
         }
+    }
+
+    /// Publishes a revision whose events are too many to be held: those that it concerns read it from
+    /// the store. Its keys are gone through in parts, so that others get at the hub in between.
+    pub(super) fn publish_large(&self, state: &State, revision: Revision) -> Result<(), StorageFailed> {
+        self.lock().hub.begin_large();
+        for part in 0.. {
+            let keys = state.view(|view| machine::read::keys_changed(view, revision, part))?;
+            let Some(keys) = keys else { break };
+            self.lock().hub.note_large(revision, &keys);
+        }
+        let mut inner = self.lock();
+        for id in inner.hub.publish_large(revision) {
+            inner.bells[&id].ring();
+        }
+        Ok(())
     }
 
     /// The whole state was replaced: everybody looks again.

@@ -101,21 +101,42 @@ pub enum Command {
 #[derive(Args, Debug, Default, Clone)]
 #[command(next_help_heading = "Connection")]
 pub struct ConnectArgs {
+    /// Whom to ask, as whom.
+    #[command(flatten)]
+    pub reach: ReachArgs,
+    /// The certificate in files of its own.
+    #[command(flatten)]
+    pub pair: PairArgs,
+}
+
+/// Whom to ask, and where the client's files are.
+#[derive(Args, Debug, Default, Clone)]
+#[command(next_help_heading = "Connection")]
+pub struct ReachArgs {
     /// Members to ask, as HOST:PORT or https://HOST:PORT, separated by commas [env: RAFT_KV_ENDPOINTS]
     #[arg(long, global = true, value_name = "LIST")]
     pub endpoints: Option<String>,
+    /// The folder of the client's cacert.pem, cert.pem and key.pem [env: RAFT_KV_CERT_DIR]
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "data_dir")]
+    pub cert_dir: Option<PathBuf>,
     /// The cluster's root certificates (PEM) [env: RAFT_KV_CACERT]
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "data_dir")]
     pub cacert: Option<PathBuf>,
+    /// Instead of all these: the data directory of a member on this machine
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// A client's certificate and key, where they are not in a folder under their usual names.
+#[derive(Args, Debug, Default, Clone)]
+#[command(next_help_heading = "Connection")]
+pub struct PairArgs {
     /// The client's certificate (PEM) [env: RAFT_KV_CERT]
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "data_dir")]
     pub cert: Option<PathBuf>,
     /// The private key of the certificate (PEM) [env: RAFT_KV_KEY]
     #[arg(long = "key", global = true, value_name = "FILE", conflicts_with = "data_dir")]
     pub client_key: Option<PathBuf>,
-    /// Instead of all these: the data directory of a member on this machine
-    #[arg(long, global = true, value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
 }
 
 /// Where a member listens and how others reach it.
@@ -396,9 +417,6 @@ pub enum CertCommand {
     },
     /// Replace a client's certificate by a new one, its three files all at once
     Renew {
-        /// Where cacert.pem, cert.pem and key.pem are [default: the folder of --cert]
-        #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
-        cert_dir: Option<PathBuf>,
         /// Keep it current until stopped: in time, and at once when the cluster's root is replaced
         #[arg(long)]
         watch: bool,

@@ -45,15 +45,9 @@ pub async fn connect_for_long(args: &ConnectArgs) -> Result<Handle, Failure> {
     }
 }
 
-/// The endpoints, and the folder in which a client's certificate is to be kept current: `cert_dir` if it is
-/// given.
-pub fn renewable(args: &ConnectArgs, cert_dir: Option<&Path>) -> Result<(Vec<String>, PathBuf), Failure> {
-    let mut args = args.clone();
-    if let Some(dir) = cert_dir {
-        let [cacert, cert, key] = CERT_FILES.map(|name| Some(dir.join(name)));
-        (args.cacert, args.cert, args.client_key) = (cacert, cert, key);
-    }
-    let plan = plan(&args, |name| std::env::var_os(name))?;
+/// The endpoints, and the folder in which a client's certificate is to be kept current.
+pub fn renewable(args: &ConnectArgs) -> Result<(Vec<String>, PathBuf), Failure> {
+    let plan = plan(args, |name| std::env::var_os(name))?;
     match plan.identity.folder() {
         Some(folder) => Ok((plan.endpoints, folder)),
         None => Err(Failure::usage(
@@ -110,16 +104,22 @@ async fn reach(plan: Plan) -> Result<Handle, Failure> {
     Ok(Handle::connect(&endpoints, credentials).await?)
 }
 
-/// What `args` and the environment ask for. Options come before the environment; `--data-dir`
-/// before all of the environment.
+/// What `args` and the environment ask for. Options come before the environment, a file by its own name before
+/// the folder of all three, `--data-dir` before all of the environment.
 fn plan(args: &ConnectArgs, environment: impl Fn(&str) -> Option<OsString>) -> Result<Plan, Failure> {
-    if let Some(data_dir) = &args.data_dir {
-        let endpoints = args.endpoints.as_deref().map(parse_endpoints).transpose()?.unwrap_or_default();
+    let ConnectArgs { reach, pair } = args;
+    if let Some(data_dir) = &reach.data_dir {
+        let endpoints = reach.endpoints.as_deref().map(parse_endpoints).transpose()?.unwrap_or_default();
         return Ok(Plan { endpoints, identity: Identity::Member(data_dir.clone()) });
     }
     let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-    let file = |given: &Option<PathBuf>, name: &str| given.clone().or_else(|| set(name).map(PathBuf::from));
-    let endpoints = match &args.endpoints {
+    let folder = set("RAFT_KV_CERT_DIR").map(PathBuf::from);
+    let within = |dir: &Option<PathBuf>, at: usize| dir.as_ref().map(|dir| dir.join(CERT_FILES[at]));
+    let file = |given: &Option<PathBuf>, at: usize, name: &str| {
+        let given = given.clone().or_else(|| within(&reach.cert_dir, at));
+        given.or_else(|| set(name).map(PathBuf::from)).or_else(|| within(&folder, at))
+    };
+    let endpoints = match &reach.endpoints {
         Some(list) => Some(list.clone()),
         None => set("RAFT_KV_ENDPOINTS")
             .map(|list| {
@@ -128,14 +128,16 @@ fn plan(args: &ConnectArgs, environment: impl Fn(&str) -> Option<OsString>) -> R
             })
             .transpose()?,
     };
-    let cacert = file(&args.cacert, "RAFT_KV_CACERT");
-    let cert = file(&args.cert, "RAFT_KV_CERT");
-    let key = file(&args.client_key, "RAFT_KV_KEY");
+    let cacert = file(&reach.cacert, 0, "RAFT_KV_CACERT");
+    let cert = file(&pair.cert, 1, "RAFT_KV_CERT");
+    let key = file(&pair.client_key, 2, "RAFT_KV_KEY");
+    let none = cacert.is_none() && cert.is_none() && key.is_none();
     let missing: Vec<&str> = [
         (endpoints.is_none(), "--endpoints (or RAFT_KV_ENDPOINTS)"),
-        (cacert.is_none(), "--cacert (or RAFT_KV_CACERT)"),
-        (cert.is_none(), "--cert (or RAFT_KV_CERT)"),
-        (key.is_none(), "--key (or RAFT_KV_KEY)"),
+        (none, "--cert-dir (or RAFT_KV_CERT_DIR; or a file each, with --cacert, --cert and --key)"),
+        (!none && cacert.is_none(), "--cacert (or RAFT_KV_CACERT)"),
+        (!none && cert.is_none(), "--cert (or RAFT_KV_CERT)"),
+        (!none && key.is_none(), "--key (or RAFT_KV_KEY)"),
     ]
     .into_iter()
     .filter_map(|(is_missing, name)| is_missing.then_some(name))
@@ -199,6 +201,7 @@ pub fn parse_endpoint(given: &str) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{PairArgs, ReachArgs};
 
     fn check_endpoint(given: &str, expect: Result<&str, &str>) {
         match (parse_endpoint(given), expect) {
@@ -230,13 +233,14 @@ mod tests {
         let find = |list: &[(&str, &str)], name: &str| {
             list.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
-        let args = ConnectArgs {
+        let path = |name: &str| find(args, name).map(PathBuf::from);
+        let reach = ReachArgs {
             endpoints: find(args, "endpoints"),
-            cacert: find(args, "cacert").map(PathBuf::from),
-            cert: find(args, "cert").map(PathBuf::from),
-            client_key: find(args, "key").map(PathBuf::from),
-            data_dir: find(args, "data_dir").map(PathBuf::from),
+            cert_dir: path("cert_dir"),
+            cacert: path("cacert"),
+            data_dir: path("data_dir"),
         };
+        let args = ConnectArgs { reach, pair: PairArgs { cert: path("cert"), client_key: path("key") } };
         match (plan(&args, |name| find(environment, name).map(OsString::from)), expect) {
             (Ok(got), Ok(expected)) => assert_eq!(got, expected),
             (Err(failure), Err(part)) => assert!(failure.message.contains(part), "{failure} lacks {part:?}"),
@@ -264,7 +268,24 @@ mod tests {
             files(&["a:1", "b:2"], "ea", "b", "ec"),
         );
         check_plan(&[("endpoints", " , ")], &environment, Err("is empty"));
-        check_plan(&[], &[], Err("--endpoints (or RAFT_KV_ENDPOINTS), --cacert (or RAFT_KV_CACERT), --cert"));
+        let folder = ("RAFT_KV_CERT_DIR", "f");
+        check_plan(
+            &[],
+            &[environment[0], folder],
+            files(&["e:1"], "f/cacert.pem", "f/cert.pem", "f/key.pem"),
+        );
+        check_plan(
+            &[("cert_dir", "g")],
+            &environment,
+            files(&["e:1"], "g/cacert.pem", "g/cert.pem", "g/key.pem"),
+        );
+        check_plan(
+            &[("cert_dir", "g"), ("key", "k")],
+            &[environment[0], folder],
+            files(&["e:1"], "g/cacert.pem", "g/cert.pem", "k"),
+        );
+        check_plan(&[], &[&environment[..], &[folder]].concat(), files(&["e:1"], "ea", "eb", "ec"));
+        check_plan(&[], &[], Err("--endpoints (or RAFT_KV_ENDPOINTS), --cert-dir (or RAFT_KV_CERT_DIR;"));
         check_plan(&[], &environment[..3], Err(": --key (or RAFT_KV_KEY) not given"));
         check_plan(&[], &[("RAFT_KV_ENDPOINTS", "")], Err("--endpoints"));
         let member = |endpoints: &[&str]| {

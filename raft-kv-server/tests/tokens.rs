@@ -3,16 +3,10 @@
 
 mod process;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use process::{Ended, Member, free_address, raft_kv, until};
 use raft_kv::client::credentials_of;
-use raft_kv::pki::TLS_NAME;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::Value;
 
 fn text(value: &Value, name: &str) -> String {
@@ -55,35 +49,9 @@ fn listed(member: &Member, id: &str) -> Option<Value> {
     tokens["tokens"].as_array().unwrap().iter().find(|token| token["id"] == id).cloned()
 }
 
-/// The page of metrics at a member's door.
-fn metrics(member: &Member) -> String {
-    let (own, _) = credentials_of(&member.data_dir).unwrap();
-    let der = |all: &[Vec<u8>]| all.iter().cloned().map(CertificateDer::from).collect::<Vec<_>>();
-    let mut roots = rustls::RootCertStore::empty();
-    der(&own.roots).into_iter().for_each(|root| roots.add(root).unwrap());
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(der(&own.chain), key)
-        .unwrap();
-    let name = ServerName::try_from(TLS_NAME).unwrap();
-    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-    let socket = TcpStream::connect(member.etcd_url.strip_prefix("https://").unwrap()).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let mut stream = rustls::StreamOwned::new(connection, socket);
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: raft-kv\r\nConnection: close\r\n\r\n").unwrap();
-    let mut page = Vec::new();
-    // How the other side closes is its own affair.
-    let _ = stream.read_to_end(&mut page);
-    String::from_utf8_lossy(&page).into_owned()
-}
-
 /// Ends a member and looks for tokens in all that it printed.
 fn ended_without(member: Member, tokens: &[String]) {
-    let page = metrics(&member);
+    let page = member.metrics();
     let listed = member.ask(&["token", "ls"]).stdout;
     let nodes = member.ask(&["node", "ls"]).stdout;
     member.running.terminate();
@@ -216,7 +184,7 @@ fn whoever_guesses_waits_and_is_counted() {
     assert!(tries > 5, "{tries}: {waiting:?}");
     waiting.refused(3, &["too many wrong tokens", "try again in"]);
     assert!(!out.join("key.pem").exists());
-    let page = metrics(&one);
+    let page = one.metrics();
     let count = |reason: &str| {
         let line = format!("raft_kv_join_failures_total{{reason=\"{reason}\"}} ");
         let found = page.lines().find_map(|found| found.strip_prefix(&line)).map(str::to_owned);

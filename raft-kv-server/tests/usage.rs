@@ -87,7 +87,7 @@ fn a_mistake_is_named_in_the_form_that_was_asked_for() {
     for (words, part) in [
         (&["get"][..], "<KEY>"),
         (&["frobnicate"], "frobnicate"),
-        (&["get", "k"], "--endpoints (or RAFT_KV_ENDPOINTS), --cacert"),
+        (&["get", "k"], "--endpoints (or RAFT_KV_ENDPOINTS), --cert-dir"),
         (&["get", "k", "--data-dir", "d", "--key", "k"], "cannot be used with"),
         (&["put", "k"], "<VALUE"),
         (&["put", "--hex", "6", "00"], "KEY: not hexadecimal"),
@@ -98,7 +98,8 @@ fn a_mistake_is_named_in_the_form_that_was_asked_for() {
         ),
         (&["watch", "k", "--events", "0"], "--events"),
         (&["lease", "revoke", "xyz"], "hexadecimal digits"),
-        (&["ca", "rotate", "--root-cert", "f"], "--root-key"),
+        (&["ca", "rotate", "--cert", "f"], "--key"),
+        (&["ca", "rotate", "--cert", "f", "--key", "k", "--cacert", "c"], "are the new root's"),
         (&["ca", "rotate", "--deadline", "soon"], "90s"),
         (&["cert", "renew", "--data-dir", "d"], "--cert-dir"),
         (&["cert", "issue", "n", "--out", "d", "--role", "manager"], "manager"),

@@ -174,6 +174,10 @@ pub enum Bug {
     DropSegment,
     /// A watcher that was handed a part of a revision is not handed the rest.
     DropParts,
+    /// What gives trust away is given to any certificate of a node.
+    GiveToAnyKey,
+    /// Other members' word for one that this member has not heard of counts for nothing.
+    IgnoreWord,
 }
 
 #[cfg(feature = "sim")]

@@ -4,17 +4,30 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::ConnectArgs;
+use super::{ConnectArgs, PairArgs, ReachArgs};
 
 /// `ca`.
 #[derive(Args, Debug)]
 pub struct CaArgs {
-    /// The connection.
+    /// The connection, but for `--cert` and `--key`: those of `ca rotate` are the new root's.
     #[command(flatten)]
-    pub connect: ConnectArgs,
+    pub reach: ReachArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: CaCommand,
+}
+
+impl CaArgs {
+    /// The connection.
+    pub fn connect(&self) -> ConnectArgs {
+        let pair = match &self.command {
+            CaCommand::Rotate(_) => PairArgs::default(),
+            CaCommand::Status { pair, .. } | CaCommand::Abort { pair, .. } | CaCommand::Show { pair } => {
+                pair.clone()
+            }
+        };
+        ConnectArgs { reach: self.reach.clone(), pair }
+    }
 }
 
 /// The commands of `ca`.
@@ -27,25 +40,36 @@ pub enum CaCommand {
         /// One line for each change, until no replacement is under way
         #[arg(long)]
         watch: bool,
+        /// The client's files.
+        #[command(flatten)]
+        pair: PairArgs,
     },
     /// Lead a replacement back to the root in force
     Abort {
         /// Return at once
         #[arg(long)]
         detach: bool,
+        /// The client's files.
+        #[command(flatten)]
+        pair: PairArgs,
     },
     /// Print the believed roots (PEM), the one in force first
-    Show,
+    Show {
+        /// The client's files.
+        #[command(flatten)]
+        pair: PairArgs,
+    },
 }
 
 /// `ca rotate`.
 #[derive(Args, Debug)]
 pub struct RotateArgs {
-    /// The new root's certificate, its intermediates before it (PEM) [default: the cluster makes a root]
-    #[arg(long, value_name = "FILE", requires = "root_key")]
+    /// The new root's certificate, its intermediates before it (PEM) [default: the cluster makes a root]; a
+    /// client's own files are given by --cert-dir or the environment here
+    #[arg(long = "cert", value_name = "FILE", requires = "root_key")]
     pub root_cert: Option<PathBuf>,
     /// The private key of the first certificate in that file (PEM, PKCS #8)
-    #[arg(long, value_name = "FILE", requires = "root_cert")]
+    #[arg(long = "key", value_name = "FILE", requires = "root_cert")]
     pub root_key: Option<PathBuf>,
     /// When it ends without who is late then: seconds, or a number with s, m, h or d
     #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10m")]

@@ -28,7 +28,8 @@ const GRACE: i64 = 5;
 
 /// `raft-kv ca`.
 pub async fn run(args: &CaArgs, output: &mut Output) -> Result<(), Failure> {
-    let handle = connect_for_long(&args.connect).await?;
+    let connect = &args.connect();
+    let handle = connect_for_long(connect).await.map_err(|failure| named_apart(&args.command, failure))?;
     match &args.command {
         CaCommand::Rotate(rotate) => {
             let RotateArgs { deadline, stolen, detach, .. } = *rotate;
@@ -37,22 +38,34 @@ pub async fn run(args: &CaArgs, output: &mut Output) -> Result<(), Failure> {
                 _ => None,
             };
             handle.trust(TrustCall::Rotate { new, deadline, stolen }).await?;
-            Follower::new(&args.connect, handle).run(!detach, output).await
+            Follower::new(connect, handle).run(!detach, output).await
         }
-        CaCommand::Abort { detach } => {
+        CaCommand::Abort { detach, .. } => {
             handle.trust(TrustCall::Abort).await?;
-            Follower::new(&args.connect, handle).run(!detach, output).await
+            Follower::new(connect, handle).run(!detach, output).await
         }
-        CaCommand::Status { watch: true } => Follower::new(&args.connect, handle).run(true, output).await,
-        CaCommand::Status { watch: false } => {
+        CaCommand::Status { watch: true, .. } => Follower::new(connect, handle).run(true, output).await,
+        CaCommand::Status { watch: false, .. } => {
             let status = handle.ca_status().await?;
             output.answer(|| status_json(&status), || status_text(&status))
         }
-        CaCommand::Show => {
+        CaCommand::Show { .. } => {
             let status = handle.ca_status().await?;
             output.answer(|| roots_json(&status), || pem(&status.roots))
         }
     }
+}
+
+/// Says to who gave a client's files to `ca rotate` by the options that are the new root's there.
+fn named_apart(command: &CaCommand, mut failure: Failure) -> Failure {
+    if failure.kind == Kind::Usage
+        && matches!(command, CaCommand::Rotate(RotateArgs { root_cert: Some(_), .. }))
+    {
+        failure.message.push_str(
+            "; --cert and --key of `ca rotate` are the new root's, a client's own files go by --cert-dir",
+        );
+    }
+    failure
 }
 
 /// A root from its owner's files.
@@ -89,6 +102,8 @@ struct Progress {
     phase: &'static str,
     target: RootDigest,
     late: Vec<String>,
+    /// Who was left behind, by this replacement or an earlier one.
+    shut_out: Vec<String>,
     nodes: usize,
     stuck: bool,
 }
@@ -97,6 +112,7 @@ impl Progress {
     fn of(status: &CaStatus, target: Option<RootDigest>) -> Self {
         let in_force = status.digests.first().copied().unwrap_or_default();
         let late = late_names(status);
+        let shut_out = status.nodes.iter().filter(|node| status.shut_out(node)).map(named).collect();
         let nodes = status.nodes.len();
         match &status.rotation {
             None => {
@@ -105,26 +121,32 @@ impl Progress {
                     Some(_) => "settled",
                     None => "stable",
                 };
-                Self { phase, target: in_force, late, nodes, stuck: false }
+                Self { phase, target: in_force, late, shut_out, nodes, stuck: false }
             }
             Some(rotation) => {
                 let phase = if rotation.aborting { "aborting" } else { rotation.phase.as_str() };
                 let stuck = status.now >= rotation.deadline + GRACE && !late.is_empty();
-                Self { phase, target: rotation.target, late, nodes, stuck }
+                Self { phase, target: rotation.target, late, shut_out, nodes, stuck }
             }
         }
     }
 
     fn json(&self) -> Value {
         json!({ "phase": self.phase, "target": self.target.to_string(), "nodes": self.nodes, "late": self.late,
-                "stuck": self.stuck })
+                "shut_out": self.shut_out, "stuck": self.stuck })
     }
 
     fn text(&self) -> String {
         let root = short(&self.target);
         match self.phase {
             "stable" => format!("stable     root {root}\n"),
-            phase @ ("settled" | "aborted") => format!("{phase}    root {root} alone is believed\n"),
+            phase @ ("settled" | "aborted") => {
+                let out = match &self.shut_out[..] {
+                    [] => String::new(),
+                    names => format!("; shut out: {}", names.join(", ")),
+                };
+                format!("{phase}    root {root} alone is believed{out}\n")
+            }
             phase => {
                 let moved = self.nodes.saturating_sub(self.late.len());
                 let late = if self.late.is_empty() {
@@ -243,7 +265,7 @@ fn status_json(status: &CaStatus) -> Value {
             "id": node.id.to_string(), "name": node.name, "role": node.role.to_string(),
             "issuer": node.issuer.to_string(), "verified": node.verified.map(|root| root.to_string()),
             "issued": node.issued, "ends": ends(node), "error": node.error,
-            "late": status.late.contains(&node.id),
+            "late": status.late.contains(&node.id), "shut_out": status.shut_out(node),
         })
     };
     json!({
@@ -271,7 +293,13 @@ fn status_text(status: &CaStatus) -> String {
             _ => "not seen yet",
         };
         let ends = ends(node).map_or("unknown".into(), crate::cli::cluster::date);
-        let late = if status.late.contains(&node.id) { "  LATE" } else { "" };
+        let late = match status.late.contains(&node.id) {
+            true => "  LATE".to_owned(),
+            false if status.shut_out(node) => {
+                format!("  SHUT OUT: `raft-kv node readmit {}`, then a token", node.id)
+            }
+            false => String::new(),
+        };
         let error = if node.error.is_empty() { String::new() } else { format!("  {}", node.error) };
         format!(
             "node       {}  issuer {}, {verified}, until {ends}{late}{error}\n",

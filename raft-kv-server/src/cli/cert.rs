@@ -26,9 +26,7 @@ const REFUSALS: u32 = 6;
 pub async fn run(args: &CertArgs, output: &mut Output) -> Result<(), Failure> {
     match &args.command {
         CertCommand::Issue { name, role, out } => issue(&args.connect, name, *role, out, output).await,
-        CertCommand::Renew { cert_dir, watch, token } => {
-            renew(&args.connect, cert_dir.as_deref(), *watch, token.as_deref(), output).await
-        }
+        CertCommand::Renew { watch, token } => renew(&args.connect, *watch, token.as_deref(), output).await,
     }
 }
 
@@ -59,12 +57,11 @@ async fn issue(
 
 async fn renew(
     connection: &ConnectArgs,
-    cert_dir: Option<&Path>,
     watch: bool,
     token: Option<&str>,
     output: &mut Output,
 ) -> Result<(), Failure> {
-    let (endpoints, dir) = renewable(connection, cert_dir)?;
+    let (endpoints, dir) = renewable(connection)?;
     if let Some(token) = token {
         let back = readmit_in(&dir, token.trim(), &endpoints).await?;
         if !watch {

@@ -164,6 +164,9 @@ impl Nodes {
         if self.status.late.contains(&node.id()) {
             words.push("late");
         }
+        if self.status.shut_out(&node.record) {
+            words.push("shut out");
+        }
         if node.record.ends <= self.status.now {
             words.push("ended");
         }
@@ -188,6 +191,7 @@ impl Nodes {
             "issued": record.issued,
             "ends": record.ends,
             "late": self.status.late.contains(&node.id()),
+            "shut_out": self.status.shut_out(record),
             "token": record.token,
             "error": record.error,
             "readmit": record.readmit,
@@ -296,6 +300,7 @@ mod tests {
                 late,
             ],
             late: vec![NodeId(0xb200)],
+            digests: vec![RootDigest([0xab; 32])],
             now: 1000,
             ..CaStatus::default()
         };

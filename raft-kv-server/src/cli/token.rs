@@ -95,7 +95,15 @@ async fn find(handle: &Handle, given: &str) -> Result<(String, Role), Failure> {
 
 /// The command that uses a token, to be pasted where the new node is.
 async fn command(handle: &Handle, role: Role, text: &str) -> Result<String, Failure> {
-    let endpoints = join_endpoints(&handle.members().await?.1);
+    let members = handle.members().await?.1;
+    let mut endpoints = join_endpoints(&members);
+    if role == Role::Worker {
+        // A worker knows of no other manager than the one it is sent to.
+        let asked = handle.info().await?.0.member;
+        let addr =
+            members.iter().find(|member| member.record.id == asked).map(|member| member.record.addr.clone());
+        endpoints = addr.into_iter().chain(endpoints).take(1).collect();
+    }
     Ok(match role {
         Role::Manager => join_command(text, None, &endpoints),
         Role::Client | Role::Worker => enrol_command(role, text, &endpoints),

@@ -5,13 +5,17 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use raft_kv::client::credentials_of;
+use raft_kv::pki::TLS_NAME;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use serde_json::Value;
 
 /// How long any one thing may take before the test fails: a loaded machine is slow.
@@ -57,6 +61,7 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
         "RAFT_KV_ENDPOINTS",
         "RAFT_KV_CACERT",
         "RAFT_KV_CERT",
+        "RAFT_KV_CERT_DIR",
         "RAFT_KV_KEY",
         "RAFT_KV_UNLOCK_KEY",
         "RUST_LOG",
@@ -154,6 +159,11 @@ impl Running {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         let pid = self.child.0.id().to_string();
@@ -194,7 +204,11 @@ pub struct Member {
 impl Member {
     /// Starts a member and waits until it serves, or says how it ended.
     pub fn start(words: &[&str], data_dir: &Path) -> Result<Self, Ended> {
-        let mut command = command(words);
+        Self::started(command(words), data_dir)
+    }
+
+    /// The same with a command that is prepared.
+    pub fn started(mut command: Command, data_dir: &Path) -> Result<Self, Ended> {
         command.arg("--data-dir").arg(data_dir).arg("--json");
         let mut running = Running::start(command);
         let Some(line) = running.next_json() else { return Err(running.ended()) };
@@ -245,6 +259,32 @@ impl Member {
         let mut command = command(words);
         command.arg("--json").arg("--data-dir").arg(&self.data_dir);
         run(command, input)
+    }
+
+    /// The page of metrics at a member's door.
+    pub fn metrics(&self) -> String {
+        let (own, _) = credentials_of(&self.data_dir).unwrap();
+        let der = |all: &[Vec<u8>]| all.iter().cloned().map(CertificateDer::from).collect::<Vec<_>>();
+        let mut roots = rustls::RootCertStore::empty();
+        der(&own.roots).into_iter().for_each(|root| roots.add(root).unwrap());
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(der(&own.chain), key)
+            .unwrap();
+        let name = ServerName::try_from(TLS_NAME).unwrap();
+        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        let socket = TcpStream::connect(self.etcd_url.strip_prefix("https://").unwrap()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, socket);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: raft-kv\r\nConnection: close\r\n\r\n").unwrap();
+        let mut page = Vec::new();
+        // How the other side closes is its own affair.
+        let _ = stream.read_to_end(&mut page);
+        String::from_utf8_lossy(&page).into_owned()
     }
 
     /// The store's revision.

@@ -184,9 +184,11 @@ impl Local {
             Call::MemberUpdate(record) => self.member_update(asker, record, patience).await,
             Call::RaiseRevision(to) => self.raise_revision(asker, to, patience).await,
             // Nobody else may have them, whatever it may do otherwise.
-            Call::Trust(TrustCall::Keys) if asker.caller != Caller::Full => {
+            Call::Trust(TrustCall::Keys | TrustCall::Vouch(_)) if asker.caller != Caller::Full => {
                 Err(Refusal::NotAllowed { role: "client".into() }.into())
             }
+            // Who asks may be cut off from a quorum for want of it.
+            Call::Trust(TrustCall::Vouch(id)) => Ok((self.now()?, Reply::Trust(self.vouched(id)?))),
             Call::Trust(call) => self.trust_call(call, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())

@@ -183,7 +183,8 @@ impl Node {
         }
         let (parts, node, vault) = open_parts(&dir, node, &tuning, credentials, vault).await?;
         // Rejoining under a new id brings new ones.
-        let credentials = trust::renew_expired(vault.load()?, &vault, &parts.state, &node, &tuning)?;
+        let hands = (&vault, external_signer.as_ref());
+        let credentials = trust::renew_expired(vault.load()?, hands, &parts.state, &node, &tuning).await?;
         let trust = LiveTrust::new(credentials)?;
         let state = parts.state.clone();
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
@@ -229,6 +230,7 @@ impl Node {
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
+            tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }

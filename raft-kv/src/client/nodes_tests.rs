@@ -103,6 +103,29 @@ async fn minted(by: &Node, role: Role, node: NodeId) -> Credentials {
     Credentials { chain: der(&chain), key: key.der().to_vec(), roots, ..Credentials::default() }
 }
 
+/// That the cluster would give its tokens away to a minted certificate is noticed by `tests/stolen.rs` of the
+/// server; this shows that the bug is what it looks for.
+#[cfg(feature = "sim")]
+#[test]
+fn trust_given_to_any_certificate_is_noticed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let given = || {
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let node = Node::init(config(dir.path(), "manager-alpha")).await.unwrap();
+            let forged = minted(&node, Role::Manager, node.id()).await;
+            let handle = Handle::connect(&[node.addr().to_owned()], forged).await.unwrap();
+            let handle = handle.with_patience(Duration::from_millis(300));
+            let given = handle.join_token(Role::Manager).await.map(drop);
+            end(vec![node]).await;
+            given
+        })
+    };
+    // The member's own certificate is new: who asks with another one is told to come again.
+    assert!(matches!(given(), Err(Error::NotDone(_))));
+    crate::planted::with(Some(crate::planted::Bug::GiveToAnyKey), given).unwrap();
+}
+
 fn id_of(credentials: &Credentials) -> NodeId {
     Identity::from_cert(&credentials.chain[0]).unwrap().node
 }
@@ -276,6 +299,7 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         TrustCall::UnlockKey,
         TrustCall::UnlockKeyRotate,
         TrustCall::Keys,
+        TrustCall::Vouch(manager),
     ];
     let calls = vec![
         Call::Range(range),

@@ -139,16 +139,21 @@ async fn serve_request(
             let place = Place { name, addr, client_url };
             rejoin(&local, &stream, request, place).await
         }
-        Ok(call) => match asker(&local, &stream) {
-            Ok(asker) => local.call_as(&asker, call, OWN_PATIENCE).await,
-            Err(error) => Err(error),
-        },
+        Ok(call) => carry_out(&local, &stream, call).await,
         Err(error) => Err(error),
     };
     answer(&mut stream, &answered).await;
     if let Some(identity) = stream.identity {
         local.spared.lock().remove(&identity.node);
     }
+}
+
+async fn carry_out(local: &Local, stream: &RequestStream, call: Call) -> Answered {
+    let asker = asker(local, stream)?;
+    if super::trust::gives_trust(&call) {
+        local.asks_with_newest(stream).await?;
+    }
+    local.call_as(&asker, call, OWN_PATIENCE).await
 }
 
 /// For whom a request is served, and whose certificate it came with.
@@ -259,7 +264,7 @@ async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, plac
     let Some(identity) = identity else {
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
     };
-    local.shell.ask(What::Barrier, OWN_PATIENCE).await?;
+    local.asks_with_newest(stream).await?;
     // Its old id is removed on the way; the connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
     admit_member(local, &request, place, None, Some(identity.node)).await

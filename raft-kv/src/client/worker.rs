@@ -42,6 +42,7 @@ fn may(call: &Call) -> bool {
             | TrustCall::NodePromote(_)
             | TrustCall::NodeDemote(_)
             | TrustCall::NodeReadmit(_)
+            | TrustCall::Vouch(_)
             | TrustCall::LockStatus
             | TrustCall::Autolock(_)
             | TrustCall::UnlockKey
@@ -97,9 +98,11 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
                 status.nodes.iter().all(|node| node.id == worker)
                     && status.late.iter().all(|node| *node == worker)
             }
-            TrustReply::Tokens(_) | TrustReply::Token { .. } | TrustReply::Lock(_) | TrustReply::Keys(_) => {
-                false
-            }
+            TrustReply::Tokens(_)
+            | TrustReply::Token { .. }
+            | TrustReply::Vouched(_)
+            | TrustReply::Lock(_)
+            | TrustReply::Keys(_) => false,
         },
         Reply::Range(_)
         | Reply::Command(_)

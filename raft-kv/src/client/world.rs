@@ -16,7 +16,7 @@ use crate::net::{Endpoint, PeerNet, Priority};
 use crate::node::shell::World;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
-use crate::types::{Member, NodeId};
+use crate::types::{Member, MemberRecord, NodeId};
 
 /// The world of one node.
 pub(super) struct Outside {
@@ -25,13 +25,16 @@ pub(super) struct Outside {
     me: NodeId,
     runtime: tokio::runtime::Handle,
     addresses: Mutex<BTreeMap<NodeId, String>>,
+    /// Members that the state does not know yet and others vouch for.
+    acquaintances: Mutex<BTreeMap<NodeId, String>>,
     local: OnceLock<Weak<Local>>,
 }
 
 impl Outside {
     pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId) -> Self {
         let runtime = tokio::runtime::Handle::current();
-        Self { endpoint, peers, me, runtime, addresses: Mutex::default(), local: OnceLock::new() }
+        let (addresses, acquaintances) = Default::default();
+        Self { endpoint, peers, me, runtime, addresses, acquaintances, local: OnceLock::new() }
     }
 
     /// Tells it whose world it is, once.
@@ -46,6 +49,23 @@ impl Outside {
         if let Some(local) = self.local() {
             local.recheck(&self.endpoint);
         }
+    }
+
+    /// Answers to a member that the state does not know yet go to this address.
+    pub(super) fn acquaint(&self, member: MemberRecord) {
+        self.acquaintances.lock().insert(member.id, member.addr);
+        self.reach();
+    }
+
+    /// Connects to whoever is known, by the state or by word.
+    fn reach(&self) {
+        let mut addresses = self.addresses.lock().clone();
+        let mut acquaintances = self.acquaintances.lock();
+        let live = self.endpoint.live();
+        acquaintances.retain(|id, _| !addresses.contains_key(id) && live.is_vouched(*id));
+        addresses.extend(acquaintances.clone());
+        let _runtime = self.runtime.enter();
+        self.peers.set_peers(addresses.into_iter().collect());
     }
 
     fn local(&self) -> Option<Arc<Local>> {
@@ -87,9 +107,8 @@ impl World for Outside {
         let addresses: BTreeMap<_, _> =
             members.iter().map(|member| (member.record.id, member.record.addr.clone())).collect();
         let known = addresses.contains_key(&self.me);
-        *self.addresses.lock() = addresses.clone();
-        let _runtime = self.runtime.enter();
-        self.peers.set_peers(addresses.into_iter().collect());
+        *self.addresses.lock() = addresses;
+        self.reach();
         self.close_refused();
         if !known && let Some(local) = self.local() {
             local.shell.fail(Error::Stopped(removed_text()));

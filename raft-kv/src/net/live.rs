@@ -3,14 +3,15 @@
 //! Every handshake reads the newest; nothing keeps an older one. Open connections are not touched
 //! by a change: [`Endpoint::close_where`](super::Endpoint::close_where) ends those it concerns.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::tls::Trust;
 use crate::error::Refusal;
@@ -25,6 +26,10 @@ pub(super) const NEWS_PATIENCE: Duration = Duration::from_secs(2);
 const NEWS_PAUSE: Duration = Duration::from_millis(20);
 /// Nodes whose verified root is remembered until somebody asks for it.
 const MAX_SEEN: usize = 4096;
+/// For how long another member's word for a manager holds: it will have been heard of by then.
+const WORD_HOLDS: Duration = Duration::from_secs(600);
+/// Managers at a time that nobody here knows and that are asked about.
+const MAX_STRANGERS: usize = 16;
 
 /// A node's credentials, the roots it believes, and whom it refuses. Clones share one content.
 #[derive(Clone)]
@@ -34,7 +39,18 @@ pub struct LiveTrust {
     /// The root that each node's certificate rested on when it was verified last, while there is more
     /// than one.
     seen: Arc<Mutex<BTreeMap<NodeId, RootDigest>>>,
+    strangers: Arc<Strangers>,
     changes: watch::Sender<u64>,
+}
+
+/// Managers with a good chain that the state of this node does not know: it may be behind.
+#[derive(Default)]
+struct Strangers {
+    /// Those that are to be asked about.
+    waiting: Mutex<BTreeSet<NodeId>>,
+    came: Notify,
+    /// Those that another member has vouched for, and until when that holds.
+    vouched: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 impl LiveTrust {
@@ -48,6 +64,7 @@ impl LiveTrust {
             trust: Arc::new(ArcSwap::from_pointee(Trust::new(credentials)?)),
             standing: Arc::new(ArcSwap::from_pointee(standing)),
             seen: Arc::default(),
+            strangers: Arc::default(),
             changes: watch::Sender::new(0),
         })
     }
@@ -85,9 +102,48 @@ impl LiveTrust {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// What is known of a node whose chain is good.
+    /// What is known of a node whose chain is good: by the state, else by another member's word.
     pub fn standing(&self, identity: &Identity) -> Standing {
-        (self.standing.load())(identity)
+        match (self.standing.load())(identity) {
+            Standing::Unknown if identity.role == Role::Manager && self.is_vouched(identity.node) => {
+                if crate::planted!(IgnoreWord) { Standing::Unknown } else { Standing::Known(Role::Manager) }
+            }
+            standing => standing,
+        }
+    }
+
+    /// Managers that wait to be let in and that nothing is known of; waits until there are some. Whoever asks
+    /// another member about one tells by [`vouch`](Self::vouch).
+    pub async fn strangers(&self) -> BTreeSet<NodeId> {
+        loop {
+            let came = self.strangers.came.notified();
+            let waiting = std::mem::take(&mut *self.strangers.waiting.lock());
+            if !waiting.is_empty() {
+                return waiting;
+            }
+            came.await;
+        }
+    }
+
+    /// Lets a manager in for a while that the state does not know, on another member's word. What the state
+    /// says goes before.
+    pub fn vouch(&self, node: NodeId) {
+        let now = Instant::now();
+        let mut vouched = self.strangers.vouched.lock();
+        vouched.retain(|_, until| *until > now);
+        vouched.insert(node, now + WORD_HOLDS);
+    }
+
+    /// Whether another member has vouched for it not long ago.
+    pub fn is_vouched(&self, node: NodeId) -> bool {
+        self.strangers.vouched.lock().get(&node).is_some_and(|until| *until > Instant::now())
+    }
+
+    fn note_stranger(&self, identity: &Identity) {
+        let mut waiting = self.strangers.waiting.lock();
+        if identity.role == Role::Manager && waiting.len() < MAX_STRANGERS && waiting.insert(identity.node) {
+            self.strangers.came.notify_one();
+        }
     }
 
     /// Whether a member with that id was removed.
@@ -112,14 +168,19 @@ impl LiveTrust {
         }
     }
 
-    /// As [`admitted`](Self::admitted), with some patience for what is not known yet.
+    /// As [`admitted`](Self::admitted), with some patience for what is not known yet: it may be on its way,
+    /// and other members are asked about a manager.
     ///
     /// # Errors
     /// [`Refusal::BadCertificate`] with the reason.
     pub async fn wait_admitted(&self, identity: &Identity) -> Result<(), Refusal> {
-        let deadline = tokio::time::Instant::now() + NEWS_PATIENCE;
+        let deadline = Instant::now() + NEWS_PATIENCE;
+        let mut asked = false;
         while self.admitted(identity)?.is_none() {
-            if tokio::time::Instant::now() >= deadline {
+            if !std::mem::replace(&mut asked, true) {
+                self.note_stranger(identity);
+            }
+            if Instant::now() >= deadline {
                 let why = "the cluster does not know this node; let it join".into();
                 return Err(Refusal::BadCertificate { why });
             }

@@ -18,7 +18,7 @@ use super::endpoint::{Endpoint, Held};
 use super::frame::{FrameError, FrameReader, write_frames};
 use super::outbox::Outbox;
 pub use super::outbox::Priority;
-use crate::error::Refusal;
+use crate::error::{Error, Refusal};
 use crate::limits::{MAX_DIAL_PAUSE, MAX_FRAME_BYTES, MIN_DIAL_PAUSE};
 use crate::pki::{Identity, Purpose};
 use crate::types::NodeId;
@@ -29,6 +29,10 @@ const RENEWAL_PATIENCE: Duration = Duration::from_secs(1);
 const READ_OUT: Duration = Duration::from_millis(20);
 /// Members that got new certificates at one moment do not dial in step.
 const MAX_RENEWAL_JITTER: Duration = Duration::from_millis(100);
+/// Members may turn each other away for less than this while one hears of the other's new certificate.
+const TURNED_AWAY: Duration = Duration::from_secs(3);
+/// How often it is said that a peer turns this member away.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
 
 /// What a node learns from its peers' connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -229,14 +233,38 @@ struct Outgoing {
     awake: Arc<Notify>,
 }
 
+/// Says, once in a while, that a peer has turned this member away for longer than a change of
+/// certificates explains: it may have slept while the root was replaced, and then nothing else tells.
+#[derive(Default)]
+struct TurnedAway {
+    since: Option<Instant>,
+    said: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn note(&mut self, peer: NodeId, error: &Error) {
+        if !matches!(error, Error::Refused(Refusal::BadCertificate { .. })) {
+            self.since = None;
+            return;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= TURNED_AWAY && self.said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+            self.said = Some(Instant::now());
+            tracing::warn!(%peer, %error, "this member and another do not accept each other");
+        }
+    }
+}
+
 async fn keep_link(link: Outgoing) {
     let mut pause = MIN_DIAL_PAUSE;
+    let mut turned_away = TurnedAway::default();
     loop {
         let since = Instant::now();
         let mut connected = false;
         loop {
             match link.endpoint.dial(Purpose::Peer, &link.addr, Some(link.node)).await {
                 Ok(held) => {
+                    turned_away = TurnedAway::default();
                     link.outbox.open();
                     if !connected && link.events.send(PeerEvent::Connected(link.node)).await.is_err() {
                         return;
@@ -248,7 +276,10 @@ async fn keep_link(link: Outgoing) {
                     };
                     tracing::debug!(peer = %link.node, %why, "the connection to a peer ended");
                 }
-                Err(error) => tracing::debug!(peer = %link.node, %error, "a peer can't be reached"),
+                Err(error) => {
+                    tracing::debug!(peer = %link.node, %error, "a peer can't be reached");
+                    turned_away.note(link.node, &error);
+                }
             }
             break;
         }

@@ -430,8 +430,8 @@ impl DialVerifier {
                 rustls::Error::InvalidCertificate(
                     CertificateError::UnknownIssuer | CertificateError::BadSignature,
                 ) if cluster.is_some() => {
-                    "; if it was replaced, a token of the new one brings a new certificate: \
-                         `raft-kv cert renew --token TOKEN`"
+                    "; if it was replaced, a token of the new one brings a new certificate under the same id: \
+                         `raft-kv cert renew --token TOKEN`, for a member `raft-kv run --token TOKEN`"
                 }
                 _ => "",
             };
@@ -527,14 +527,16 @@ pub(super) fn certificate_error(error: &rustls::Error) -> String {
 pub(super) fn alert_refusal(alert: u64) -> Option<Refusal> {
     let why = match alert {
         45 => {
-            "this side's certificate has expired, or a clock is wrong; get a new one: `raft-kv cert issue NAME \
-             --out DIR --data-dir D` on a machine that runs a member makes one"
+            "this side's certificate has expired, or a clock is wrong; a token brings a new one under the same id: \
+             `raft-kv cert renew --token TOKEN`, for a member `raft-kv run --token TOKEN`; `raft-kv cert issue NAME \
+             --out DIR --data-dir D` on a machine that runs a member makes one under another"
         }
         48 | 51 => {
             "this side's certificate comes from a root that is not believed there: it belongs to \
-             another cluster, or the cluster's root was replaced; get a new one: `raft-kv cert issue NAME \
-             --out DIR --data-dir D` on a machine that runs a member makes one, and `raft-kv cert renew \
-             --watch` keeps it current from then on"
+             another cluster, or the cluster's root was replaced; a token brings a new one under the same id: \
+             `raft-kv cert renew --token TOKEN`, for a member `raft-kv run --token TOKEN`; `raft-kv cert issue NAME \
+             --out DIR --data-dir D` on a machine that runs a member makes one under another, and `raft-kv cert \
+             renew --watch` keeps it current from then on"
         }
         44 => "this side's certificate was revoked",
         42 | 43 | 46 | 49 => "the other side does not accept this side's certificate",

@@ -188,6 +188,14 @@ impl Cluster {
 
     /// Why a handshake between two members would fail now.
     pub fn refusal(&self, dialler: HostId, answerer: HostId) -> Option<Why> {
+        match self.refusal_alone(dialler, answerer) {
+            Some(Why::Unknown) if self.is_vouched_for(dialler, answerer) => None,
+            refusal => refusal,
+        }
+    }
+
+    /// The same, by what the one that answers knows itself.
+    fn refusal_alone(&self, dialler: HostId, answerer: HostId) -> Option<Why> {
         let (Some(from), Some(to)) = (&self.hosts[dialler].papers, &self.hosts[answerer].papers) else {
             return Some(Why::Unknown);
         };
@@ -203,6 +211,24 @@ impl Cluster {
             Standing::Known(_) | Standing::Unknown => Some(Why::Unknown),
             Standing::Removed => Some(Why::Removed),
         }
+    }
+
+    /// Whether a member that the asking one knows, and reaches, has the stranger for a member.
+    fn is_vouched_for(&self, stranger: HostId, asking: HostId) -> bool {
+        let stranger = self.hosts[stranger].papers.as_ref().map(|papers| papers.leaf.node);
+        let Some(stranger) = stranger.filter(|_| !crate::planted!(IgnoreWord)) else { return false };
+        // A member that has just joined has no state, and knows of nobody.
+        let members = |host: HostId| {
+            let members = self.hosts[host].store.view(machine::read::members);
+            members.unwrap_or_default().into_iter().map(|member| member.record.id)
+        };
+        let own = self.hosts[asking].id;
+        let asked = members(asking).filter(|id| *id != stranger && *id != own);
+        asked.filter_map(|id| self.running(id)).any(|host| {
+            let id = self.hosts[host].id;
+            let reached = !self.network.is_cut(own, id) && !self.network.is_cut(id, own);
+            reached && self.refusal_alone(asking, host).is_none() && members(host).any(|it| it == stranger)
+        })
     }
 
     /// Whether what was sent arrives over a connection, which is made if there is none.

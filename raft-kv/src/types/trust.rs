@@ -8,7 +8,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::{DataKeyId, HandedKeys, LockStatus, NodeId, Resealed, Role};
+use super::{DataKeyId, HandedKeys, LockStatus, MemberRecord, NodeId, Resealed, Role};
 use crate::codec::{Malformed, Reader, Wire, wire_enum, wire_struct};
 
 macro_rules! digest {
@@ -527,6 +527,9 @@ pub enum TrustCall {
     /// Tells when what is believed changes: answered by a stream, each item the same as to `Renew` without
     /// a chain.
     Follow,
+    /// Whether a node that the asker has not heard of is a member: for members alone, answered by what the
+    /// asked member has applied.
+    Vouch(NodeId),
     /// Whether members' disks are locked.
     LockStatus,
     /// Locks members' disks, or unlocks them; data keys are replaced.
@@ -542,7 +545,7 @@ wire_enum!(TrustCall {
     1 => Status, 2 => Rotate { new, deadline, stolen }, 3 => Abort, 4 => Tokens,
     5 => TokenCreate { role, label, ttl, uses }, 6 => TokenRotate(id), 7 => TokenRevoke(id), 8 => Token(id),
     9 => NodeRemove(id), 10 => NodePromote(id), 11 => NodeDemote(id), 12 => NodeReadmit(id),
-    13 => Renew { request }, 14 => Follow,
+    13 => Renew { request }, 14 => Follow, 15 => Vouch(id),
     30 => LockStatus, 31 => Autolock(on), 32 => UnlockKey, 33 => UnlockKeyRotate, 34 => Keys,
 });
 
@@ -571,6 +574,8 @@ pub enum TrustReply {
     },
     /// To anything that has nothing to tell.
     Done,
+    /// To a member that asks about another: its record, if it is one.
+    Vouched(Option<MemberRecord>),
     /// To a question about the lock, and to changes of it.
     Lock(LockStatus),
     /// To a member that asks for keys.
@@ -578,7 +583,8 @@ pub enum TrustReply {
 }
 wire_enum!(TrustReply {
     1 => Status(status), 2 => Tokens(tokens), 3 => Token { id, text },
-    4 => Certificate { chain, roots, issuing }, 5 => Done, 30 => Lock(status), 31 => Keys(keys),
+    4 => Certificate { chain, roots, issuing }, 5 => Done, 6 => Vouched(record),
+    30 => Lock(status), 31 => Keys(keys),
 });
 
 /// The authority as `ca status` shows it.
@@ -602,6 +608,13 @@ pub struct CaStatus {
     pub now: i64,
 }
 wire_struct!(CaStatus { epoch, roots, digests, external, rotation, nodes, late, now });
+
+impl CaStatus {
+    /// Whether no certificate that the node was given is believed any more: a root was replaced without it.
+    pub fn shut_out(&self, node: &NodeRecord) -> bool {
+        !self.digests.contains(&node.issuer)
+    }
+}
 
 /// A client or worker that has no certificate asks for one, by a token.
 #[derive(Clone, PartialEq, Eq, Debug)]

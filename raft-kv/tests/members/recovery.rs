@@ -57,6 +57,31 @@ async fn the_leader_can_be_removed_and_the_last_voter_cannot() {
     assert!(refused.contains("only voter"), "{refused}");
 }
 
+/// It can hear of its leader from nobody but its leader, whom it does not know: the others vouch.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_off_follows_a_leader_that_joined_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(dir.path(), &["a", "b", "c"]).await;
+    nodes.pop().unwrap().shutdown().await.unwrap();
+    let token = nodes[0].handle().join_token(Role::Manager).await.unwrap();
+    let endpoints = [nodes[0].addr().to_owned()];
+    let new = Node::join(config(dir.path(), "d"), &token, &endpoints).await.unwrap();
+    eventually("it leads", || async {
+        let _ = nodes[0].handle().transfer(Some(new.id())).await;
+        (new.leadership().borrow().leader == Some(new.id())).then_some(())
+    })
+    .await;
+    new.handle().put(put("k", "v")).await.unwrap();
+    let back = Node::open(&dir.path().join("c"), Overrides::default(), tuning()).await.unwrap();
+    // Whoever refused it for good would hear of nothing as long as it leads.
+    eventually("it has caught up", || async {
+        let found = back.handle().get("k").await.ok().flatten();
+        found.map(|kv| assert_eq!(kv.value, "v"))
+    })
+    .await;
+    assert_eq!(back.leadership().borrow().leader, Some(new.id()), "the same one leads");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_log_lost_its_end_rejoins_under_a_new_id() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,13 +11,14 @@ use rand::Rng;
 use super::super::config::{Remembered, StartError, Tuning};
 use super::super::local::Local;
 use super::super::node::{OWN_PATIENCE, hosts_of};
-use super::authority::{Wanted, now};
+use super::authority::{Hand, Wanted, now};
+use super::signer::Signer;
 use super::vault::Vault;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::limits::{MAX_NODE_ERROR_BYTES, MAX_VERIFIED_PER_STEP};
 use crate::machine::{self, Store};
 use crate::net::{ConnectionInfo, Endpoint, VerifiedPeer};
-use crate::pki::{self, Credentials, NodeKey, RootKey, Subject};
+use crate::pki::{self, Credentials, NodeKey, Subject};
 use crate::storage::state::State;
 use crate::types::{NodeId, Phase, Role, RootDigest, Standing, TrustChange, Trusted};
 
@@ -53,6 +54,8 @@ struct Keeper {
     not_before: tokio::time::Instant,
     /// When it was last said that the certificate ends soon.
     warned: Option<tokio::time::Instant>,
+    /// Why the last renewal failed; empty once one has gone well.
+    failure: String,
 }
 
 /// Runs until the node ends.
@@ -64,7 +67,7 @@ pub(in crate::client) async fn keep(local: Arc<Local>, endpoint: Endpoint) {
     let mut changes = local.shell.trust_changes();
     let (pause, not_before) = (FIRST_PAUSE, tokio::time::Instant::now());
     let due = (Vec::new(), SystemTime::UNIX_EPOCH);
-    let mut keeper = Keeper { local, endpoint, due, pause, not_before, warned: None };
+    let mut keeper = Keeper { local, endpoint, due, pause, not_before, warned: None, failure: String::new() };
     loop {
         changes.mark_unchanged();
         let rotating = match keeper.look().await {
@@ -148,7 +151,7 @@ impl Keeper {
         let issuer = record.as_ref().map(|record| (record.issuer, record.serial.to_vec()));
         let moved = issuer == Some((wanted, pki::serial_of(&leaf)?));
         let due = SystemTime::now() >= self.due.1;
-        if due {
+        if due && !self.failure.is_empty() {
             self.warn_of_end(&leaf)?;
         }
         if (moved || introducing) && !due || tokio::time::Instant::now() < self.not_before {
@@ -158,6 +161,7 @@ impl Keeper {
         match self.renewed(credentials).await {
             Ok(()) => {
                 self.pause = FIRST_PAUSE;
+                self.failure.clear();
                 tracing::info!(root = %wanted, "this member has a new certificate");
                 Ok(())
             }
@@ -166,6 +170,7 @@ impl Keeper {
                 self.pause = (self.pause * 2).min(MAX_PAUSE);
                 // No character has more than four bytes.
                 let text: String = error.to_string().chars().take(MAX_NODE_ERROR_BYTES / 4).collect();
+                self.failure.clone_from(&text);
                 // Told so that whoever waits for it can see why.
                 let _ =
                     self.local.propose_trust(TrustChange::Failed { id: self.local.me, error: text }).await;
@@ -182,8 +187,9 @@ impl Keeper {
             self.warned = Some(tokio::time::Instant::now());
             let left = until.duration_since(now).unwrap_or_default().as_secs();
             tracing::warn!(
-                hours_left = left / 3600,
-                "this member's certificate ends soon and could not be renewed yet: is there a quorum of members?"
+                minutes_left = left / 60,
+                why = self.failure,
+                "this member's certificate ends soon and could not be renewed yet"
             );
         }
         Ok(())
@@ -273,45 +279,52 @@ impl Local {
     }
 }
 
-/// A member whose certificate ended while it was off makes itself another: it has the authority's key,
-/// and the others know it. The log hears of it as soon as there is a quorum, so that a cluster comes
-/// back that was off as a whole for longer than its certificates last.
+/// A member whose certificate ended while it was off makes itself another: it has the authority's key, or
+/// its external signer, and the others know it. The log hears of it as soon as there is a quorum, so that a
+/// cluster comes back that was off as a whole for longer than its certificates last.
 ///
 /// # Errors
-/// [`Refusal::BadCertificate`] where it can't: its root was replaced, or the key is kept outside.
-pub(in crate::client) fn renew_expired(
+/// [`Refusal::BadCertificate`] where it can't: its root was replaced, or the key is kept outside and there
+/// is no external signer; what an external signer was refused for.
+pub(in crate::client) async fn renew_expired(
     credentials: Credentials,
-    vault: &Vault,
+    (vault, external): (&Vault, Option<&Signer>),
     state: &State,
     node: &Remembered,
     tuning: &Tuning,
 ) -> Result<Credentials, StartError> {
-    let bring_back = "bring it back with a token: `raft-kv run --token TOKEN`";
     let now = SystemTime::now();
     let leaf = credentials.chain.first().cloned().unwrap_or_default();
-    if now < pki::validity_of(&leaf)?.1 {
-        credentials.check_date(now, bring_back)?;
-        return Ok(credentials);
-    }
     let held = |view: &dyn machine::Read| {
         if machine::read::holds_state(view)? { machine::read::trusted(view).map(Some) } else { Ok(None) }
     };
-    let trusted = state.view(held)?;
+    let ended = now >= pki::validity_of(&leaf)?.1;
+    let trusted = if ended { state.view(held)? } else { None };
     let authority = trusted.as_ref().map(Trusted::issuing);
-    let Some((authority, key)) = authority.and_then(|it| Some((it, it.key.as_ref()?))) else {
+    let outside = authority.is_some_and(|authority| authority.key.is_none());
+    let Some(authority) = authority.filter(|_| !outside || external.is_some()) else {
+        let bring_back = match outside {
+            true => {
+                "start it with the --external-signer that has the cluster's signing key, or bring it back with a \
+                 token: `raft-kv run --token TOKEN`"
+            }
+            false => "bring it back with a token: `raft-kv run --token TOKEN`",
+        };
         credentials.check_date(now, bring_back)?;
         return Ok(credentials);
     };
-    let key = vault.keyring().open(super::authority::CA_KEY, key)?;
-    let signer = RootKey::from_parts(authority.via.first().unwrap_or(&authority.root), &key)?;
     let url = node.client.as_ref().map_or(String::new(), |(_, told)| format!("https://{told}"));
     let hosts = hosts_of(&node.advertise_addr, &url);
     // The key stays: by it the others know the member, should it need a token to come back.
     let (cluster, own) = (node.cluster, NodeKey::from_der(&credentials.key)?);
     let subject = Subject { cluster, node: node.node, role: Role::Manager, name: String::new(), hosts };
-    let leaf = pki::issue(&signer, &subject, &own.public(), now, tuning.leaf_validity, &mut rand::rng())?;
-    let behind = authority.via.iter().chain(&authority.cross).map(|cert| cert.to_vec());
-    let chain = std::iter::once(leaf).chain(behind).collect();
+    let hand = Hand { keyring: &vault.keyring(), external, validity: tuning.leaf_validity };
+    let signed = hand.sign(authority, &subject, &own.public(), &own.request()).await;
+    let chain = signed.map_err(|error| match error {
+        Error::Refused(refusal) => refusal,
+        other => Refusal::BadCertificate { why: other.to_string() },
+    })?;
+    let chain = chain.iter().map(|cert| cert.to_vec()).collect();
     let renewed = Credentials { chain, key: own.der().to_vec(), ..credentials };
     vault.save(&renewed)?;
     tracing::warn!("this member's certificate had expired; it has a new one");

@@ -185,6 +185,36 @@ fn a_good_chain_is_not_enough() {
     run(let_in(Standing::Known(Role::Client))).unwrap();
 }
 
+/// Whether a node with that role, unknown here, is let in once another member has vouched for it.
+async fn vouched_for(role: Role) -> Result<Bytes, Error> {
+    let ours = Authority::new(CLUSTER);
+    let server = ours.manager(1);
+    server.live().set_standing(|_| Standing::Unknown);
+    serve_echo(server.clone());
+    let own = ours.node(2, role);
+    let strangers = async {
+        // Nobody asks about who is no manager: any word for it is of no use.
+        if role == Role::Manager {
+            assert_eq!(server.live().strangers().await, [NodeId(2)].into());
+        }
+        server.live().vouch(NodeId(2));
+    };
+    let (dialled, ()) = tokio::join!(dial(&server, &own, Purpose::Client), strangers);
+    dialled?.call("x".into()).await
+}
+
+#[test]
+fn a_manager_that_is_not_heard_of_comes_in_on_a_members_word() {
+    run(vouched_for(Role::Manager)).unwrap();
+    refused(run(vouched_for(Role::Client)), "does not know this node");
+    run(async {
+        let server = Authority::new(CLUSTER).manager(1);
+        server.live().vouch(NodeId(2));
+        server.live().set_standing(|_| Standing::Removed);
+        assert!(server.live().refuses(NodeId(2)), "what the state says goes before any word");
+    });
+}
+
 #[test]
 fn what_becomes_known_in_time_is_let_in() {
     run(async {
@@ -447,6 +477,11 @@ mod planted {
             let served = with(Some(bug), || run(let_in(standing)).is_ok());
             assert!(served, "the check above would not see {bug:?}");
         }
+    }
+
+    #[test]
+    fn ignoring_a_members_word_is_noticed() {
+        assert!(with(Some(Bug::IgnoreWord), || run(vouched_for(Role::Manager))).is_err());
     }
 
     #[test]

@@ -74,6 +74,19 @@ wire_enum!(PointChange {
     6 => Rollback { point, prefix, author, now },
 });
 
+impl PointChange {
+    /// Fills in who asks and when: that is for the member to say that is asked, not for the asker.
+    pub fn stamp(&mut self, who: &str, millis: i64) {
+        match self {
+            Self::Create { author, now, .. } | Self::Rollback { author, now, .. } => {
+                (*author, *now) = (who.to_owned(), millis);
+            }
+            Self::Tidy { now } => *now = millis,
+            Self::Remove { .. } | Self::SetSchedule(_) | Self::RemoveSchedule { .. } => {}
+        }
+    }
+}
+
 /// The keys that a rollback or a difference is about.
 pub fn point_range(prefix: Option<&Bytes>) -> KeyRange {
     prefix.map_or_else(KeyRange::all, |prefix| KeyRange::prefix(prefix.clone()))
@@ -220,6 +233,36 @@ pub struct Difference {
     pub now: Option<KeyValue>,
 }
 wire_struct!(Difference { key, then, now });
+
+/// A question about rollback points.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PointCall {
+    /// All points and schedules, by name.
+    List,
+    /// One page of what differs between a point and now.
+    Diff(PointDiffRequest),
+}
+wire_enum!(PointCall { 1 => List, 2 => Diff(request) });
+
+/// What a [`PointCall`] is answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PointsReply {
+    /// To a list.
+    List(PointList),
+    /// To a difference.
+    Diff(PointDiffPage),
+}
+wire_enum!(PointsReply { 1 => List(list), 2 => Diff(page) });
+
+/// All points and schedules.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PointList {
+    /// By name.
+    pub points: Vec<RollbackPoint>,
+    /// By name.
+    pub schedules: Vec<ScheduleStatus>,
+}
+wire_struct!(PointList { points, schedules });
 
 /// How many keys changed since a point, by what happened to them since.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

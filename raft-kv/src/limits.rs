@@ -115,9 +115,10 @@ pub const MAX_POINT_COMMENT_BYTES: usize = 1024;
 /// The last time that a rollback point may be made or expire, in milliseconds since 1970: the year
 /// 2500.
 pub const MAX_POINT_TIME: i64 = 16_725_225_600_000;
-/// Keys that one step of a rollback looks at: what the store writes at once.
+/// Keys that one step of a rollback looks at: what the store writes at once. Members write the same
+/// records of a rollback only with the same steps: a change of this is a change of the log's meaning.
 pub const ROLLBACK_STEP_KEYS: usize = 1024;
-/// Keys and values that one step of a rollback handles, in bytes (one larger key goes alone).
+/// Keys and values that one step of a rollback handles, in bytes (one larger key goes alone). As above.
 pub const ROLLBACK_STEP_BYTES: usize = 4 * 1024 * 1024;
 /// Keys that one page of a difference looks at.
 pub const MAX_DIFF_STEPS: u64 = 10_000;
@@ -313,6 +314,10 @@ const _: () = {
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
     assert!(SMALL_ANSWER_BYTES < WATCH_BATCH_BYTES && MAX_RANGE_BYTES < MAX_ANSWERS_BYTES);
+    assert!(MAX_SCHEDULE_KEEP as usize <= MAX_POINTS && MAX_DIFF_PAGE_BYTES < MAX_RANGE_BYTES);
+    assert!(
+        ROLLBACK_STEP_BYTES > MAX_KEY_BYTES + 2 * MAX_VALUE_BYTES && MAX_POINT_NAME_BYTES < MAX_KEY_BYTES
+    );
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);
     assert!(MAX_JOIN_FRAME_BYTES < UNVERIFIED_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= VERIFIED_WINDOW_BYTES);

@@ -18,6 +18,8 @@ mod maintain;
 mod node;
 #[cfg(all(test, feature = "node"))]
 mod nodes_tests;
+#[cfg(all(test, feature = "node"))]
+mod points_tests;
 #[cfg(feature = "node")]
 mod points;
 #[cfg(feature = "node")]

@@ -18,7 +18,7 @@ use crate::codec::Wire;
 use crate::error::StorageFailed;
 use crate::limits::COMPACT_STEP_KEYS;
 use crate::machine::draft::Draft;
-use crate::machine::format::{Held, damaged, from_ordered, ordered};
+use crate::machine::format::{Held, damaged, decode, from_ordered, ordered};
 use crate::machine::store::{Batch, Pairs, Read, Table};
 use crate::machine::versions::superseded_at;
 use crate::types::{KeyRange, Revision};
@@ -27,7 +27,8 @@ use super::records::pinned;
 
 /// Keys of segments: behind it the revision and the changed key.
 const KEYS: u8 = b'k';
-/// Segments to be swept: behind it the revision.
+/// Segments to be swept: behind it the revision; the value is the key to go on behind, so that no
+/// step passes over what earlier ones removed.
 const GIVEN_UP: u8 = b'g';
 
 /// The key that says that a user key was changed after `pin`.
@@ -46,7 +47,7 @@ fn segment_of(key: &[u8]) -> Result<Revision, StorageFailed> {
 
 /// No point is at this revision any more: what only it could see is to be removed.
 pub(super) fn give_up(draft: &mut Draft, pin: Revision) {
-    draft.overlay.put(Table::Changed, given_up_key(pin), &());
+    draft.overlay.put(Table::Changed, given_up_key(pin), &None::<Bytes>);
 }
 
 /// A point is at this revision (again).
@@ -127,15 +128,18 @@ pub fn sweep(
     pins: &[Revision],
 ) -> Result<Option<(Batch, bool)>, StorageFailed> {
     let marks = view.scan(Table::Changed, &[GIVEN_UP], Some(&[GIVEN_UP + 1])).next();
-    let Some((mark, _)) = marks.transpose()? else { return Ok(None) };
+    let Some((mark, swept)) = marks.transpose()? else { return Ok(None) };
     let segment = segment_of(&mark)?;
     debug_assert!(!pins.contains(&segment), "a point that came back has no mark");
     // The newest point before it takes its keys over.
     let heir = pins.partition_point(|pin| *pin < segment).checked_sub(1).map(|at| pins[at]);
+    let mut swept: Option<Bytes> = decode(Table::Changed, swept)?;
     let mut writes = Vec::new();
-    let (from, to) = (changed_key(segment, b""), changed_key(segment + 1, b""));
+    let from = swept.as_ref().map_or_else(Vec::new, |swept| [&swept[..], b"\0"].concat());
+    let (from, to) = (changed_key(segment, &from), changed_key(segment + 1, b""));
     for pair in view.scan(Table::Changed, &from, Some(&to)) {
         if writes.len() >= COMPACT_STEP_KEYS {
+            writes.push((Table::Changed, mark, Some(swept.to_bytes())));
             return Ok(Some((Batch { writes }, true)));
         }
         let (changed, _) = pair?;
@@ -153,6 +157,7 @@ pub fn sweep(
             writes.push((Table::Changed, changed_key(heir, &key), Some(().to_bytes())));
         }
         writes.push((Table::Changed, changed, None));
+        swept = Some(key);
     }
     writes.push((Table::Changed, mark.clone(), None));
     let another = view.scan(Table::Changed, &[&mark[..], b"\0"].concat(), Some(&[GIVEN_UP + 1])).next();

@@ -332,3 +332,40 @@ fn a_watch_below_the_mark_stays_refused_at_a_point() {
     let gone = RangeRequest { range: KeyRange::all(), revision: 3, ..Default::default() };
     assert!(bench.range(&gone).is_err());
 }
+
+/// What a removed point kept goes in steps, whatever happens between them.
+#[test]
+fn many_pinned_versions_go_in_steps() {
+    let bench = &mut Bench::new();
+    let many = COMPACT_STEP_KEYS * 2 + 7;
+    let fill = |bench: &mut Bench, value: &str| {
+        let puts: Vec<_> = (0..many).map(|number| (None, put(&format!("k{number:05}"), value))).collect();
+        bench.entries(&puts.chunks(100).map(<[_]>::to_vec).collect::<Vec<_>>());
+    };
+    let past = |bench: &Bench| bench.view(|view| view.scan(Table::Past, b"", None).count());
+    let changed = |bench: &Bench| bench.view(|view| view.scan(Table::Changed, b"", None).count());
+    fill(bench, "1");
+    check(bench, named("older"), Ok(()));
+    bench.put("k00000", "older").unwrap();
+    check(bench, named("newer"), Ok(()));
+    fill(bench, "2");
+    let revision = bench.machine.revision();
+    bench.ask(Command::Compact { revision }).unwrap();
+    bench.collect_all();
+    assert_eq!((past(bench), changed(bench)), (many + 1, many + 1));
+    // Of the newer point's versions the older one sees all but one.
+    check(bench, PointChange::Remove { name: "newer".into() }, Ok(()));
+    let mut steps = 0;
+    while bench.machine.collect().unwrap() {
+        steps += 1;
+        bench.reopen();
+    }
+    assert!(steps > 3, "{steps} steps");
+    assert_eq!((past(bench), changed(bench)), (many, many));
+    check(bench, PointChange::Remove { name: "older".into() }, Ok(()));
+    assert!(bench.machine.collect().unwrap());
+    // A point at the same revision can't come back once it is gone.
+    check(bench, at("again", 2), Err("compacted"));
+    bench.collect_all();
+    assert_eq!((past(bench), changed(bench)), (0, 0));
+}

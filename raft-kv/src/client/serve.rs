@@ -299,6 +299,8 @@ async fn admit_member(
     let old = old.filter(|old| members.iter().any(|member| member.record.id == *old));
     if let Some(old) = old.or(abandoned.map(|member| member.record.id)) {
         local.call(Call::MemberRemove(old), OWN_PATIENCE).await?;
+        // Its name and address are free here too, before it is looked whether they are.
+        local.barrier(OWN_PATIENCE).await?;
     }
     let node = NodeId(random());
     let hosts = hosts_of(&addr, &client_url);

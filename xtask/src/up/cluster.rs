@@ -365,7 +365,8 @@ mod tests {
 
     #[test]
     fn a_free_port_can_be_bound() {
-        let port = free_port().unwrap();
-        UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        // Another process may take it in between; not again and again.
+        let bound = (0..20).any(|_| UdpSocket::bind(("127.0.0.1", free_port().unwrap())).is_ok());
+        assert!(bound);
     }
 }

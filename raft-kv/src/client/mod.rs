@@ -18,10 +18,10 @@ mod maintain;
 mod node;
 #[cfg(all(test, feature = "node"))]
 mod nodes_tests;
-#[cfg(all(test, feature = "node"))]
-mod points_tests;
 #[cfg(feature = "node")]
 mod points;
+#[cfg(all(test, feature = "node"))]
+mod points_tests;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]

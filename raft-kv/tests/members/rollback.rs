@@ -53,7 +53,7 @@ async fn keys_go_back_on_all_members_at_once_and_forth_again() {
     let (_, point) = two.point_create("good", new).await.unwrap();
     assert_eq!((point.name.as_str(), point.author.as_str()), ("good", "b"));
     let listed = three.points().await.unwrap().1;
-    assert_eq!(listed.points, [point.clone()]);
+    assert_eq!(listed.points, std::slice::from_ref(&point));
 
     one.put(put("k/changed", "new")).await.unwrap();
     one.put(put("k/created", "new")).await.unwrap();

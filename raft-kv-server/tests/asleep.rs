@@ -4,12 +4,14 @@
 mod process;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use process::{Ended, Member, command, free_address, raft_kv, run, until};
+use process::{Ended, Member, command, free_address, metrics, raft_kv, run, until};
+use raft_kv::client::credentials_of;
 use serde_json::Value;
 
 /// A client's or worker's three files, and the member that it asks.
@@ -93,14 +95,14 @@ fn cluster(folder: &Path) -> Vec<Member> {
     vec![one, two, three]
 }
 
-fn gauge(member: &Member, name: &str) -> i64 {
-    let page = member.metrics();
+fn gauge(page: &str, name: &str) -> i64 {
     let found = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("no {name} in {page}")).trim().parse().unwrap()
 }
 
 fn rotating(member: &Member) -> (i64, i64) {
-    (gauge(member, "raft_kv_ca_rotation_phase"), gauge(member, "raft_kv_ca_late_nodes"))
+    let page = member.metrics();
+    (gauge(&page, "raft_kv_ca_rotation_phase"), gauge(&page, "raft_kv_ca_late_nodes"))
 }
 
 /// Whether a member has a key itself.
@@ -205,14 +207,15 @@ fn the_end_of_a_certificate_is_in_metrics_info_and_warnings() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
 
     // A member renews its own in time: the end in metrics and info moves on.
-    let first = gauge(&member, "raft_kv_certificate_expires_seconds");
+    let first = gauge(&member.metrics(), "raft_kv_certificate_expires_seconds");
     assert!((now() - 5..=now() + validity + 5).contains(&first), "{first}");
     let out = folder.path().join("client");
     member.ask(&["cert", "issue", "client", "--out", out.to_str().unwrap()]).json();
-    let unattended = Sleeper { folder: out, id: String::new() };
+    let id = text(&member.ask(&["node", "inspect", "client"]).json(), "id");
+    let unattended = Sleeper { folder: out, id };
     member.ask(&["put", "k", "v"]).json();
     let renewed = until("it is renewed", || {
-        let ends = gauge(&member, "raft_kv_certificate_expires_seconds");
+        let ends = gauge(&member.metrics(), "raft_kv_certificate_expires_seconds");
         (ends > first).then_some(ends)
     });
     let info = member.ask(&["info"]).json();
@@ -228,5 +231,160 @@ fn the_end_of_a_certificate_is_in_metrics_info_and_warnings() {
         let ended = unattended.ask(&member, &["get", "k"]);
         (ended.code != Some(0)).then_some(ended)
     });
-    told.refused(1, &["raft-kv cert"]);
+    told.refused(1, &["it expired on", "raft-kv enrol", "raft-kv cert issue"]);
+    // Its record ends with its certificate, to the second: its id is nobody's, and it enrols anew.
+    let credentials = raft_kv::net::read_credentials_in(&unattended.folder).unwrap();
+    let ended = raft_kv::pki::validity_of(&credentials.chain[0]).unwrap().1 + Duration::from_secs(2);
+    until("its last second is over", || (SystemTime::now() > ended).then_some(()));
+    let token = text(&member.ask(&["token", "create", "client"]).json(), "token");
+    let refused = unattended.ask(&member, &["cert", "renew", "--token", &token]);
+    refused.refused(1, &["does not know this node", "raft-kv enrol"]);
+    let again = Sleeper::enrolled(&member, "client", "client", &folder.path().join("again"));
+    assert_ne!(again.id, unattended.id);
+    again.ask(&member, &["get", "k"]).json();
+}
+
+/// As docs/examples/signer.sh, to the second; and it refuses while there is a file `sealed` beside its key.
+const SIGNER: &str = r#"#!/bin/sh
+set -eu
+cert=$1
+key=$2
+[ ! -e "$(dirname "$key")/sealed" ] || { echo "the vault is sealed" >&2; exit 7; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+request=$(cat)
+text() { printf '%s' "$request" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+at() { date -u -d "@$(printf '%s' "$request" | sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p")" +%Y%m%d%H%M%SZ; }
+printf '%b' "$(text csr_pem)" >"$work/request.pem"
+: >"$work/index.txt"
+cat >"$work/ca.conf" <<END
+[ca]
+default_ca = this
+[this]
+certificate = $cert
+private_key = $key
+database = $work/index.txt
+new_certs_dir = $work
+rand_serial = yes
+default_md = sha256
+policy = any
+[any]
+commonName = optional
+organizationalUnitName = optional
+organizationName = optional
+serialNumber = optional
+END
+cat >"$work/extensions" <<END
+basicConstraints = critical, CA:false
+keyUsage = critical, digitalSignature
+extendedKeyUsage = $(text extended_key_usage)
+subjectAltName = $(text subject_alt_names)
+END
+openssl ca -batch -notext -config "$work/ca.conf" -in "$work/request.pem" -subj "$(text text)" -preserveDN \
+    -startdate "$(at not_before)" -enddate "$(at not_after)" -extfile "$work/extensions"
+"#;
+
+/// A root whose signing key stays outside the cluster.
+struct Outside {
+    folder: PathBuf,
+}
+
+impl Outside {
+    fn new(folder: &Path) -> Self {
+        let example = format!("{}/../docs/examples/own-root.sh", env!("CARGO_MANIFEST_DIR"));
+        std::fs::create_dir(folder).unwrap();
+        let made = Command::new(example).arg(folder).output().expect("the example runs");
+        assert!(made.status.success(), "{made:?}");
+        let script = folder.join("signer.sh");
+        std::fs::write(&script, SIGNER).unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self { folder: folder.to_owned() }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The words that give a member this signer.
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["--external-signer".to_owned(), self.file("signer.sh")];
+        for name in ["signing.pem", "signing.key"] {
+            words.extend(["--external-signer-arg".to_owned(), self.file(name)]);
+        }
+        words
+    }
+
+    fn sealed(&self, sealed: bool) {
+        let file = self.folder.join("sealed");
+        if sealed { std::fs::write(file, "").unwrap() } else { std::fs::remove_file(file).unwrap() }
+    }
+}
+
+fn ends(data_dir: &Path) -> SystemTime {
+    let (own, _) = credentials_of(data_dir).unwrap();
+    raft_kv::pki::validity_of(&own.chain[0]).unwrap().1
+}
+
+fn asked(data_dir: &Path, words: &[&str]) -> Ended {
+    raft_kv(&[words, &["--json", "--data-dir", data_dir.to_str().unwrap()]].concat())
+}
+
+fn with<'a>(words: &[&'a str], more: &'a [String]) -> Vec<&'a str> {
+    words.iter().copied().chain(more.iter().map(String::as_str)).collect()
+}
+
+#[test]
+fn an_end_is_seen_before_it_comes_and_a_cluster_that_was_off_past_it_comes_back_by_its_signer() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = Outside::new(&folder.path().join("ca"));
+    let (signer, chain) = (outside.words(), outside.file("chain.pem"));
+    let (listen, one) = (free_address(), folder.path().join("one"));
+    // Whoever listens by UDP there does not by TCP.
+    let door = free_address();
+    let place = ["--name", "one", "--listen-addr", &listen, "--etcd-addr", &door, "--cert-validity", "24s"];
+    let mut init = command(&with(&["init", "--json", "--ca-cert", &chain], &signer));
+    init.args(place).arg("--data-dir").arg(&one);
+    let mut log = Logged::start(init);
+    until("it serves", || (asked(&one, &["put", "k", "v"]).code == Some(0)).then_some(()));
+    let token = text(&asked(&one, &["join-token", "manager"]).json(), "token");
+    let (at, two) = (free_address(), folder.path().join("two"));
+    let words =
+        ["join", "--name", "two", "--listen-addr", &at, "--etcd-addr", "off", "--cert-validity", "24s"];
+    let more = [&signer[..], &["--token".into(), token, listen]].concat();
+    let mut second = Member::start(&with(&words, &more), &two).unwrap_or_else(|ended| panic!("{ended:?}"));
+    until("both vote", || {
+        let listed = second.ask(&["member", "ls"]).json();
+        listed["members"].as_array()?.iter().all(|member| member["role"] == "voter").then_some(())
+    });
+
+    let info = asked(&one, &["info"]).json();
+    assert_eq!(info["certificate_ends_soon"], false, "{info}");
+    let page = metrics(&one, &door);
+    assert_eq!(Some(gauge(&page, "raft_kv_certificate_expires_seconds")), info["certificate_ends"].as_i64());
+    outside.sealed(true);
+    log.says("the vault is sealed", &[]);
+    log.says("ends soon and could not be renewed", &["WARN", "external signer", "exit status: 7"]);
+    let info = asked(&one, &["info"]).json();
+    assert_eq!(info["certificate_ends_soon"], true, "{info}");
+    let id = text(&info, "member");
+    let node = asked(&one, &["node", "inspect", &id]).json();
+    assert!(text(&node, "error").contains("external signer"), "{node}");
+
+    drop(log);
+    second.running.kill();
+    let until_both = ends(&one).max(ends(&two));
+    until("both certificates have ended", || (SystemTime::now() > until_both).then_some(()));
+    let run =
+        |dir: &Path, more: &[String]| Member::start(&with(&["run", "--cert-validity", "1h"], more), dir);
+    let refused = |more: &[String]| run(&one, more).map(|member| member.id).unwrap_err();
+    refused(&[]).refused(1, &["it expired on", "--external-signer", "raft-kv run --token TOKEN"]);
+    refused(&signer).refused(1, &["external signer"]);
+    outside.sealed(false);
+    let again = [&one, &two].map(|dir| run(dir, &signer).unwrap_or_else(|ended| panic!("{ended:?}")));
+    assert_eq!((&again[0].id, &again[1].id), (&id, &second.id));
+    until("it has what was written", || has(&again[0], "k"));
+    until("it takes more", || (again[1].ask(&["put", "after", "1"]).code == Some(0)).then_some(()));
+    assert!(ends(&one) > until_both && ends(&two) > until_both);
+    let info = again[0].ask(&["info"]).json();
+    assert_eq!(info["certificate_ends_soon"], false, "{info}");
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use process::{Member, free_address, raft_kv, until};
 use raft_kv::client::api::Call;
-use raft_kv::client::{Handle, Watch};
+use raft_kv::client::{Handle, Watch, readmit, renew_once};
 use raft_kv::error::Error;
-use raft_kv::net::read_credentials_in;
+use raft_kv::net::{Dialer, Purpose, read_credentials_in, write_credentials};
 use raft_kv::pki::{Credentials, Identity, LEAF_VALIDITY, NodeKey, RootKey, Subject, issue};
 use raft_kv::types::{ClusterId, KeyRange, NodeId, PutRequest, Role, TrustCall, WatchRequest};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -254,4 +254,114 @@ async fn a_stolen_root_key_opens_nothing_to_strangers_and_nothing_at_all_once_it
 
     assert!(honest.stop().await > 0);
     members[1].ask(&["get", "k"]).json();
+}
+
+/// Asks again and again to be given a certificate of the new root; how often, and whether it ever was.
+struct Renewing {
+    end: Arc<AtomicBool>,
+    asking: tokio::task::JoinHandle<(u64, bool)>,
+}
+
+impl Renewing {
+    /// With the files in `dir`.
+    fn start(endpoints: Vec<String>, dir: std::path::PathBuf) -> Self {
+        let end = Arc::new(AtomicBool::new(false));
+        let ends = end.clone();
+        let asking = tokio::spawn(async move {
+            let (mut times, mut given) = (0, false);
+            while !ends.load(Ordering::Relaxed) {
+                given |= renew_once(&endpoints, &dir).await.is_ok();
+                times += 1;
+            }
+            (times, given)
+        });
+        Self { end, asking }
+    }
+
+    async fn stop(self) -> (u64, bool) {
+        self.end.store(true, Ordering::Relaxed);
+        self.asking.await.unwrap()
+    }
+}
+
+async fn dial(member: &Member, own: &Credentials, purpose: Purpose) -> Result<Dialer, Error> {
+    Dialer::connect(std::slice::from_ref(&member.addr), own, purpose).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_member_off_a_stolen_key_is_replaced_and_the_thief_does_not_move_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut members, thief) = cluster(folder.path());
+    let endpoints: Vec<String> = members.iter().map(|member| member.addr.clone()).collect();
+    let mut honest = Vec::new();
+    for name in ["alice", "bob", "carol"] {
+        let files = folder.path().join(name);
+        members[0].ask(&["cert", "issue", name, "--out", files.to_str().unwrap()]).json();
+        honest.push(Honest::start(&members, &files).await);
+    }
+    let alice = read_credentials_in(&folder.path().join("alice")).unwrap();
+    let token = members[0].ask(&["token", "create", "client"]).json()["token"].as_str().unwrap().to_owned();
+    let mut off = members.pop().unwrap();
+    off.running.kill();
+
+    let written = |name: &str, own: &Credentials| {
+        let dir = folder.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        write_credentials(&dir, own).unwrap();
+        dir
+    };
+    let as_stranger = thief.mint(NodeId(0xbad), Role::Manager, "");
+    let as_off = thief.mint(node(&off.id), Role::Manager, "");
+    let as_alice = thief.mint(Identity::from_cert(&alice.chain[0]).unwrap().node, Role::Client, "alice");
+    let (stranger_files, alice_files) = (written("stranger", &as_stranger), written("as-alice", &as_alice));
+    let command = |files: &Path| {
+        let at = ["--json", "--endpoints", &members[0].addr, "--cert-dir", files.to_str().unwrap()];
+        raft_kv(&[&["get", "k"][..], &at].concat())
+    };
+    command(&stranger_files).refused(1, &["does not know this node"]);
+    let mut held = Vec::new();
+    for purpose in [Purpose::Peer, Purpose::Bulk] {
+        refused(dial(&members[0], &as_stranger, purpose).await, "does not know this node");
+        refused(dial(&members[0], &as_alice, purpose).await, "client certificate");
+        held.push(dial(&members[0], &as_off, purpose).await.expect("the control: a member's id opens it"));
+    }
+    // Neither a renewal nor a token brings it a certificate that the cluster made.
+    refused(renew_once(&endpoints, &alice_files).await, "newer certificate");
+    refused(readmit(&as_alice, &token, &endpoints[..2]).await, "newer certificate, with another key");
+    let as_member = connect(&members[1], &as_off).await.unwrap();
+    let request = NodeKey::generate().request().into();
+    refused(as_member.trust(TrustCall::Renew { request }).await, "member looks after its own");
+
+    let renewing = Renewing::start(endpoints[..2].to_vec(), alice_files.clone());
+    assert!(!held.iter().any(Dialer::is_closed), "the control: it holds them until then");
+    members[1].ask(&["ca", "rotate", "--stolen"]).done();
+    let closed = Instant::now();
+    while !held.iter().all(Dialer::is_closed) {
+        assert!(closed.elapsed() < SOON, "a peer's door is still open to it");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    eprintln!("doors for members closed {:?} after it had settled", closed.elapsed());
+    let (times, given) = renewing.stop().await;
+    assert!(times > 0 && !given, "it was given a certificate of the new root, at one of {times} times");
+    refused(readmit(&as_alice, &token, &endpoints[..2]).await, "token");
+
+    // On all members and doors, and after a restart.
+    let data_dir = members[1].data_dir.clone();
+    for restarted in [false, true] {
+        if restarted {
+            members[1].running.kill();
+            members[1] = Member::again(&data_dir);
+        }
+        for own in [&as_alice, &as_off, &as_stranger] {
+            opens_nothing(&members, own, &thief, "root").await;
+            for purpose in [Purpose::Peer, Purpose::Bulk] {
+                refused(dial(&members[1], own, purpose).await, "root");
+            }
+        }
+    }
+    let status = members[0].ask(&["ca", "status"]).json();
+    assert!(status["rotation"].is_null(), "{status}");
+    for writer in honest {
+        assert!(writer.stop().await > 0);
+    }
 }

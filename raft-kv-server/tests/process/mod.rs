@@ -261,30 +261,9 @@ impl Member {
         run(command, input)
     }
 
-    /// The page of metrics at a member's door.
+    /// The page of metrics at its door.
     pub fn metrics(&self) -> String {
-        let (own, _) = credentials_of(&self.data_dir).unwrap();
-        let der = |all: &[Vec<u8>]| all.iter().cloned().map(CertificateDer::from).collect::<Vec<_>>();
-        let mut roots = rustls::RootCertStore::empty();
-        der(&own.roots).into_iter().for_each(|root| roots.add(root).unwrap());
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_client_auth_cert(der(&own.chain), key)
-            .unwrap();
-        let name = ServerName::try_from(TLS_NAME).unwrap();
-        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let socket = TcpStream::connect(self.etcd_url.strip_prefix("https://").unwrap()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut stream = rustls::StreamOwned::new(connection, socket);
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: raft-kv\r\nConnection: close\r\n\r\n").unwrap();
-        let mut page = Vec::new();
-        // How the other side closes is its own affair.
-        let _ = stream.read_to_end(&mut page);
-        String::from_utf8_lossy(&page).into_owned()
+        metrics(&self.data_dir, self.etcd_url.strip_prefix("https://").unwrap())
     }
 
     /// The store's revision.
@@ -292,6 +271,32 @@ impl Member {
         let answer = self.ask(&["get", "", "--prefix", "--count-only"]).json();
         answer["revision"].as_i64().expect("a revision")
     }
+}
+
+/// The page of metrics at the door of a member with its data in `data_dir`.
+pub fn metrics(data_dir: &Path, door: &str) -> String {
+    let (own, _) = credentials_of(data_dir).unwrap();
+    let der = |all: &[Vec<u8>]| all.iter().cloned().map(CertificateDer::from).collect::<Vec<_>>();
+    let mut roots = rustls::RootCertStore::empty();
+    der(&own.roots).into_iter().for_each(|root| roots.add(root).unwrap());
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.key.clone()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(der(&own.chain), key)
+        .unwrap();
+    let name = ServerName::try_from(TLS_NAME).unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let socket = TcpStream::connect(door).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, socket);
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: raft-kv\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = Vec::new();
+    // How the other side closes is its own affair.
+    let _ = stream.read_to_end(&mut page);
+    String::from_utf8_lossy(&page).into_owned()
 }
 
 /// A loopback address that nobody listens on now.

@@ -33,9 +33,8 @@ use crate::types::{
 };
 
 /// What to do where a certificate has expired.
-pub(super) const RENEW: &str = "a token brings a new one under the same id: `raft-kv cert renew --token TOKEN`; \
-    `raft-kv cert issue NAME --out DIR --data-dir D` on a machine that runs a member makes one under another; and \
-    `raft-kv cert renew --watch` keeps it current from then on";
+pub(super) const RENEW: &str = "get a new one: `raft-kv enrol` with a token, or `raft-kv cert issue NAME --out DIR \
+    --data-dir D` on a machine that runs a member; and `raft-kv cert renew --watch` keeps it current from then on";
 
 #[derive(Clone)]
 enum Door {

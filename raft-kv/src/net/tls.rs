@@ -527,9 +527,9 @@ pub(super) fn certificate_error(error: &rustls::Error) -> String {
 pub(super) fn alert_refusal(alert: u64) -> Option<Refusal> {
     let why = match alert {
         45 => {
-            "this side's certificate has expired, or a clock is wrong; a token brings a new one under the same id: \
-             `raft-kv cert renew --token TOKEN`, for a member `raft-kv run --token TOKEN`; `raft-kv cert issue NAME \
-             --out DIR --data-dir D` on a machine that runs a member makes one under another"
+            "this side's certificate has expired, or a clock is wrong; a token brings another: `raft-kv enrol`, for a \
+             member `raft-kv run --token TOKEN`; or `raft-kv cert issue NAME --out DIR --data-dir D` on a machine \
+             that runs a member"
         }
         48 | 51 => {
             "this side's certificate comes from a root that is not believed there: it belongs to \

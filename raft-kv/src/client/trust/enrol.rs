@@ -131,7 +131,7 @@ impl Local {
             return bad("this node was removed from the cluster; let it join anew");
         }
         let Some(record) = record else {
-            return bad("the cluster does not know this node (any more); let it join anew");
+            return bad("the cluster does not know this node (any more); let it join anew: `raft-kv enrol`");
         };
         // The answer to an earlier request with the same new key may have been lost.
         if record.key != proven && record.key != next {

@@ -65,7 +65,7 @@ impl Local {
             return bad("a member looks after its own certificate, as long as it runs");
         }
         let Some(record) = record else {
-            return bad("the cluster does not know this node (any more); let it join anew");
+            return bad("the cluster does not know this node (any more); let it join anew: `raft-kv enrol`");
         };
         match self.renewed(&record, shown, request).await {
             Ok(Issued { chain, roots, root }) => {

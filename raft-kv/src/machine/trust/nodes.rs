@@ -78,7 +78,8 @@ pub(super) fn issue(draft: &mut Draft, new: &NodeRecord, renewal: bool, now: i64
             return Err(Refusal::BadCertificate { why }.into());
         }
         None if renewal && !super::super::members::is_member(draft.view(), new.id)? => {
-            let why = "the cluster does not know this node (any more); let it join anew".into();
+            let why =
+                "the cluster does not know this node (any more); let it join anew: `raft-kv enrol`".into();
             return Err(Refusal::BadCertificate { why }.into());
         }
         None if count(draft.view())? >= MAX_NODES => {

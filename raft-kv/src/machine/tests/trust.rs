@@ -257,8 +257,12 @@ impl Model {
             None => !renewal || VOTERS.contains(&id),
         };
         let came_with = known.as_ref().map(|known| known.token.clone());
-        let pays = !node.token.is_empty() && came_with.as_ref() != Some(&node.token);
-        if !fits || (pays || !renewal && !node.token.is_empty()) && !self.take(&node.token, node.role, now) {
+        let pays = !node.token.is_empty();
+        let shut_out = |known: &Node| !self.roots.contains(&known.issuer) && known.readmit <= now;
+        if !fits || pays && known.as_ref().is_some_and(shut_out) {
+            return false;
+        }
+        if pays && !self.take(&node.token, node.role, now) {
             return false;
         }
         // What it was seen with under another root says nothing about this certificate.

@@ -11,7 +11,7 @@ const FILES: [&str; 9] =
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = FILES.iter().chain(&["lock", "election"]).map(|name| format!("{name}.proto"));
+    let files = FILES.iter().chain(&["lock", "election", "rollback"]).map(|name| format!("{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let encoded = descriptors.encode_to_vec();
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -21,6 +21,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         .register_descriptors(&encoded)?
         .preserve_proto_field_names()
         .ignore_unknown_fields()
-        .build(&[".mvccpb", ".authpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb"])?;
+        .build(&[".mvccpb", ".authpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb", ".raftkv"])?;
     Ok(())
 }

@@ -32,5 +32,11 @@ pub mod v3electionpb {
     include!(concat!(env!("OUT_DIR"), "/v3electionpb.serde.rs"));
 }
 
+/// Rollback points: raft-kv's own.
+pub mod raftkv {
+    tonic::include_proto!("raftkv");
+    include!(concat!(env!("OUT_DIR"), "/raftkv.serde.rs"));
+}
+
 /// The encoded descriptors of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -13,6 +13,7 @@ mod kv;
 mod lock;
 mod moving;
 mod node;
+mod rollback;
 mod token;
 
 pub use ca::*;
@@ -20,6 +21,7 @@ pub use kv::*;
 pub use lock::*;
 pub use moving::*;
 pub use node::*;
+pub use rollback::*;
 pub use token::*;
 
 /// A replicated key-value store: run a member of a cluster, or talk to one
@@ -83,6 +85,10 @@ pub enum Command {
     Cert(CertArgs),
     /// The cluster's root, and its replacement while it serves
     Ca(CaArgs),
+    /// Names for revisions that stay readable and can be gone back to
+    RollbackPoint(PointArgs),
+    /// Show what has changed since a rollback point, or put it back
+    Rollback(RollbackArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
     /// Lock what members keep on their disks, or show whether it is

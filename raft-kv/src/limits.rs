@@ -95,6 +95,35 @@ pub const MAX_SECRET_BYTES: usize = 256;
 pub const MAX_RAISED_REVISION: i64 = 1 << 62;
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
+/// Rollback points, those not counted that rollbacks make. A difference opens a scan for each.
+pub const MAX_POINTS: usize = 512;
+/// Rollback points made by rollbacks that are kept.
+pub const MAX_UNDO_POINTS: usize = 16;
+/// Schedules of rollback points.
+pub const MAX_SCHEDULES: usize = 16;
+/// Points that one schedule keeps, at most.
+pub const MAX_SCHEDULE_KEEP: u32 = 256;
+/// Shortest time from one point of a schedule to the next, in seconds.
+pub const MIN_SCHEDULE_SECONDS: u64 = 10;
+/// Longest time from one point of a schedule to the next, in seconds.
+pub const MAX_SCHEDULE_SECONDS: u64 = 366 * 24 * 3600;
+/// Longest name of a rollback point, a schedule or an author, in bytes. A schedule's points have 17
+/// more.
+pub const MAX_POINT_NAME_BYTES: usize = 128;
+/// Longest comment on a rollback point, in bytes.
+pub const MAX_POINT_COMMENT_BYTES: usize = 1024;
+/// The last time that a rollback point may be made or expire, in milliseconds since 1970: the year
+/// 2500.
+pub const MAX_POINT_TIME: i64 = 16_725_225_600_000;
+/// Keys that one step of a rollback looks at: what the store writes at once. Members write the same
+/// records of a rollback only with the same steps: a change of this is a change of the log's meaning.
+pub const ROLLBACK_STEP_KEYS: usize = 1024;
+/// Keys and values that one step of a rollback handles, in bytes (one larger key goes alone). As above.
+pub const ROLLBACK_STEP_BYTES: usize = 4 * 1024 * 1024;
+/// Keys that one page of a difference looks at.
+pub const MAX_DIFF_STEPS: u64 = 10_000;
+/// Keys and values in one page of a difference, in bytes (one larger key goes alone).
+pub const MAX_DIFF_PAGE_BYTES: usize = 1024 * 1024;
 
 /// Payload that one log entry gathers from many callers, in bytes; one larger request goes alone.
 pub const MAX_ENTRY_BATCH_BYTES: usize = 64 * 1024;
@@ -285,6 +314,10 @@ const _: () = {
     assert!(HEARTBEAT_TICKS * 5 <= ELECTION_TICKS && ELECTION_TICKS < ELECTION_TICKS_MAX);
     assert!(MAX_WAITING_BYTES > MAX_REQUEST_BYTES);
     assert!(SMALL_ANSWER_BYTES < WATCH_BATCH_BYTES && MAX_RANGE_BYTES < MAX_ANSWERS_BYTES);
+    assert!(MAX_SCHEDULE_KEEP as usize <= MAX_POINTS && MAX_DIFF_PAGE_BYTES < MAX_RANGE_BYTES);
+    assert!(
+        ROLLBACK_STEP_BYTES > MAX_KEY_BYTES + 2 * MAX_VALUE_BYTES && MAX_POINT_NAME_BYTES < MAX_KEY_BYTES
+    );
     assert!(MAX_CSR_BYTES < MAX_JOIN_FRAME_BYTES);
     assert!(MAX_JOIN_FRAME_BYTES < UNVERIFIED_WINDOW_BYTES as usize);
     assert!(STREAM_WINDOW_BYTES <= VERIFIED_WINDOW_BYTES);

@@ -154,6 +154,26 @@ pub enum Bug {
     RotateOvertaken,
     /// Seeing any certificate of a node that rests on its newest one's root counts for the newest.
     VerifyByRoot,
+    /// Compaction removes what only a rollback point can see.
+    CompactIgnoresPoints,
+    /// A rollback point does not keep versions that were made at its very revision.
+    PinOffByOne,
+    /// A rollback leaves keys that were created since.
+    KeepCreatedSince,
+    /// A rollback puts keys back on leases that have ended.
+    ReviveLease,
+    /// A revision's record lacks a delete.
+    LoseDelete,
+    /// Reads see what a rollback has done so far.
+    ReadHalfRollback,
+    /// A rollback of some keys may be asked for by who may only read them.
+    RollbackByReader,
+    /// A rollback that was interrupted begins anew with its numbers.
+    RecountRollback,
+    /// The keys of a removed point's segment go nowhere.
+    DropSegment,
+    /// A watcher that was handed a part of a revision is not handed the rest.
+    DropParts,
     /// What gives trust away is given to any certificate of a node.
     GiveToAnyKey,
     /// Other members' word for one that this member has not heard of counts for nothing.

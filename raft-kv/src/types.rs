@@ -10,6 +10,7 @@ mod auth;
 mod kv;
 mod log;
 mod member;
+mod points;
 mod sealing;
 mod trust;
 
@@ -17,6 +18,7 @@ pub use auth::*;
 pub use kv::*;
 pub use log::*;
 pub use member::*;
+pub use points::*;
 pub use sealing::*;
 pub use trust::*;
 

@@ -63,6 +63,7 @@ async fn follow(stage: &Stage, handle: &Handle, event: &Event, next: &mut i64, g
                     tell(stage, event, &change);
                 }
             }
+            Ok(Ok(Some(WatchBatch::Part(change)))) => tell(stage, event, &change),
             Ok(Ok(Some(WatchBatch::Progress(_)))) => {}
             Ok(Ok(Some(WatchBatch::Compacted(revision)))) => return format!("compacted at {revision}"),
             Ok(Ok(None)) => return "ended".to_owned(),

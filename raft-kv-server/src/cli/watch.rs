@@ -55,7 +55,15 @@ async fn follow(
     output: &mut Output,
 ) -> Result<(), Failure> {
     loop {
-        match watch.next().await? {
+        let batch = watch.next().await?;
+        // Of a revision that comes in parts the rest is still to come.
+        let part = matches!(batch, Some(WatchBatch::Part(_)));
+        let batch = match batch {
+            Some(WatchBatch::Part(change)) => Some(WatchBatch::Changes(vec![change])),
+            batch => batch,
+        };
+        match batch {
+            Some(WatchBatch::Part(_)) => unreachable!("it was taken for changes"),
             Some(WatchBatch::Changes(changes)) => {
                 for change in changes {
                     for event in &change.events {
@@ -68,7 +76,7 @@ async fn follow(
                             return Ok(());
                         }
                     }
-                    *next = change.revision + 1;
+                    *next = if part { change.revision } else { change.revision + 1 };
                 }
             }
             Some(WatchBatch::Progress(revision)) => *next = (revision + 1).max(*next),

@@ -178,7 +178,11 @@ async fn observe(
         let request = WatchRequest { range, start_revision, ..WatchRequest::default() };
         let mut watch = handle.watch(request).await.map_err(failed)?;
         'led: while let Some(batch) = watch.next().await.map_err(failed)? {
-            let WatchBatch::Changes(changes) = batch else { continue };
+            let changes = match batch {
+                WatchBatch::Changes(changes) => changes,
+                WatchBatch::Part(change) => vec![change],
+                WatchBatch::Progress(_) | WatchBatch::Compacted(_) => continue,
+            };
             for change in changes {
                 let header = Header { revision: change.revision, ..header };
                 for event in change.events {

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod recipe;
+pub mod rollback;
 pub mod room;
 pub mod status;
 pub mod watch;
@@ -24,6 +25,7 @@ use etcd_api::etcdserverpb::kv_server::KvServer;
 use etcd_api::etcdserverpb::lease_server::LeaseServer;
 use etcd_api::etcdserverpb::maintenance_server::MaintenanceServer;
 use etcd_api::etcdserverpb::watch_server::WatchServer;
+use etcd_api::raftkv::rollback_server::RollbackServer;
 use etcd_api::v3electionpb::election_server::ElectionServer;
 use etcd_api::v3lockpb::lock_server::LockServer;
 use raft_kv::client::Handle;
@@ -64,6 +66,7 @@ pub fn routes(etcd: Etcd) -> Routes {
         .add_service(bounded!(MaintenanceServer, maintenance::MaintenanceService::new(etcd.clone())))
         .add_service(bounded!(AuthServer, auth::AuthService::new(etcd.clone())))
         .add_service(bounded!(LockServer, lock::LockService::new(etcd.clone())))
+        .add_service(bounded!(RollbackServer, rollback::RollbackService::new(etcd.clone())))
         .add_service(bounded!(ElectionServer, election::ElectionService::new(etcd)))
         .add_service(reflection().build_v1().expect(readable))
         .add_service(reflection().build_v1alpha().expect(readable))

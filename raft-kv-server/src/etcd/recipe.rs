@@ -147,6 +147,11 @@ impl Place {
                             break;
                         }
                     }
+                    Some(WatchBatch::Part(change)) => {
+                        if change.events.iter().any(|event| event.kind == EventKind::Delete) {
+                            break;
+                        }
+                    }
                     Some(WatchBatch::Progress(_)) => {}
                     // What happened since is compacted away: look again.
                     Some(WatchBatch::Compacted(_)) | None => break,

@@ -9,9 +9,9 @@ use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
-    Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, RangeRequest, RangeResponse,
-    ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply, TxnRequest, TxnResponse,
-    WatchBatch, WatchRequest,
+    Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
+    RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply,
+    TxnRequest, TxnResponse, WatchBatch, WatchRequest,
 };
 
 /// A request.
@@ -108,6 +108,8 @@ pub enum Call {
     Enrol(EnrolRequest),
     /// A node whose certificate is not believed any more comes back, by a token.
     Readmit(ReadmitRequest),
+    /// Asks about rollback points; they are changed by commands.
+    Points(PointCall),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -116,7 +118,7 @@ wire_enum!(Call {
     12 => JoinToken(role), 13 => IssueCertificate { name, role, request }, 14 => Transfer(to),
     15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr, client_url },
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
-    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request),
+    21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request), 28 => Points(call),
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -159,12 +161,14 @@ pub enum Reply {
     Alarms(Vec<(NodeId, AlarmKind)>),
     /// Of the cluster's authority.
     Trust(TrustReply),
+    /// Of rollback points.
+    Points(PointsReply),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
     6 => Leases(leases), 7 => Members(members), 8 => Info(info), 9 => Token(token),
     10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
-    13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply),
+    13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply), 17 => Points(reply),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.

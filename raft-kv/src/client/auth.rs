@@ -20,8 +20,8 @@ use crate::machine::command::Command;
 use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
 use crate::types::{
-    AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, NodeId, PasswordHash, Sealed,
-    TrustCall,
+    AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, NodeId, PasswordHash, PointCall,
+    Sealed, TrustCall,
 };
 
 /// What a check of a password costs; each step doubles it.
@@ -103,6 +103,10 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         Call::AuthQuery(AuthQuery::Role(role)) => (Asked::Role(role), Fresh),
         Call::AuthQuery(AuthQuery::Users | AuthQuery::Roles) => (Asked::Root, Fresh),
         Call::Watch(request) => (Asked::Watch(&request.range), Door),
+        // Names and times; no keys.
+        Call::Points(PointCall::List) => (Asked::Named, Fresh),
+        // Asked for with its range on the view that serves it.
+        Call::Points(PointCall::Diff(_)) => (Asked::Open, Served),
     }
 }
 

@@ -472,7 +472,7 @@ impl Handle {
         Ok(response.kvs.into_iter().next())
     }
 
-    async fn command(&self, command: Command) -> Result<(Header, Answer), Error> {
+    pub(super) async fn command(&self, command: Command) -> Result<(Header, Answer), Error> {
         let call = Call::Command { command, once: None };
         expect!(self.call(call).await, Reply::Command(answer) => answer)
     }

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
+use super::points::{ROLLBACK_PATIENCE, millis};
 use super::snapshot::Copies;
 use super::trust::attempts::Attempts;
 use super::trust::authority::{Issued, Wanted};
@@ -29,8 +30,8 @@ use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, Revision, Role,
-    TrustCall, TxnOp, TxnRequest, WatchRequest,
+    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, PointChange, Revision,
+    Role, TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -189,6 +190,7 @@ impl Local {
             }
             // Who asks may be cut off from a quorum for want of it.
             Call::Trust(TrustCall::Vouch(id)) => Ok((self.now()?, Reply::Trust(self.vouched(id)?))),
+            Call::Points(call) => self.points(caller, call, patience).await,
             Call::Trust(call) => self.trust_call(call, patience).await,
             Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
@@ -223,9 +225,15 @@ impl Local {
         asker: &Asker,
         mut command: Command,
         once: Option<crate::types::OnceId>,
-        patience: Duration,
+        mut patience: Duration,
     ) -> Answered {
         match &mut command {
+            Command::Point(change) if !matches!(change, PointChange::Tidy { .. }) => {
+                change.stamp(&self.author(asker)?, millis());
+                if matches!(change, PointChange::Rollback { .. }) {
+                    patience = patience.max(ROLLBACK_PATIENCE);
+                }
+            }
             Command::LeaseGrant { id, .. } if *id == 0 => *id = random::<u64>() as i64 & i64::MAX | 1,
             Command::Put(_)
             | Command::Delete(_)

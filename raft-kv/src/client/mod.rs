@@ -19,11 +19,17 @@ mod node;
 #[cfg(all(test, feature = "node"))]
 mod nodes_tests;
 #[cfg(feature = "node")]
+mod points;
+#[cfg(all(test, feature = "node"))]
+mod points_tests;
+#[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod renewing;
+#[cfg(feature = "node")]
+mod rollback;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
@@ -57,6 +63,8 @@ pub use node::{Node, credentials_of, credentials_unlocked};
 pub use ranges::{RangeChunk, RangeStream};
 #[cfg(feature = "node")]
 pub use renewing::{Renewals, renew_once};
+#[cfg(feature = "node")]
+pub use rollback::NewPoint;
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]

@@ -230,6 +230,7 @@ impl Node {
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
+            tokio::spawn(super::points::keep_schedules(local.clone())),
             tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })

@@ -321,6 +321,8 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::Rejoin { request, name: name.clone(), addr, client_url },
         Call::Auth(AuthChange::Disable),
         Call::AuthQuery(AuthQuery::Users),
+        Call::Points(PointCall::List),
+        Call::Points(PointCall::Diff(PointDiffRequest::default())),
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),
         Call::HashKv(0),

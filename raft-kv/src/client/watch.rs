@@ -15,7 +15,7 @@ use super::remote::{Opened, Remote, read_answer};
 use crate::error::{Error, NotDone, Refusal, Unknown};
 use crate::net::Dialer;
 use crate::node::shell::Subscription;
-use crate::types::{WatchBatch, WatchRequest};
+use crate::types::{Change, Revision, WatchBatch, WatchRequest};
 
 /// How long a watch that broke looks for a member that serves it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,13 +48,22 @@ impl Watch {
         patience: Duration,
     ) -> Result<Self, Error> {
         let certificates = remote.certificates();
-        let mut distant = Distant { remote, request, stream: None, certificates, broken: None, tries: 0 };
+        let mut distant = Distant {
+            remote,
+            request,
+            stream: None,
+            certificates,
+            broken: None,
+            tries: 0,
+            handed: (0, 0),
+            again: 0,
+        };
         distant.begin(Instant::now() + patience).await?;
         Ok(Self { source: Source::Remote(Box::new(distant)), ended: false })
     }
 
-    /// The next batch: whole revisions in order, none missing, none twice. `None` after a
-    /// [`WatchBatch::Compacted`]. May be dropped and called again.
+    /// The next batch: whole revisions in order, none missing, none twice; a revision that is too
+    /// large to be held comes in [parts](WatchBatch::Part). `None` after a [`WatchBatch::Compacted`]. May be dropped and called again.
     ///
     /// # Errors
     /// The node in this process stopped; or for 30 seconds no member elsewhere took the watch up again
@@ -112,6 +121,10 @@ struct Distant {
     broken: Option<Instant>,
     /// Connections since the last answer.
     tries: u32,
+    /// The revision of which some was handed out, and how many of its events.
+    handed: (Revision, usize),
+    /// How many events of that revision come a second time on this connection.
+    again: usize,
 }
 
 impl Distant {
@@ -126,6 +139,7 @@ impl Distant {
             // From now on is from a revision on, should this connection break before the first event.
             self.request.start_revision = opened.header.revision + 1;
         }
+        self.again = if self.handed.0 == self.request.start_revision { self.handed.1 } else { 0 };
         self.stream = Some(opened);
         Ok(())
     }
@@ -167,6 +181,7 @@ impl Distant {
             match answered {
                 Ok((_, Reply::Watch(batch))) => {
                     (self.broken, self.tries) = (None, 0);
+                    let Some(batch) = leave_out(batch, self.handed.0, &mut self.again) else { continue };
                     self.note(&batch);
                     return Ok(Some(batch));
                 }
@@ -190,14 +205,82 @@ impl Distant {
             WatchBatch::Changes(changes) => changes.last().map_or(0, |change| change.revision),
             WatchBatch::Progress(revision) => *revision,
             WatchBatch::Compacted(_) => 0,
+            WatchBatch::Part(change) => {
+                // Taken up again, the revision comes from its start.
+                if self.handed.0 != change.revision {
+                    self.handed = (change.revision, 0);
+                }
+                self.handed.1 += change.events.len();
+                self.request.start_revision = self.request.start_revision.max(change.revision);
+                return;
+            }
         };
         let next = if crate::planted!(ResumeWithLast) { last } else { last + 1 };
         self.request.start_revision = self.request.start_revision.max(next);
     }
 }
 
+/// What of a batch was not handed out before, where `again` events of a revision were.
+fn leave_out(batch: WatchBatch, revision: Revision, again: &mut usize) -> Option<WatchBatch> {
+    let mut fresh = |change: &mut Change| {
+        let known = if change.revision == revision { (*again).min(change.events.len()) } else { 0 };
+        change.events.drain(..known);
+        *again -= known;
+        !change.events.is_empty()
+    };
+    match batch {
+        WatchBatch::Part(mut change) => fresh(&mut change).then_some(WatchBatch::Part(change)),
+        WatchBatch::Changes(mut changes) => {
+            changes.retain_mut(&mut fresh);
+            // Who was handed a part must hear that there is no more of it.
+            Some(if changes.is_empty() {
+                WatchBatch::Progress(revision)
+            } else {
+                WatchBatch::Changes(changes)
+            })
+        }
+        WatchBatch::Progress(_) | WatchBatch::Compacted(_) => Some(batch),
+    }
+}
+
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Watch").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Event, EventKind, KeyValue};
+
+    fn change(revision: Revision, keys: &str) -> Change {
+        let event = |key: char| Event {
+            kind: EventKind::Put,
+            kv: KeyValue { key: key.to_string().into(), ..KeyValue::default() },
+            prev: None,
+        };
+        Change { revision, events: keys.chars().map(event).collect() }
+    }
+
+    /// Of revision 5 so many events were handed out: what is left of the batches of a new connection.
+    fn check(mut again: usize, batches: Vec<WatchBatch>, expect: &[WatchBatch]) {
+        let left: Vec<_> = batches.into_iter().filter_map(|batch| leave_out(batch, 5, &mut again)).collect();
+        assert_eq!(left, expect);
+    }
+
+    #[test]
+    fn a_watch_taken_up_in_the_midst_of_a_revision_hands_nothing_out_twice() {
+        use WatchBatch::{Changes, Part, Progress};
+        check(0, vec![Part(change(5, "ab"))], &[Part(change(5, "ab"))]);
+        check(
+            3,
+            vec![Part(change(5, "ab")), Part(change(5, "cd")), Changes(vec![change(5, "e"), change(6, "a")])],
+            &[Part(change(5, "d")), Changes(vec![change(5, "e"), change(6, "a")])],
+        );
+        // All of it was handed out, but not that there is no more.
+        check(2, vec![Changes(vec![change(5, "ab")])], &[Progress(5)]);
+        check(2, vec![Changes(vec![change(5, "ab"), change(6, "a")])], &[Changes(vec![change(6, "a")])]);
+        check(2, vec![Part(change(5, "ab")), Progress(5)], &[Progress(5)]);
     }
 }

@@ -49,7 +49,8 @@ fn may(call: &Call) -> bool {
             | TrustCall::UnlockKeyRotate
             | TrustCall::Keys => false,
         },
-        Call::Range(_)
+        Call::Points(_)
+        | Call::Range(_)
         | Call::Command { .. }
         | Call::ReadTxn(_)
         | Call::Compact { .. }
@@ -104,6 +105,7 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
             | TrustReply::Lock(_)
             | TrustReply::Keys(_) => false,
         },
+        Reply::Points(_) => false,
         Reply::Range(_)
         | Reply::Command(_)
         | Reply::Txn(_)

@@ -10,7 +10,7 @@ use super::stop::{Settled, Stop, settle};
 use super::store::{Read, Table};
 use crate::error::{Refusal, StorageFailed};
 use crate::planted;
-use crate::types::{AlarmKind, AlarmRequest, MemberRecord, NodeId, TxnOp, TxnRequest};
+use crate::types::{AlarmKind, AlarmRequest, MemberRecord, NodeId, PointChange, TxnOp, TxnRequest};
 
 /// The one record of all alarms in [`Table::Members`], behind members and removed ones: a read asks
 /// for it with one look. At most two for each member.
@@ -100,6 +100,8 @@ impl Raised {
 fn needs_space(command: &Command) -> bool {
     match command {
         Command::Put(_) | Command::LeaseGrant { .. } => true,
+        // What a new point pins can't be freed; a rollback may well free.
+        Command::Point(change) => matches!(change, PointChange::Create { .. }),
         Command::Txn(request) => puts(request),
         Command::Delete(_)
         | Command::Compact { .. }
@@ -132,6 +134,7 @@ fn touches_keys(command: &Command) -> bool {
         | Command::Txn(_)
         | Command::Compact { .. }
         | Command::RaiseRevision { .. }
+        | Command::Point(_)
         | Command::LeaseGrant { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. } => true,

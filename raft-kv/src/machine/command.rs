@@ -4,8 +4,8 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
-    LeaseId, Member, MemberRecord, NodeId, OnceId, PasswordHash, PutRequest, PutResponse, RequestId,
-    Revision, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
+    LeaseId, Member, MemberRecord, NodeId, OnceId, PasswordHash, PointChange, PointReply, PutRequest,
+    PutResponse, RequestId, Revision, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -69,6 +69,8 @@ pub enum Command {
         /// What is asked.
         command: Box<Command>,
     },
+    /// Changes rollback points, or rolls back to one.
+    Point(PointChange),
     /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
     RaiseRevision {
         /// The least revision after it.
@@ -80,7 +82,7 @@ wire_enum!(Command {
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
-    14 => Trust(change), 15 => From { node, command }, 20 => RaiseRevision { to },
+    14 => Trust(change), 15 => From { node, command }, 16 => Point(change), 20 => RaiseRevision { to },
 });
 
 /// What the state machine answers to a [`Command`].
@@ -103,10 +105,12 @@ pub enum Answer {
     Members(Vec<Member>),
     /// To anything else.
     Done,
+    /// To a change of rollback points, or a rollback.
+    Point(PointReply),
 }
 wire_enum!(Answer {
     1 => Put(response), 2 => Delete(response), 3 => Txn(response), 4 => Lease { id, ttl },
-    5 => Members(members), 6 => Done,
+    5 => Members(members), 6 => Done, 7 => Point(reply),
 });
 
 /// One caller's command inside a log entry. An entry's data is a list of these.
@@ -145,6 +149,7 @@ impl Command {
                 Self::MemberUpdate(record) => record.name.len() + record.addr.len(),
                 Self::Trust(change) => super::trust::size(change),
                 Self::Auth(change) => change_size(change),
+                Self::Point(change) => super::points::size(change),
                 Self::As { caller, command } => command.size() + caller_size(caller),
                 Self::From { command, .. } => command.size() + 9,
                 Self::Compact { .. }
@@ -154,6 +159,16 @@ impl Command {
                 | Self::Noop
                 | Self::RaiseRevision { .. } => 0,
             }
+    }
+
+    /// Whether it must be the only one in its entry: it may take more than one batch on the store, and
+    /// nothing else may lie between these.
+    pub fn goes_alone(&self) -> bool {
+        match self.asked().1 {
+            Self::Point(PointChange::Rollback { .. }) => true,
+            Self::Point(PointChange::Create { at, .. }) => at.is_some(),
+            _ => false,
+        }
     }
 
     /// The node whose certificate it came with, if over the network, and the rest.

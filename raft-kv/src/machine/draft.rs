@@ -4,17 +4,21 @@
 //! Here alone a revision is made: [`Draft::seal`] gives all changes since the last one exactly
 //! one new revision, and none where nothing changed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::alarm::Raised;
 use super::auth::Known;
-use super::format::{Held, Logged, Stored, Superseded, attached_key, load, ordered, past_key};
+use super::format::{Held, Logged, Stored, Superseded, attached_key, load, log_key, past_key};
 use super::lease;
 use super::overlay::Overlay;
+use super::points;
 use super::store::{Read, Table};
 use super::trust::LetIn;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
+use crate::planted;
 use crate::types::{Change, ConfState, Event, EventKind, KeyValue, LeaseId, Revision};
 
 /// A lease that began or ended, for the leader's timers.
@@ -44,10 +48,18 @@ pub struct Draft<'a> {
     pub compacted: Revision,
     /// The raft configuration.
     pub conf: ConfState,
+    /// The revisions that rollback points name, ascending.
+    pub pins: Arc<Vec<Revision>>,
+    /// Whether the current command looks after points.
+    pub points_touched: bool,
+    /// Keys that one step of a rollback looks at.
+    pub step_keys: usize,
     /// Events of the revision being made; empty between commands.
     events: Vec<Event>,
     /// Sealed revisions of this batch.
     pub changes: Vec<Change>,
+    /// Sealed revisions whose events are not held.
+    pub large: Vec<Revision>,
     /// Leases that began or ended in this batch.
     pub leases: Vec<LeaseChange>,
     /// Whether the members or their records changed.
@@ -70,14 +82,23 @@ pub struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     /// Nothing pending over `overlay`.
-    pub fn new(overlay: Overlay<'a>, revision: Revision, compacted: Revision, conf: ConfState) -> Self {
+    pub fn new(
+        overlay: Overlay<'a>,
+        (revision, compacted): (Revision, Revision),
+        conf: ConfState,
+        pins: Arc<Vec<Revision>>,
+    ) -> Self {
         Self {
             overlay,
             revision,
             compacted,
             conf,
+            pins,
+            points_touched: false,
+            step_keys: crate::limits::ROLLBACK_STEP_KEYS,
             events: Vec::new(),
             changes: Vec::new(),
+            large: Vec::new(),
             leases: Vec::new(),
             members_changed: false,
             known: Known::default(),
@@ -117,6 +138,7 @@ impl<'a> Draft<'a> {
             lease,
             value: Held::place(&value),
         };
+        self.note_changed(&key, before.as_ref());
         let lease_before = before.as_ref().map_or(0, |before| before.lease);
         let len_before = before.as_ref().map_or(0, Stored::value_len);
         if (lease_before, len_before) != (lease, value.len()) {
@@ -145,6 +167,7 @@ impl<'a> Draft<'a> {
 
     /// Removes `key`, whose newest version is `before`, in the revision being made.
     pub fn delete(&mut self, key: Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
+        self.note_changed(&key, Some(&before));
         if before.lease != 0 {
             self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
             lease::release(self, before.lease, &key, before.value_len())?;
@@ -171,8 +194,24 @@ impl<'a> Draft<'a> {
         if self.events.is_empty() {
             return;
         }
-        self.revision += 1;
-        let events = std::mem::take(&mut self.events);
+        self.seal_part(0, false);
+        self.seal_parts();
+    }
+
+    /// Writes the record of what changed since the last call, as a part of the revision being made,
+    /// and says how many events it has: none, no record. Where it is one `of_many`, the events are
+    /// not kept: who is owed them reads them from the store.
+    pub fn seal_part(&mut self, part: u32, of_many: bool) -> u64 {
+        let mut events = std::mem::take(&mut self.events);
+        if events.is_empty() {
+            return 0;
+        }
+        if planted!(LoseDelete)
+            && events.len() > 1
+            && let Some(at) = events.iter().position(|event| event.kind == EventKind::Delete)
+        {
+            events.remove(at);
+        }
         let logged: Vec<Logged> = events
             .iter()
             .map(|event| Logged {
@@ -181,16 +220,58 @@ impl<'a> Draft<'a> {
                 superseded: event.prev.as_ref().map_or(0, |prev| prev.mod_revision),
             })
             .collect();
-        self.overlay.write(Table::Log, ordered(self.revision), Some(logged.to_bytes()));
-        self.changes.push(Change { revision: self.revision, events });
+        let revision = self.next();
+        self.overlay.write(Table::Log, log_key(revision, part), Some(logged.to_bytes()));
+        let many = events.len() as u64;
+        if !of_many {
+            self.changes.push(Change { revision, events });
+        }
+        many
+    }
+
+    /// Makes the parts that were written a revision.
+    pub fn seal_parts(&mut self) {
+        self.revision += 1;
+    }
+
+    /// A point names this revision.
+    pub fn pin(&mut self, revision: Revision) {
+        if let Err(at) = self.pins.binary_search(&revision) {
+            Arc::make_mut(&mut self.pins).insert(at, revision);
+        }
+    }
+
+    /// No point names this revision any more.
+    pub fn unpin(&mut self, revision: Revision) {
+        if let Ok(at) = self.pins.binary_search(&revision) {
+            Arc::make_mut(&mut self.pins).remove(at);
+        }
+    }
+
+    /// These are the revisions that points name.
+    pub fn repin(&mut self, pins: Vec<Revision>) {
+        self.pins = Arc::new(pins);
+    }
+
+    /// Notes that a key changes after the newest point, where that is not known yet.
+    fn note_changed(&mut self, key: &Bytes, before: Option<&Stored>) {
+        let Some(&pin) = self.pins.last() else { return };
+        if before.is_none_or(|before| before.mod_revision <= pin) {
+            self.overlay.put(Table::Changed, points::changed_key(pin, key), &());
+        }
     }
 
     /// Forgets what the current command did; it must not have sealed anything.
-    pub fn take_back(&mut self) {
+    pub fn take_back(&mut self) -> Result<(), StorageFailed> {
         self.overlay.undo();
         self.events.clear();
         self.known.forget();
         self.alarms = None;
+        if self.points_touched {
+            self.points_touched = false;
+            self.repin(points::pins(self.view())?);
+        }
+        Ok(())
     }
 
     /// The state as it is now, pending writes included.

@@ -12,7 +12,7 @@ use crate::error::StorageFailed;
 use crate::types::{EventKind, KeyValue, LeaseId, NodeId, Revision};
 
 /// The version of this layout. A store of another one is not opened.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// Longest value, in bytes, that lies in its version's record; a longer one lies apart from it in
 /// [`Table::Values`]. Part of the layout: members write the same records.
@@ -37,6 +37,8 @@ pub mod meta {
     pub const CLUSTER: &[u8] = b"cluster";
     /// Clients in [`super::Table::Once`] and the clock of their use.
     pub const ONCE: &[u8] = b"once";
+    /// How far an entry that takes several batches has come; absent between entries.
+    pub const HALF: &[u8] = b"half";
 }
 
 /// A version of a key as its record in [`Table::Live`] has it: all of [`KeyValue`] but the key and
@@ -155,6 +157,25 @@ pub struct LeaseRecord {
     pub held: u64,
 }
 wire_struct!(LeaseRecord { ttl, held });
+
+/// The key of a revision's record in [`Table::Log`], or of the record that goes on where the one
+/// before had enough.
+pub fn log_key(revision: Revision, part: u32) -> Bytes {
+    let first = ordered(revision);
+    if part == 0 { first } else { [&first[..], &part.to_be_bytes()].concat().into() }
+}
+
+/// The revision and the part that [`log_key`] was given.
+pub fn split_log(key: &[u8]) -> Result<(Revision, u32), StorageFailed> {
+    let (first, part) = key.split_at_checked(8).unwrap_or((key, b""));
+    let part = match part {
+        [] => 0,
+        part => u32::from_be_bytes(
+            part.try_into().map_err(|_| damaged(Table::Log, "a key is neither 8 nor 12 bytes long"))?,
+        ),
+    };
+    Ok((from_ordered(Table::Log, first)?, part))
+}
 
 /// A revision, which is never negative, as key bytes in its own order.
 pub fn ordered(number: i64) -> Bytes {
@@ -310,6 +331,7 @@ mod tests {
             let _ = unescape(&bytes);
             let _ = split_past(&bytes.clone().into());
             let _ = from_ordered(Table::Log, &bytes);
+            let _ = split_log(&bytes);
             let _ = from_lease_key(&bytes);
         }
     }

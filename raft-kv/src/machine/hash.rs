@@ -5,8 +5,9 @@
 //! versions, or in which batches it applied.
 
 use super::format::{
-    Held, Stored, Superseded, decode, from_ordered, load_meta, meta, ordered, past_key, split_past, unescape,
+    Held, Stored, Superseded, decode, load_meta, log_key, meta, past_key, split_past, unescape,
 };
+use super::points::{pinned, pins};
 use super::store::{Read, Table};
 use super::values::ValueReader;
 use crate::error::StorageFailed;
@@ -14,13 +15,14 @@ use crate::planted;
 use crate::types::{ClusterId, Revision, SnapshotMeta};
 
 /// The hash of the state after the last applied entry. The high half covers the key space, the
-/// low half all else. Equal on two members that have applied the same index. Reads everything:
+/// low half all else. Not to be held against others while an entry is [half done](super::read::half_done). Equal on two members that have applied the same index. Reads everything:
 /// its cost is that of the whole store.
 pub fn hash(view: &dyn Read) -> Result<u64, StorageFailed> {
     let revision: Revision = load_meta(view, meta::REVISION)?;
     let compacted: Revision = load_meta(view, meta::COMPACTED)?;
     let cluster: ClusterId = load_meta(view, meta::CLUSTER)?;
     let applied: SnapshotMeta = load_meta(view, meta::APPLIED)?;
+    let pins = pins(view)?;
     let mut keys = 0;
     add(&mut keys, &revision.to_le_bytes());
     add(&mut keys, &compacted.to_le_bytes());
@@ -33,20 +35,18 @@ pub fn hash(view: &dyn Read) -> Result<u64, StorageFailed> {
     for pair in view.scan(Table::Past, b"", None) {
         let (key, value) = pair?;
         let past: Superseded = decode(Table::Past, value.clone())?;
-        if past.end > compacted {
+        if past.end > compacted || pinned(&pins, past.stored.mod_revision, past.end) {
             add(&mut keys, &key);
             add(&mut keys, &value);
             add_value(view, &unescape(&split_past(&key)?.0)?, &past.stored, &mut keys)?;
         }
     }
-    let first = ordered(compacted.max(0));
-    debug_assert!(from_ordered(Table::Log, &first).is_ok());
-    table(view, Table::Log, &first, &mut keys)?;
+    table(view, Table::Log, &log_key(compacted.max(0), 0), &mut keys)?;
     let mut rest = 0;
     add(&mut rest, &cluster.0.to_le_bytes());
     add(&mut rest, &applied.index.to_le_bytes());
     add(&mut rest, &applied.term.to_le_bytes());
-    for one in [Table::Lease, Table::Attached, Table::Members, Table::Trust, Table::Once] {
+    for one in [Table::Lease, Table::Attached, Table::Members, Table::Trust, Table::Once, Table::Points] {
         table(view, one, b"", &mut rest)?;
     }
     Ok(u64::from(keys) << 32 | u64::from(rest))

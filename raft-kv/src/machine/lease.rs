@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::command::Answer;
 use super::draft::{Draft, LeaseChange};
 use super::format::{LeaseRecord, attached_key, decode, from_lease_key, lease_key, load};
+use super::points;
 use super::stop::Stop;
 use super::store::{Read, Table};
 use crate::error::{Refusal, StorageFailed};
@@ -25,7 +26,9 @@ pub fn exists(view: &dyn Read, id: LeaseId) -> Result<bool, StorageFailed> {
 pub fn keys(view: &dyn Read, id: LeaseId) -> Result<Vec<Bytes>, StorageFailed> {
     let from = attached_key(id, b"");
     let to = id.checked_add(1).map(lease_key);
-    view.scan(Table::Attached, &from, to.as_deref()).map(|pair| Ok(pair?.0.slice(8..))).collect()
+    let attached = view.scan(Table::Attached, &from, to.as_deref());
+    let attached = attached.map(|pair| Ok(pair?.0.slice(8..))).collect::<Result<_, StorageFailed>>()?;
+    if points::half(view)? { points::keys_of_lease(view, id, attached) } else { Ok(attached) }
 }
 
 /// What removing a key takes whose value is `value` bytes long, in bytes.

@@ -24,6 +24,7 @@ mod memory;
 mod once;
 mod overlap;
 mod overlay;
+mod points;
 mod raise;
 mod range;
 pub mod read;
@@ -47,10 +48,13 @@ pub use store::{Batch, Read, Store, Table};
 pub use trust::{SealStep, Verdict};
 pub use validate::{validate, validate_range};
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
+use crate::limits::ROLLBACK_STEP_KEYS;
 use crate::types::{
     Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term, Trusted,
 };
@@ -71,6 +75,10 @@ pub struct Machine<S: Store> {
     revision: Revision,
     compacted: Revision,
     cluster: ClusterId,
+    /// The revisions that rollback points name, ascending.
+    pins: Arc<Vec<Revision>>,
+    /// Keys that one step of a rollback looks at.
+    step_keys: usize,
 }
 
 /// What came of a batch of entries, to be published now that it is stored.
@@ -84,6 +92,9 @@ pub struct Applied {
     pub members_changed: bool,
     /// Leases that began or ended, in order.
     pub leases: Vec<LeaseChange>,
+    /// Revisions that rollbacks of more events made than are held at once: `changes` lacks them, and
+    /// what is owed of them has to be read from the store.
+    pub large: Vec<Revision>,
     /// Whether the revision was raised past some that were never made: `changes` has a gap then,
     /// and what is owed has to be read from the store.
     pub raised: bool,
@@ -149,15 +160,27 @@ impl<S: Store> Machine<S> {
                 read::current_revision(view)?,
                 read::compacted(view)?,
                 read::cluster(view)?,
+                points::pins(view)?,
             )))
         })?;
-        Ok(held.map(|(applied, revision, compacted, cluster)| Self {
+        Ok(held.map(|(applied, revision, compacted, cluster, pins)| Self {
             store,
             applied,
             revision,
             compacted,
             cluster,
+            pins: Arc::new(pins),
+            step_keys: ROLLBACK_STEP_KEYS,
         }))
+    }
+
+    /// The same machine, with steps of a rollback that look at so many keys: members of one cluster
+    /// have the same.
+    #[cfg(any(test, feature = "sim"))]
+    #[must_use]
+    pub fn with_steps(mut self, keys: usize) -> Self {
+        self.step_keys = keys;
+        self
     }
 
     /// The store, for views.
@@ -185,39 +208,57 @@ impl<S: Store> Machine<S> {
         self.cluster
     }
 
-    /// Applies entries, all in one batch on the store that also says that they are applied.
-    /// Nothing may be published before this has returned.
+    /// Applies entries in order, in batches on the store that also say what is applied. Most share
+    /// one batch; an entry whose command [goes alone](Command::goes_alone) has its own, as many as it
+    /// takes, and only the last of them says that it is applied: a crash in between goes on there when
+    /// the entry comes again. Nothing may be published before this has returned.
     ///
     /// # Panics
     /// If the entries do not follow directly on what is applied, or one holds no proposals: both
     /// can only come from a bug here or in raft.
     pub fn apply(&mut self, entries: Vec<Committed>) -> Result<Applied, StorageFailed> {
-        let Some(last) = entries.last() else {
-            return Ok(Applied { last: self.applied.index, ..Applied::default() });
-        };
-        let (index, term) = (last.index, last.term);
-        let (batch, draft, outcomes) = self.store.view(|view| self.draft(view, entries))?;
+        let mut all = Applied { last: self.applied.index, ..Applied::default() };
+        let mut rest = entries.into_iter();
+        loop {
+            let (drafted, alone) = self.store.view(|view| self.draft(view, &mut rest))?;
+            if drafted.applied.index != self.applied.index {
+                self.take_on(drafted, &mut all)?;
+            }
+            let Some(alone) = alone else { return Ok(all) };
+            loop {
+                match self.store.view(|view| self.step(view, &alone))? {
+                    Step::More(batch) => self.store.write(batch)?,
+                    Step::Last(drafted) => break self.take_on(*drafted, &mut all)?,
+                }
+            }
+        }
+    }
+
+    /// Writes a batch and, now that it is stored, adds what it did.
+    fn take_on(&mut self, drafted: Drafted, all: &mut Applied) -> Result<(), StorageFailed> {
+        let Drafted { batch, applied, revision, compacted, pins, revoked, done } = drafted;
         self.store.write(batch)?;
-        if draft.revoked && !crate::planted!(RevokeInMemory) {
+        if revoked && !crate::planted!(RevokeInMemory) {
             // Until the log is replayed a member goes by its state: it must not let in whom it had
             // turned away before it crashed.
             self.store.flush()?;
         }
-        let raised = draft.revision != self.revision + draft.changes.len() as Revision;
-        self.applied = SnapshotMeta { index, term, conf: draft.conf };
-        self.revision = draft.revision;
-        self.compacted = draft.compacted;
-        Ok(Applied {
-            outcomes,
-            changes: draft.changes,
-            members_changed: draft.members_changed,
-            leases: draft.leases,
-            raised,
-            auth_changed: draft.auth_changed,
-            trust_changed: draft.trust_changed,
-            forget_log: draft.forget_log,
-            last: index,
-        })
+        let made = done.changes.len() + done.large.len();
+        all.raised |= revision != self.revision + made as Revision;
+        all.large.extend(done.large);
+        all.outcomes.extend(done.outcomes);
+        all.changes.extend(done.changes);
+        all.members_changed |= done.members_changed;
+        all.leases.extend(done.leases);
+        all.auth_changed = done.auth_changed.or(all.auth_changed);
+        all.trust_changed |= done.trust_changed;
+        all.forget_log |= done.forget_log;
+        all.last = applied.index;
+        self.applied = applied;
+        self.revision = revision;
+        self.compacted = compacted;
+        self.pins = pins;
+        Ok(())
     }
 
     /// Removes up to [`limits::COMPACT_STEP_KEYS`](crate::limits::COMPACT_STEP_KEYS) versions
@@ -229,68 +270,120 @@ impl<S: Store> Machine<S> {
         }
     }
 
+    fn new_draft<'a>(&self, view: &'a dyn Read) -> Draft<'a> {
+        let revisions = (self.revision, self.compacted);
+        let mut draft =
+            Draft::new(Overlay::new(view), revisions, self.applied.conf.clone(), self.pins.clone());
+        draft.step_keys = self.step_keys;
+        draft
+    }
+
+    /// Drafts entries up to one that needs batches of its own, if there is such a one.
     fn draft(
         &self,
         view: &dyn Read,
-        entries: Vec<Committed>,
-    ) -> Result<(Batch, Published, Vec<Outcome>), StorageFailed> {
-        let mut draft =
-            Draft::new(Overlay::new(view), self.revision, self.compacted, self.applied.conf.clone());
+        entries: &mut dyn Iterator<Item = Committed>,
+    ) -> Result<(Drafted, Option<Alone>), StorageFailed> {
+        let mut draft = self.new_draft(view);
         let mut outcomes = Vec::new();
+        let mut alone = None;
         let (mut index, mut term) = (self.applied.index, self.applied.term);
         for entry in entries {
             assert_eq!(entry.index, index + 1, "entries follow directly on what is applied");
             assert!(entry.term >= term, "terms never fall along the log");
-            (index, term) = (entry.index, entry.term);
-            apply_entry(&mut draft, entry, &mut outcomes)?;
+            let place = (entry.index, entry.term);
+            alone = apply_entry(&mut draft, entry, &mut outcomes)?;
+            if alone.is_some() {
+                break;
+            }
+            (index, term) = place;
         }
-        let applied = SnapshotMeta { index, term, conf: draft.conf.clone() };
-        draft.overlay.put(Table::Meta, meta::APPLIED, &applied);
-        draft.overlay.put(Table::Meta, meta::REVISION, &draft.revision);
-        let published = Published {
-            conf: draft.conf,
-            revision: draft.revision,
-            compacted: draft.compacted,
-            changes: draft.changes,
-            leases: draft.leases,
-            members_changed: draft.members_changed,
-            auth_changed: draft.auth_changed,
-            trust_changed: draft.trust_changed,
-            forget_log: draft.forget_log,
-            revoked: draft.revoked,
-        };
-        Ok((draft.overlay.into_batch(), published, outcomes))
+        Ok((Drafted::of(draft, index, term, outcomes), alone))
+    }
+
+    /// The next step of an entry that has batches of its own.
+    fn step(&self, view: &dyn Read, alone: &Alone) -> Result<Step, StorageFailed> {
+        let mut draft = self.new_draft(view);
+        Ok(match apply_alone(&mut draft, alone)? {
+            None => Step::More(draft.overlay.into_batch()),
+            Some(outcome) => {
+                let drafted = Drafted::of(draft, alone.index, alone.term, vec![outcome]);
+                Step::Last(Box::new(drafted))
+            }
+        })
     }
 }
 
-/// What remains of a draft once its writes are a batch.
-struct Published {
-    conf: ConfState,
-    revision: Revision,
-    compacted: Revision,
-    changes: Vec<Change>,
-    leases: Vec<LeaseChange>,
-    members_changed: bool,
-    auth_changed: Option<u64>,
-    trust_changed: bool,
-    forget_log: bool,
-    revoked: bool,
+/// An entry whose one command needs batches of its own.
+struct Alone {
+    index: Index,
+    term: Term,
+    proposal: Proposal,
 }
 
+/// A step of such an entry.
+enum Step {
+    More(Batch),
+    Last(Box<Drafted>),
+}
+
+/// A batch that ends with whole entries, and what is so once it is stored.
+struct Drafted {
+    batch: Batch,
+    applied: SnapshotMeta,
+    revision: Revision,
+    compacted: Revision,
+    pins: Arc<Vec<Revision>>,
+    revoked: bool,
+    done: Applied,
+}
+
+impl Drafted {
+    fn of(mut draft: Draft, index: Index, term: Term, outcomes: Vec<Outcome>) -> Self {
+        let applied = SnapshotMeta { index, term, conf: draft.conf };
+        draft.overlay.put(Table::Meta, meta::APPLIED, &applied);
+        draft.overlay.put(Table::Meta, meta::REVISION, &draft.revision);
+        Self {
+            applied,
+            revision: draft.revision,
+            compacted: draft.compacted,
+            pins: draft.pins,
+            revoked: draft.revoked,
+            done: Applied {
+                outcomes,
+                changes: draft.changes,
+                members_changed: draft.members_changed,
+                leases: draft.leases,
+                large: draft.large,
+                raised: false,
+                auth_changed: draft.auth_changed,
+                trust_changed: draft.trust_changed,
+                forget_log: draft.forget_log,
+                last: index,
+            },
+            batch: draft.overlay.into_batch(),
+        }
+    }
+}
+
+/// Applies an entry, or gives it back where its command needs batches of its own.
 fn apply_entry(
     draft: &mut Draft,
     entry: Committed,
     outcomes: &mut Vec<Outcome>,
-) -> Result<(), StorageFailed> {
+) -> Result<Option<Alone>, StorageFailed> {
     match entry.payload {
-        Payload::Proposals(data) if data.is_empty() => Ok(()),
+        Payload::Proposals(data) if data.is_empty() => {}
         Payload::Proposals(data) => {
-            let proposals = Vec::<Proposal>::from_bytes(data)
+            let mut proposals = Vec::<Proposal>::from_bytes(data)
                 .unwrap_or_else(|error| panic!("entry {} is no list of proposals: {error}", entry.index));
-            for proposal in proposals {
-                outcomes.push(apply_proposal(draft, proposal, entry.term)?);
+            if proposals.len() == 1 && proposals[0].command.goes_alone() {
+                let proposal = proposals.remove(0);
+                return Ok(Some(Alone { index: entry.index, term: entry.term, proposal }));
             }
-            Ok(())
+            for proposal in proposals {
+                outcomes.push(apply_proposal(draft, &proposal, entry.term)?);
+            }
         }
         Payload::Config { change, request, after } => {
             draft.overlay.begin();
@@ -299,18 +392,65 @@ fn apply_entry(
             if let Some(request) = request {
                 outcomes.push(Outcome { request, revision: draft.revision, result });
             }
-            Ok(())
         }
     }
+    Ok(None)
 }
 
-fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<Outcome, StorageFailed> {
+fn apply_proposal(draft: &mut Draft, proposal: &Proposal, term: Term) -> Result<Outcome, StorageFailed> {
+    if let Some(outcome) = answered_before(draft, proposal)? {
+        return Ok(outcome);
+    }
+    draft.overlay.begin();
+    let (_, command) = proposal.command.asked();
+    let result = settle(apply_command(draft, command, term).and_then(|answer| {
+        if proposal.once.is_some() {
+            once::check_answer(&answer)?;
+        }
+        Ok(answer)
+    }))?;
+    conclude(draft, proposal, result)
+}
+
+/// One step of an entry that has batches of its own; its outcome with the last. Who asks is looked at
+/// in the first step: nothing that this depends on can change before the last.
+fn apply_alone(draft: &mut Draft, alone: &Alone) -> Result<Option<Outcome>, StorageFailed> {
+    let Alone { index, proposal, .. } = alone;
+    let first = points::begun(draft.view())?.is_none();
+    if first && let Some(outcome) = answered_before(draft, proposal)? {
+        return Ok(Some(outcome));
+    }
+    draft.overlay.begin();
+    let (_, command) = proposal.command.asked();
+    let Command::Point(change) = command else { unreachable!("no other command goes alone") };
+    let step = |draft: &mut Draft| {
+        if first {
+            validate(command)?;
+            alarm::check(draft, command)?;
+        }
+        draft.points_touched = true;
+        points::step(draft, change, *index)
+    };
+    let result = match settle(step(draft))? {
+        Ok(None) => return Ok(None),
+        Ok(Some(answer)) => Ok(answer),
+        Err(refusal) => Err(refusal),
+    };
+    assert!(first || result.is_ok(), "what has begun is not refused");
+    conclude(draft, proposal, result).map(Some)
+}
+
+/// What a proposal is told without being carried out: who asks may not, or it was done already.
+fn answered_before(draft: &mut Draft, proposal: &Proposal) -> Result<Option<Outcome>, StorageFailed> {
     let Proposal { request, once, command } = proposal;
     let (node, command) = command.came_from();
+    let refused = |draft: &Draft, refusal| {
+        Ok(Some(Outcome { request: *request, revision: draft.revision, result: Err(refusal) }))
+    };
     if let Some(node) = node
         && let Err(refusal) = settle(trust::admit(draft, node))?
     {
-        return Ok(Outcome { request, revision: draft.revision, result: Err(refusal) });
+        return refused(draft, refusal);
     }
     let (caller, command) = command.on_behalf();
     // Before a kept answer is given: what a caller may not do it may not be told either. Such a
@@ -318,29 +458,32 @@ fn apply_proposal(draft: &mut Draft, proposal: Proposal, term: Term) -> Result<O
     if let Some(caller) = caller
         && let Err(refusal) = settle(auth::admit(draft, caller, command))?
     {
-        return Ok(Outcome { request, revision: draft.revision, result: Err(refusal) });
+        return refused(draft, refusal);
     }
-    let owner = owner(caller);
-    if let Some(once) = once
-        && let Some((revision, result)) = once::repeated(draft, once, owner)?
+    if let Some(once) = *once
+        && let Some((revision, result)) = once::repeated(draft, once, owner(caller))?
     {
-        return Ok(Outcome { request, revision, result });
+        return Ok(Some(Outcome { request: *request, revision, result }));
     }
-    draft.overlay.begin();
-    let result = settle(apply_command(draft, command, term).and_then(|answer| {
-        if once.is_some() {
-            once::check_answer(&answer)?;
-        }
-        Ok(answer)
-    }))?;
+    Ok(None)
+}
+
+/// Keeps what a command did, or takes it back.
+fn conclude(
+    draft: &mut Draft,
+    proposal: &Proposal,
+    result: Result<Answer, Refusal>,
+) -> Result<Outcome, StorageFailed> {
     match &result {
         Ok(_) => draft.seal(),
-        Err(_) => draft.take_back(),
+        Err(_) => draft.take_back()?,
     }
-    if let Some(once) = once {
+    draft.points_touched = false;
+    let owner = owner(proposal.command.asked().0);
+    if let Some(once) = proposal.once {
         once::keep(draft, once, owner, draft.revision, &result)?;
     }
-    Ok(Outcome { request, revision: draft.revision, result })
+    Ok(Outcome { request: proposal.request, revision: draft.revision, result })
 }
 
 /// Carries out a command. Where it stops, the caller takes back what it did.
@@ -362,7 +505,14 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         Command::MemberUpdate(record) => members::update(draft, record),
         Command::Trust(change) => trust::change(draft, change),
         Command::Noop => Ok(Answer::Done),
-        Command::RaiseRevision { to } => raise::raise(draft, *to),
+        Command::RaiseRevision { to } => {
+            draft.points_touched = true;
+            raise::raise(draft, *to)
+        }
+        Command::Point(change) => {
+            draft.points_touched = true;
+            points::change(draft, change)
+        }
         Command::Auth(change) => auth::change(draft, change),
         Command::Alarm(request) => alarm::change(draft, request),
         Command::As { .. } | Command::From { .. } => {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::count::behind;
 use super::format::Stored;
+use super::points::pin_exists;
 use super::stop::Stop;
 use super::store::Read;
 use super::values::ValueReader;
@@ -72,27 +73,37 @@ fn size(kv: &KeyValue) -> usize {
     kv.key.len() + kv.value.len() + KEY_OVERHEAD
 }
 
-/// Refuses a revision that can't be read at `current` and `compacted`.
-pub fn check_revision(revision: Revision, current: Revision, compacted: Revision) -> Result<(), Refusal> {
+/// Refuses a revision that can't be read at `current` and `compacted`: a rollback point's can.
+pub fn check_revision(
+    view: &dyn Read,
+    revision: Revision,
+    current: Revision,
+    compacted: Revision,
+) -> Result<(), Stop> {
     if revision <= 0 {
         return Ok(());
     }
     if revision > current {
-        return Err(Refusal::FutureRevision { requested: revision, current });
+        return Err(Refusal::FutureRevision { requested: revision, current }.into());
     }
-    if revision < compacted {
-        return Err(Refusal::Compacted { requested: revision, compacted });
+    if revision < compacted && !pin_exists(view, revision)? {
+        return Err(Refusal::Compacted { requested: revision, compacted }.into());
     }
     Ok(())
 }
 
 /// The same of a range within a transaction: there a revision below 0 is not the newest, but one
 /// before all that can be read, as in etcd (before the first compaction `compacted` is -1).
-pub fn check_txn_revision(revision: Revision, current: Revision, compacted: Revision) -> Result<(), Refusal> {
+pub fn check_txn_revision(
+    view: &dyn Read,
+    revision: Revision,
+    current: Revision,
+    compacted: Revision,
+) -> Result<(), Stop> {
     if revision < 0 && revision < compacted {
-        return Err(Refusal::Compacted { requested: revision, compacted });
+        return Err(Refusal::Compacted { requested: revision, compacted }.into());
     }
-    check_revision(revision, current, compacted)
+    check_revision(view, revision, current, compacted)
 }
 
 /// Answers `request`, whose revision has been checked. Its answer counts against `budget`. Where

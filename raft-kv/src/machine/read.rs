@@ -13,15 +13,16 @@ use super::stop::{Settled, Stop, settle};
 use super::store::Read;
 use super::trust::{SealStep, Verdict};
 use super::validate::{validate_range, validate_txn};
-use super::{history, lease, members, trust, txn};
+use super::{history, lease, members, points, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
-    Change, ClusterId, ConfChange, KeyValue, LeaseId, Member, NodeId, NodeRecord, RangeRequest,
-    RangeResponse, Revision, Revocation, Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted,
-    TxnRequest, TxnResponse,
+    Change, ClusterId, ConfChange, EventKind, KeyValue, LeaseId, Member, NodeId, NodeRecord, PointDiffPage,
+    PointDiffRequest, RangeRequest, RangeResponse, Revision, Revocation, RollbackPoint, ScheduleStatus,
+    Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest, TxnResponse,
 };
 
 pub use super::alarm::{alarms, check_read};
+pub use super::history::History;
 pub use super::range::RangeMeasure;
 
 pub use super::hash::hash;
@@ -41,8 +42,8 @@ pub fn range_counted(
     settle((|| {
         validate_range(request)?;
         let bounds @ (current, compacted) = (current_revision(view)?, compacted(view)?);
-        check_revision(request.revision, current, compacted)?;
-        let at = read_at(request.revision, current);
+        check_revision(view, request.revision, current, compacted)?;
+        let at = read_at(view, request.revision, current)?;
         let known = match remembered {
             Some(known) => count::bring(view, &request.range, known, at.unwrap_or(current), bounds)?,
             None => None,
@@ -64,8 +65,8 @@ pub fn page(
     settle((|| {
         validate_range(request)?;
         let current = current_revision(view)?;
-        check_revision(request.revision, current, compacted(view)?)?;
-        let (kvs, more) = range::page(view, request, read_at(request.revision, current), keys, bytes)?;
+        check_revision(view, request.revision, current, compacted(view)?)?;
+        let (kvs, more) = range::page(view, request, read_at(view, request.revision, current)?, keys, bytes)?;
         Ok((current, kvs, more))
     })())
 }
@@ -80,8 +81,8 @@ pub fn measure(
     settle((|| {
         validate_range(request)?;
         let current = current_revision(view)?;
-        check_revision(request.revision, current, compacted(view)?)?;
-        let at = read_at(request.revision, current);
+        check_revision(view, request.revision, current, compacted(view)?)?;
+        let at = read_at(view, request.revision, current)?;
         Ok((current, range::measure(view, request, at, weigh)?))
     })())
 }
@@ -90,14 +91,22 @@ pub fn measure(
 pub fn pin(view: &dyn Read, revision: Revision) -> Settled<Revision> {
     settle((|| {
         let current = current_revision(view)?;
-        check_revision(revision, current, compacted(view)?)?;
+        check_revision(view, revision, current, compacted(view)?)?;
         Ok(if revision > 0 { revision } else { current })
     })())
 }
 
-/// Which versions a read looks for: the newest state needs no look at older ones.
-fn read_at(revision: Revision, current: Revision) -> Option<Revision> {
-    (revision > 0 && revision != current).then_some(revision)
+/// Which versions a read looks for: the newest state needs no look at older ones, unless some lie
+/// there that are not current yet.
+fn read_at(
+    view: &dyn Read,
+    revision: Revision,
+    current: Revision,
+) -> Result<Option<Revision>, StorageFailed> {
+    if revision > 0 && revision != current {
+        return Ok(Some(revision));
+    }
+    Ok(points::half(view)?.then_some(current))
 }
 
 /// This member's checksum over its key space up to `revision`; up to now for 0 or below. Equal on
@@ -106,7 +115,11 @@ fn read_at(revision: Revision, current: Revision) -> Option<Revision> {
 pub fn hash_kv(view: &dyn Read, revision: Revision) -> Settled<StateHash> {
     settle((|| {
         let (current, compacted) = (current_revision(view)?, compacted(view)?);
-        check_revision(revision, current, compacted)?;
+        if revision > 0 && revision < compacted {
+            // A point's revision can be read, but members differ in what else they have of its time.
+            return Err(Refusal::Compacted { requested: revision, compacted }.into());
+        }
+        check_revision(view, revision, current, compacted)?;
         let revision = if revision > 0 { revision } else { current };
         Ok(StateHash { hash: super::hash::keys(view, revision, compacted)?, revision, compacted })
     })())
@@ -122,7 +135,8 @@ pub fn txn_read_only(view: &dyn Read, request: &TxnRequest) -> Settled<(Revision
             return Err(Stop::Refused(refusal));
         }
         let current = current_revision(view)?;
-        let response = txn::read_only(view, request, current, compacted(view)?)?;
+        let at = read_at(view, 0, current)?;
+        let response = txn::read_only(view, request, at, (current, compacted(view)?))?;
         Ok((current, response))
     })())
 }
@@ -136,7 +150,35 @@ pub fn history(
     to_inclusive: Revision,
     max_bytes: usize,
 ) -> Settled<Vec<Change>> {
-    settle((|| history::history(view, compacted(view)?, from, to_inclusive, max_bytes))())
+    settle((|| {
+        // What is not current yet is nobody's business.
+        let to = to_inclusive.min(current_revision(view)?);
+        history::history(view, compacted(view)?, from, to, max_bytes)
+    })())
+}
+
+/// As [`history`], in parts: where the first revision has more than `max_bytes` in several records,
+/// as many of these as fit, or one. Begins with record `part` of the revision `from`, 0 for its first.
+pub fn history_in_parts(
+    view: &dyn Read,
+    (from, part): (Revision, u32),
+    to_inclusive: Revision,
+    max_bytes: usize,
+) -> Settled<History> {
+    settle((|| {
+        let to = to_inclusive.min(current_revision(view)?);
+        history::history_in_parts(view, compacted(view)?, (from, part), to, max_bytes)
+    })())
+}
+
+/// What happened to which keys in a part of a revision's record, without their values; `None` behind
+/// the last part. For a revision that was just applied: whether it can be read is not asked.
+pub fn keys_changed(
+    view: &dyn Read,
+    revision: Revision,
+    part: u32,
+) -> Result<Option<Vec<(EventKind, Bytes)>>, StorageFailed> {
+    history::keys_changed(view, revision, part)
 }
 
 /// The keys that end with a lease, ascending; none for an unknown one.
@@ -226,6 +268,42 @@ pub fn tokens(view: &dyn Read) -> Result<Vec<(String, TokenRecord)>, StorageFail
     trust::tokens(view)
 }
 
+/// The rollback point with that name.
+pub fn point(view: &dyn Read, name: &str) -> Result<Option<RollbackPoint>, StorageFailed> {
+    points::point(view, name)
+}
+
+/// Every rollback point, by name.
+pub fn points(view: &dyn Read) -> Result<Vec<RollbackPoint>, StorageFailed> {
+    points::list(view)
+}
+
+/// The schedules that make rollback points, by name.
+pub fn schedules(view: &dyn Read) -> Result<Vec<ScheduleStatus>, StorageFailed> {
+    points::schedules(view)
+}
+
+/// Whether a [`PointChange::Tidy`](crate::types::PointChange::Tidy) at this time, in milliseconds
+/// since 1970, would change anything. For the leader, every second or so.
+pub fn points_due(view: &dyn Read, now: i64) -> Result<bool, StorageFailed> {
+    points::due(view, now)
+}
+
+/// One page of what differs between a rollback point and a later revision, ascending by key: what a
+/// rollback would put back. Holds no more than a page: as many differences as asked for, and little
+/// more than [`MAX_DIFF_PAGE_BYTES`](crate::limits::MAX_DIFF_PAGE_BYTES) of keys and values. A page
+/// looks at no more than [`MAX_DIFF_STEPS`](crate::limits::MAX_DIFF_STEPS) keys, so it may be empty
+/// and not the last. Refused for an unknown point, and for a revision that can't be read.
+pub fn point_diff(view: &dyn Read, request: &PointDiffRequest) -> Settled<PointDiffPage> {
+    settle(points::diff(view, request))
+}
+
+/// Whether an entry is half done in this state: it was interrupted by a crash, and goes on as soon as
+/// it is known committed again. Reads show nothing of it; [`hash`] does.
+pub fn half_done(view: &dyn Read) -> Result<bool, StorageFailed> {
+    points::half(view)
+}
+
 /// Whether there is a state at all: a member that has just joined waits for its first.
 pub fn holds_state(view: &dyn Read) -> Result<bool, StorageFailed> {
     Ok(view.get(super::store::Table::Meta, meta::FORMAT)?.is_some())
@@ -247,7 +325,7 @@ pub fn compacted(view: &dyn Read) -> Result<Revision, StorageFailed> {
 }
 
 /// How far this member has removed what compaction made unreadable: every version that ended
-/// below this revision is gone from disk.
+/// below this revision is gone from disk, but for what a rollback point can see.
 pub fn collected(view: &dyn Read) -> Result<Revision, StorageFailed> {
     Ok(load_meta::<Collected>(view, meta::COLLECTED)?.revision)
 }

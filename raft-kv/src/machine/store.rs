@@ -32,11 +32,16 @@ pub enum Table {
     /// (user key, mod revision) → a value that is too long for its version's record, whichever of
     /// `Live` and `Past` that is in.
     Values,
+    /// Rollback points and their schedules; a key of its own for each.
+    Points,
+    /// (point's revision, user key) → nothing: keys that were changed since. Local: members differ
+    /// in what of it they have tidied up.
+    Changed,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Live,
         Self::Past,
         Self::Log,
@@ -47,6 +52,8 @@ impl Table {
         Self::Trust,
         Self::Once,
         Self::Values,
+        Self::Points,
+        Self::Changed,
     ];
 
     /// Its name on disk.
@@ -62,6 +69,8 @@ impl Table {
             Self::Trust => "trust",
             Self::Once => "once",
             Self::Values => "values",
+            Self::Points => "points",
+            Self::Changed => "changed",
         }
     }
 }

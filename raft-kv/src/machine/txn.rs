@@ -11,7 +11,8 @@ use super::store::Read;
 use super::versions::versions;
 use crate::planted;
 use crate::types::{
-    Compare, CompareOp, CompareTarget, KeyValue, Revision, TxnOp, TxnOpResponse, TxnRequest, TxnResponse,
+    Compare, CompareOp, CompareTarget, KeyValue, RangeRequest, Revision, TxnOp, TxnOpResponse, TxnRequest,
+    TxnResponse,
 };
 
 /// The path through a transaction.
@@ -27,20 +28,21 @@ enum Step<'t> {
 
 /// Runs a valid transaction.
 pub fn txn(draft: &mut Draft, request: &TxnRequest, budget: &mut Budget) -> Result<TxnResponse, Stop> {
-    let plan = plan(draft.view(), request)?;
+    let plan = plan(draft.view(), request, None)?;
     check(draft, &plan)?;
     run(draft, &plan, budget)
 }
 
-/// Runs a valid transaction that only reads, at revision `current`.
+/// Runs a valid transaction that only reads, at revision `current`. Its newest state is that of `at`,
+/// or all that is there.
 pub fn read_only(
     view: &dyn Read,
     request: &TxnRequest,
-    current: Revision,
-    compacted: Revision,
+    at: Option<Revision>,
+    (current, compacted): (Revision, Revision),
 ) -> Result<TxnResponse, Stop> {
     assert!(request.is_read_only(), "a transaction that writes goes through the log");
-    let plan = plan(view, request)?;
+    let plan = plan(view, request, at)?;
     let mut budget = Budget::new();
     let mut responses = Vec::with_capacity(plan.steps.len());
     let ranges = || {
@@ -50,18 +52,25 @@ pub fn read_only(
         })
     };
     for request in ranges() {
-        check_txn_revision(request.revision, current, compacted)?;
+        check_txn_revision(view, request.revision, current, compacted)?;
     }
     for request in ranges() {
-        responses.push(TxnOpResponse::Range(range(view, request, None, &mut budget)?));
+        let answer = match at {
+            Some(at) if request.revision <= 0 => {
+                let request = RangeRequest { revision: at, ..request.clone() };
+                range(view, &request, None, &mut budget)?
+            }
+            _ => range(view, request, None, &mut budget)?,
+        };
+        responses.push(TxnOpResponse::Range(answer));
     }
     Ok(TxnResponse { succeeded: plan.succeeded, responses })
 }
 
-fn plan<'t>(view: &dyn Read, request: &'t TxnRequest) -> Result<Plan<'t>, Stop> {
+fn plan<'t>(view: &dyn Read, request: &'t TxnRequest, at: Option<Revision>) -> Result<Plan<'t>, Stop> {
     let mut succeeded = true;
     for compare in &request.compares {
-        if !holds(view, compare)? {
+        if !holds(view, compare, at)? {
             succeeded = false;
             break;
         }
@@ -70,7 +79,7 @@ fn plan<'t>(view: &dyn Read, request: &'t TxnRequest) -> Result<Plan<'t>, Stop> 
     let mut steps = Vec::with_capacity(ops.len());
     for op in ops {
         steps.push(match op {
-            TxnOp::Txn(nested) => Step::Txn(plan(view, nested)?, nested),
+            TxnOp::Txn(nested) => Step::Txn(plan(view, nested, at)?, nested),
             op => Step::Op(op),
         });
     }
@@ -79,9 +88,9 @@ fn plan<'t>(view: &dyn Read, request: &'t TxnRequest) -> Result<Plan<'t>, Stop> 
 
 /// Whether every key of the range satisfies the compare; a range without keys counts as one
 /// missing key.
-fn holds(view: &dyn Read, compare: &Compare) -> Result<bool, Stop> {
+fn holds(view: &dyn Read, compare: &Compare, at: Option<Revision>) -> Result<bool, Stop> {
     let mut any = false;
-    for pair in versions(view, &compare.range, None) {
+    for pair in versions(view, &compare.range, at) {
         let (key, stored) = pair?;
         any = true;
         let kv = match compare.target {
@@ -122,7 +131,9 @@ fn check(draft: &Draft, plan: &Plan) -> Result<(), Stop> {
         TxnOp::Range(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
     })?;
     on_path(plan, &mut |op| match op {
-        TxnOp::Range(request) => Ok(check_txn_revision(request.revision, draft.revision, draft.compacted)?),
+        TxnOp::Range(request) => {
+            check_txn_revision(draft.view(), request.revision, draft.revision, draft.compacted)
+        }
         TxnOp::Put(_) | TxnOp::Delete(_) | TxnOp::Txn(_) => Ok(()),
     })
 }
@@ -149,7 +160,7 @@ fn run(draft: &mut Draft, planned: &Plan, budget: &mut Budget) -> Result<TxnResp
             Step::Op(TxnOp::Delete(request)) => TxnOpResponse::Delete(kv::delete(draft, request, budget)?),
             Step::Op(TxnOp::Txn(_)) => unreachable!("a nested transaction has a plan of its own"),
             Step::Txn(_, request) if planted!(CompareAfterWrites) => {
-                let late = plan(draft.view(), request)?;
+                let late = plan(draft.view(), request, None)?;
                 TxnOpResponse::Txn(run(draft, &late, budget)?)
             }
             Step::Txn(nested, _) => TxnOpResponse::Txn(run(draft, nested, budget)?),

@@ -42,6 +42,7 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
             Err(Refusal::invalid("revision", format!("{to} is not in 0 to {MAX_RAISED_REVISION}")))
         }
         Command::Auth(change) => super::auth::validate(change),
+        Command::Point(change) => super::points::validate(change),
         Command::From { command, .. } if matches!(**command, Command::From { .. }) => {
             Err(Refusal::invalid("command", "it came from a node for another node"))
         }
@@ -167,7 +168,7 @@ fn key(key: &[u8]) -> Result<(), Refusal> {
     key_len(key)
 }
 
-fn key_len(key: &[u8]) -> Result<(), Refusal> {
+pub(super) fn key_len(key: &[u8]) -> Result<(), Refusal> {
     if key.len() > MAX_KEY_BYTES {
         return Err(Refusal::KeyTooLarge { len: key.len() as u64, max: MAX_KEY_BYTES as u64 });
     }
@@ -205,7 +206,7 @@ fn out_of_bounds(field: &str, value: i64, min: i64, max: i64) -> Refusal {
     Refusal::LeaseOutOfBounds { field: field.into(), value, min, max }
 }
 
-fn text(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
+pub(super) fn text(field: &str, text: &str, max: usize) -> Result<(), Refusal> {
     if text.is_empty() {
         return Err(Refusal::invalid(field, "it is empty; give at least one character"));
     }

@@ -31,11 +31,20 @@ pub fn version_at(
     if live.as_ref().is_some_and(|live| live.mod_revision <= at) {
         return Ok(live);
     }
-    let from = past_key(key, at);
-    let to = past_key(key, 0);
+    Ok(superseded_at(view, key, at)?.map(|(_, past)| past.stored))
+}
+
+/// The superseded version of `key` that was current at `at`, with its key in [`Table::Past`].
+pub fn superseded_at(
+    view: &dyn Read,
+    key: &[u8],
+    at: Revision,
+) -> Result<Option<(Bytes, Superseded)>, StorageFailed> {
+    let (from, to) = (past_key(key, at), past_key(key, 0));
     let Some(pair) = view.scan(Table::Past, &from, Some(&to)).next() else { return Ok(None) };
-    let past: Superseded = decode(Table::Past, pair?.1)?;
-    Ok((past.end > at || planted!(IgnoreVersionEnd)).then_some(past.stored))
+    let (past_key, value) = pair?;
+    let past: Superseded = decode(Table::Past, value)?;
+    Ok((past.end > at || planted!(IgnoreVersionEnd)).then_some((past_key, past)))
 }
 
 /// The version of `key` that `revision` made, if it is still kept.

@@ -25,6 +25,8 @@ pub struct Report {
     pub revision: Revision,
     /// Whether a snapshot was installed by this work.
     pub installed: bool,
+    /// Revisions whose events are to be read from the store: see [`machine::Applied::large`].
+    pub large: Vec<Revision>,
     /// Whether the revision was raised: see [`machine::Applied::raised`].
     pub raised: bool,
     /// Outcomes of requests that this member's callers wait for.
@@ -118,6 +120,7 @@ impl<S: Store> Applier<S> {
             revision: machine.revision(),
             outcomes: applied.outcomes.into_iter().filter(ours).collect(),
             leases: applied.leases,
+            large: applied.large,
             raised: applied.raised,
             members,
             auth,

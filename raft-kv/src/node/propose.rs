@@ -217,9 +217,13 @@ impl Gathered {
     }
 
     fn push(&mut self, proposal: Proposal, size: usize) {
+        let alone = proposal.command.goes_alone();
+        if alone && !self.batch.is_empty() {
+            self.close();
+        }
         self.used += size;
         self.batch.push(proposal);
-        if self.batch.len() >= limits::MAX_ENTRY_BATCH_REQUESTS {
+        if alone || self.batch.len() >= limits::MAX_ENTRY_BATCH_REQUESTS {
             self.close();
         }
     }
@@ -227,5 +231,25 @@ impl Gathered {
     fn close(&mut self) {
         self.used = 0;
         self.entries.push(std::mem::take(&mut self.batch).to_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::PointChange;
+
+    #[test]
+    fn what_goes_alone_has_an_entry_of_its_own() {
+        let rollback =
+            PointChange::Rollback { point: "p".into(), prefix: None, author: String::new(), now: 1 };
+        let mut gathered = Gathered::default();
+        let commands = [Command::Noop, Command::Noop, Command::Point(rollback), Command::Noop];
+        for command in commands {
+            gathered.push(Proposal { request: RequestId::default(), once: None, command }, 64);
+        }
+        gathered.close();
+        let entries = gathered.entries.into_iter().map(|entry| Vec::<Proposal>::from_bytes(entry).unwrap());
+        assert_eq!(entries.map(|entry| entry.len()).collect::<Vec<_>>(), [2, 1, 1]);
     }
 }

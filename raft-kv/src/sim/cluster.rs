@@ -18,6 +18,7 @@ use super::scheduler::{Scheduler, Trace, span, stream};
 use super::trust::{Believed, Leaf, Papers, Trusts, authority};
 use crate::codec::Wire;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
+use crate::machine::read::History;
 use crate::machine::{self, Genesis, LeaseChange, MemoryStore, Read, Store};
 use crate::node::apply::Work;
 use crate::node::ask::{Ask, Ticket, Told, What};
@@ -29,7 +30,7 @@ use crate::types::{
     Change, ClusterId, Committed, Index, MemberRecord, NodeId, Revision, Role, Sealed, SnapshotMeta, Term,
     TokenRecord, Trusted, WatchBatch, WatchRequest,
 };
-use crate::watch::{Compacted, Poll, WatcherId};
+use crate::watch::{Hub, Poll, WatcherId};
 
 /// A machine's place in the cluster, from 0.
 pub type HostId = usize;
@@ -852,9 +853,21 @@ impl Cluster {
 
     fn apply(&mut self, host: HostId, entries: Vec<Committed>) -> Result<(), StorageFailed> {
         let process = self.hosts[host].process.as_mut().expect("it runs");
-        let (report, changes) = process.applier.entries(entries)?;
+        let (report, mut changes) = process.applier.entries(entries)?;
         let life = process.life;
-        for id in process.hub.publish(changes.clone()) {
+        let mut woken = Vec::new();
+        let mut done = 0;
+        for &revision in &report.large {
+            let at = changes.partition_point(|change| change.revision < revision);
+            woken.extend(process.hub.publish(changes[done..at].to_vec()));
+            let (change, ids) =
+                process.applier.store().view(|view| publish_large(&mut process.hub, view, revision))?;
+            woken.extend(ids);
+            changes.insert(at, change);
+            done = at + 1;
+        }
+        woken.extend(process.hub.publish(changes[done..].to_vec()));
+        for id in woken {
             let delay = span(&mut self.chances.delays, Duration::from_micros(10), Duration::from_millis(2));
             self.scheduler.after(delay, Event::Watch(WatchKey { host, life, id }));
         }
@@ -975,27 +988,38 @@ impl Cluster {
     fn serve_watch(&mut self, key: WatchKey) {
         let host = key.host;
         let process = self.hosts[host].process.as_mut().expect("it runs");
-        let batch = match process.hub.poll(key.id, WATCH_BATCH_BYTES) {
+        let poll = process.hub.poll(key.id, WATCH_BATCH_BYTES);
+        let batch = match poll {
             Poll::Idle => return,
             Poll::Again => return self.serve_watch(key),
             Poll::Batch(batch) => Some(batch),
-            Poll::Read { from, to } => {
+            Poll::Read { .. } | Poll::ReadPart { .. } => {
                 self.counts.watch_reads += 1;
-                let read = |view: &dyn Read| machine::read::history(view, from, to, WATCH_BATCH_BYTES);
+                let (from, part, to) = match poll {
+                    Poll::ReadPart { revision, part } => (revision, part, revision),
+                    Poll::Read { from, to } => (from, 0, to),
+                    _ => unreachable!("it was just seen"),
+                };
+                let read = |view: &dyn Read| {
+                    machine::read::history_in_parts(view, (from, part), to, WATCH_BATCH_BYTES)
+                };
                 let history = match self.hosts[host].store.view(read) {
                     Ok(history) => history,
                     Err(failed) => return self.failed(host, failed),
                 };
-                let (history, read_to) = match history {
-                    Ok(changes) => {
-                        let read_to = changes.last().map_or(to, |change| change.revision);
-                        (Ok(changes), read_to)
+                let hub = &mut self.hosts[host].process.as_mut().expect("it runs").hub;
+                match history {
+                    Ok(History::Part(change, rest)) => hub.supply_part(key.id, part, &change, Some(rest)),
+                    Ok(History::Whole(changes)) if part > 0 => {
+                        changes.first().and_then(|change| hub.supply_part(key.id, part, change, None))
                     }
-                    Err(Refusal::Compacted { compacted, .. }) => (Err(Compacted(compacted)), to),
+                    Ok(History::Whole(changes)) => {
+                        let read_to = changes.last().map_or(to, |change| change.revision);
+                        hub.supply(key.id, Ok(changes), read_to)
+                    }
+                    Err(Refusal::Compacted { compacted, .. }) => hub.supply_nothing(key.id, compacted),
                     Err(refusal) => panic!("history was refused: {refusal}"),
-                };
-                let process = self.hosts[host].process.as_mut().expect("it runs");
-                process.hub.supply(key.id, history, read_to)
+                }
             }
         };
         if let Some(batch) = batch {
@@ -1008,6 +1032,23 @@ impl Cluster {
         let delay = span(&mut self.chances.delays, Duration::from_micros(10), Duration::from_micros(500));
         self.scheduler.after(delay, Event::Watch(key));
     }
+}
+
+/// Publishes a revision that the machine did not hold, as the shell does; with its events, for checks.
+fn publish_large(
+    hub: &mut Hub,
+    view: &dyn Read,
+    revision: Revision,
+) -> Result<(Change, Vec<WatcherId>), StorageFailed> {
+    hub.begin_large();
+    for part in 0.. {
+        let Some(keys) = machine::read::keys_changed(view, revision, part)? else { break };
+        hub.note_large(revision, &keys);
+    }
+    let woken = hub.publish_large(revision);
+    let changes = machine::read::history(view, revision, revision, usize::MAX)?.expect("it was just made");
+    let change = changes.into_iter().next().expect("it was just made");
+    Ok((change, woken))
 }
 
 /// A token, which nobody uses here.

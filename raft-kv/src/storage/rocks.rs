@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Error as RocksError, ErrorKind,
-    LogLevel, Options, WriteBufferManager,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType,
+    Error as RocksError, ErrorKind, LogLevel, Options, WriteBufferManager,
 };
 
 use crate::error::StorageFailed;
@@ -91,6 +91,12 @@ impl Setup {
         // Indexes and filters count against the cache: memory does not grow with the keys.
         blocks.set_cache_index_and_filter_blocks(true);
         blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+        // In pieces: a file of a million keys has a filter of more than a megabyte, which fits no shard
+        // of the cache and would be read anew for every key that is looked up.
+        blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        blocks.set_partition_filters(true);
+        blocks.set_metadata_block_size(16 * 1024);
+        blocks.set_pin_top_level_index_and_filter(true);
         blocks.set_format_version(5);
         if matches!(table, Table::Live | Table::Past | Table::Once | Table::Lease | Table::Values) {
             blocks.set_bloom_filter(10.0, false);

@@ -400,5 +400,12 @@ pub enum WatchBatch {
     /// History from the asked revision on is gone; the watch has ended. The oldest revision that
     /// can still be watched.
     Compacted(Revision),
+    /// Some events of one revision, in order: one of a rollback that is too large to be held whole.
+    /// The rest of them follow before anything else: further parts, and at last
+    /// [`Changes`](Self::Changes) that begin with the same revision, or [`Progress`](Self::Progress)
+    /// up to it where nothing of it is left for this watcher.
+    Part(Change),
 }
-wire_enum!(WatchBatch { 1 => Changes(changes), 2 => Progress(revision), 3 => Compacted(revision) });
+wire_enum!(WatchBatch {
+    1 => Changes(changes), 2 => Progress(revision), 3 => Compacted(revision), 4 => Part(change),
+});

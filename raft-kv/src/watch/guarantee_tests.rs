@@ -133,7 +133,9 @@ impl Witness {
                 }
                 Ok(())
             }
-            WatchBatch::Progress(_) => Err("a poll never makes progress notes".into()),
+            WatchBatch::Progress(_) | WatchBatch::Part(_) => {
+                Err("a poll never makes progress notes, nor parts of what was supplied whole".into())
+            }
         }
     }
 }
@@ -167,6 +169,7 @@ impl Run {
             Poll::Idle => return Ok(false),
             Poll::Again => None,
             Poll::Batch(batch) => Some(batch),
+            Poll::ReadPart { .. } => unreachable!("no part was supplied"),
             Poll::Read { from, to } => {
                 self.counts[1] += 1;
                 if compact_between {

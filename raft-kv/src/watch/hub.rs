@@ -6,7 +6,7 @@
 //! supply returns must be sent before anything that a later call returns: batches in order, and
 //! [progress](Hub::progress) behind them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -55,6 +55,14 @@ pub enum Poll {
         /// The last, included.
         to: Revision,
     },
+    /// It was handed a part of a revision: read the rest of it, as far as is convenient, and
+    /// [supply](Hub::supply_part) it.
+    ReadPart {
+        /// The revision.
+        revision: Revision,
+        /// The part of its record to go on with.
+        part: u32,
+    },
 }
 
 /// Hands each watcher its events.
@@ -65,6 +73,8 @@ pub struct Hub {
     compacted: Revision,
     watchers: BTreeMap<WatcherId, Watcher>,
     matching: Matching,
+    /// Whom a large revision concerns that is about to be published, while there is one.
+    large: Option<BTreeSet<WatcherId>>,
     next: WatcherId,
 }
 
@@ -76,6 +86,10 @@ struct Watcher {
     /// Its start lay in the future: no progress is told before that revision exists.
     quiet_until: Revision,
     place: Place,
+    /// Of the revision that it is handed next the part to go on with; 0 for all of it.
+    part: u32,
+    /// It was handed some of that revision, and must hear when there is no more.
+    parted: bool,
 }
 
 /// How far a watcher is. Idle is its own state, without a revision: an idle watcher must not
@@ -101,6 +115,7 @@ impl Hub {
             compacted: 0,
             watchers: BTreeMap::new(),
             matching: Matching::default(),
+            large: None,
             next: 1,
         }
     }
@@ -142,6 +157,41 @@ impl Hub {
             self.ring.push(change);
         }
         woken
+    }
+
+    /// The next revision has more events than are to be held. [Note](Self::note_large) its keys, then
+    /// [publish](Self::publish_large) it; anything but publishing may happen in between.
+    pub fn begin_large(&mut self) {
+        let before = self.large.replace(BTreeSet::new());
+        assert!(before.is_none(), "one revision after the other");
+    }
+
+    /// Notes whom some events of that revision concern.
+    pub fn note_large(&mut self, revision: Revision, keys: &[(EventKind, Bytes)]) {
+        let concerned = self.large.as_mut().expect("a large revision was begun");
+        for (kind, key) in keys {
+            self.matching.holding(key, |id| {
+                if self.watchers[&id].wants_key(revision, *kind, key) {
+                    concerned.insert(id);
+                }
+            });
+        }
+    }
+
+    /// Publishes that revision. Returns the watchers that were idle and have to read it now.
+    pub fn publish_large(&mut self, revision: Revision) -> Vec<WatcherId> {
+        assert_eq!(revision, self.head() + 1, "a revision was left out or published twice");
+        let mut concerned = self.large.take().expect("a large revision was begun");
+        concerned.retain(|id| {
+            let Some(watcher) = self.watchers.get_mut(id) else { return false };
+            let wakes = watcher.place == Place::Idle && watcher.start <= revision;
+            if wakes {
+                watcher.place = Place::Behind { next: revision, reading: false };
+            }
+            wakes
+        });
+        self.ring.restart(revision);
+        concerned.into_iter().collect()
     }
 
     /// The store jumped to `head` by a snapshot: what lies between was not published and is to
@@ -191,12 +241,18 @@ impl Hub {
                 start if start < self.compacted => Place::Late,
                 next => Place::Behind { next, reading: false },
             },
+            part: 0,
+            parted: false,
             request,
         };
         let id = self.next;
         self.next += 1;
         self.matching.add(&watcher.request.range, id);
         self.watchers.insert(id, watcher);
+        if let Some(concerned) = &mut self.large {
+            // Some of its keys may have been noted already.
+            concerned.insert(id);
+        }
         Ok(id)
     }
 
@@ -234,7 +290,7 @@ impl Hub {
     }
 
     /// What a watcher gets next: whole revisions, as many as `max_bytes` hold, or a single one
-    /// that is larger. [`Poll::Idle`] for a watcher that ended or was removed.
+    /// that is larger; of one that is too large to be held, a part. [`Poll::Idle`] for a watcher that ended or was removed.
     pub fn poll(&mut self, id: WatcherId, max_bytes: usize) -> Poll {
         let Some(watcher) = self.watchers.get_mut(&id) else { return Poll::Idle };
         if watcher.place == Place::Late {
@@ -252,7 +308,10 @@ impl Hub {
                 return Poll::Batch(WatchBatch::Compacted(self.compacted));
             }
             watcher.place = Place::Behind { next, reading: true };
-            return Poll::Read { from: next, to: floor };
+            return match watcher.part {
+                0 => Poll::Read { from: next, to: floor },
+                part => Poll::ReadPart { revision: next, part },
+            };
         }
         let mut picked = Vec::new();
         let mut bytes = 0;
@@ -314,7 +373,7 @@ impl Hub {
         let Place::Behind { next, reading: true } = watcher.place else { return None };
         assert!(changes.is_sorted_by(|a, b| a.revision < b.revision), "history is read in order");
         assert!(read_to <= head, "only what was published is read");
-        if read_to < next {
+        if read_to < next || watcher.part != 0 {
             // An answer to an older read, given twice.
             return None;
         }
@@ -326,6 +385,43 @@ impl Hub {
             watcher.place = Place::Idle;
         }
         (!picked.is_empty()).then_some(WatchBatch::Changes(picked))
+    }
+
+    /// Hands over a part of the revision that the watcher is handed next, which a read found too large
+    /// to be held whole: its events from record `part` on, up to record `rest`, or all that are left.
+    /// Returns what to send, if any of it concerns the watcher; poll again in any case.
+    pub fn supply_part(
+        &mut self,
+        id: WatcherId,
+        part: u32,
+        change: &Change,
+        rest: Option<u32>,
+    ) -> Option<WatchBatch> {
+        let head = self.head();
+        let watcher = self.watchers.get_mut(&id)?;
+        let Place::Behind { next, reading: true } = watcher.place else { return None };
+        assert!(change.revision <= head, "only what was published is read");
+        if change.revision < next || part != watcher.part {
+            // An answer to an older read, given twice.
+            return None;
+        }
+        let rest = rest.filter(|_| !planted!(DropParts));
+        let picked = watcher.pick(change);
+        watcher.part = rest.unwrap_or(0);
+        if rest.is_some() {
+            watcher.place = Place::Behind { next: change.revision, reading: false };
+            watcher.parted |= picked.is_some();
+            return picked.map(WatchBatch::Part);
+        }
+        watcher.place = Place::Behind { next: change.revision + 1, reading: false };
+        if change.revision == head {
+            watcher.place = Place::Idle;
+        }
+        let parted = std::mem::take(&mut watcher.parted);
+        match picked {
+            Some(change) => Some(WatchBatch::Changes(vec![change])),
+            None => parted.then_some(WatchBatch::Progress(change.revision)),
+        }
     }
 
     /// Answers a read: history before `oldest` is gone.
@@ -349,11 +445,15 @@ impl Hub {
 
 impl Watcher {
     fn wants(&self, revision: Revision, event: &Event) -> bool {
-        let filtered = match event.kind {
+        self.wants_key(revision, event.kind, &event.kv.key)
+    }
+
+    fn wants_key(&self, revision: Revision, kind: EventKind, key: &[u8]) -> bool {
+        let filtered = match kind {
             EventKind::Put => self.request.no_put,
             EventKind::Delete => self.request.no_delete,
         };
-        revision >= self.start && !filtered && self.request.range.contains(&event.kv.key)
+        revision >= self.start && !filtered && self.request.range.contains(key)
     }
 
     /// The part of a change that is for this watcher, if any.

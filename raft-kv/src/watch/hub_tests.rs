@@ -57,6 +57,16 @@ impl World {
         revisions.flat_map(|revision| self.publish(change(revision, keys))).collect()
     }
 
+    /// Publishes a revision by its keys alone, two at a time; says who has to read it.
+    fn publish_large(&mut self, change: &Change) -> Vec<WatcherId> {
+        self.hub.begin_large();
+        for some in change.events.chunks(2) {
+            let keys: Vec<_> = some.iter().map(|event| (event.kind, event.kv.key.clone())).collect();
+            self.hub.note_large(change.revision, &keys);
+        }
+        self.hub.publish_large(change.revision)
+    }
+
     fn watch(&mut self, range: KeyRange, start_revision: Revision) -> WatcherId {
         self.hub.add(WatchRequest { range, start_revision, ..WatchRequest::default() }).unwrap()
     }
@@ -76,6 +86,7 @@ impl World {
                 Poll::Idle => return batches,
                 Poll::Again => {}
                 Poll::Batch(batch) => batches.push(batch),
+                Poll::ReadPart { .. } => panic!("no part was supplied"),
                 Poll::Read { from, to } => {
                     assert!(from <= to && to <= self.hub.head());
                     let read_to = to.min(from + slice - 1);
@@ -239,7 +250,7 @@ fn etcd_17529_a_starved_watcher_loses_nothing() {
                 let batch = world.hub.supply(slow, world.read(from, from), from);
                 got.extend(batch.iter().flat_map(changes_of).map(|change| change.revision));
             }
-            Poll::Idle | Poll::Again => panic!("it is owed events"),
+            Poll::Idle | Poll::Again | Poll::ReadPart { .. } => panic!("it is owed events"),
         }
     }
     assert_eq!(got, (2..=51).collect::<Vec<_>>());
@@ -363,3 +374,97 @@ fn an_answer_given_twice_moves_nothing() {
 
 #[path = "guarantee_tests.rs"]
 mod guarantees;
+
+/// What a watcher of `range` is handed of a revision that is read in parts of `size` events, and of
+/// the one behind it; the events of each batch, with what kind of batch it is.
+fn in_parts(range: KeyRange, size: usize) -> Vec<String> {
+    let told = batches_in_parts(range, size);
+    let keys = |change: &Change| {
+        let keys = change.events.iter().map(|event| String::from_utf8_lossy(&event.kv.key).into_owned());
+        format!("{}:{}", change.revision, keys.collect::<String>())
+    };
+    told.iter()
+        .map(|batch| match batch {
+            WatchBatch::Part(change) => format!("part {}", keys(change)),
+            WatchBatch::Changes(changes) => changes.iter().map(keys).collect::<Vec<_>>().join(" "),
+            WatchBatch::Progress(revision) => format!("progress {revision}"),
+            WatchBatch::Compacted(revision) => format!("compacted {revision}"),
+        })
+        .collect()
+}
+
+fn batches_in_parts(range: KeyRange, size: usize) -> Vec<WatchBatch> {
+    let mut world = World::new(1 << 20);
+    let id = world.watch(range, 0);
+    let large = change(2, "a b c d e f g");
+    // Nothing of it is in memory.
+    world.publish_large(&large);
+    world.publish(change(3, "a"));
+    let records: Vec<Change> =
+        large.events.chunks(size).map(|events| Change { revision: 2, events: events.to_vec() }).collect();
+    let mut told = Vec::new();
+    for _ in 0..20 {
+        let part = match world.hub.poll(id, EVERYTHING) {
+            Poll::Idle => return told,
+            Poll::Batch(batch) => {
+                told.push(batch);
+                continue;
+            }
+            Poll::Read { from: 2, .. } => 0,
+            Poll::ReadPart { revision: 2, part } => part,
+            other => panic!("{other:?}"),
+        };
+        let rest = (records.len() > part as usize + 1).then_some(part + 1);
+        let record = &records[part as usize];
+        told.extend(world.hub.supply_part(id, part, record, rest));
+        assert_eq!(world.hub.supply_part(id, part, record, rest), None, "an answer given twice");
+    }
+    panic!("it never ends: {told:?}")
+}
+
+pub fn parts() {
+    let all = KeyRange::all;
+    assert_eq!(in_parts(all(), 7), ["2:abcdefg", "3:a"]);
+    assert_eq!(in_parts(all(), 3), ["part 2:abc", "part 2:def", "2:g", "3:a"]);
+    // Who was handed a part hears of the end; who was handed none hears nothing.
+    assert_eq!(in_parts(KeyRange::key("b"), 3), ["part 2:b", "progress 2"]);
+    assert_eq!(in_parts(KeyRange::key("g"), 3), ["2:g"]);
+    assert_eq!(in_parts(KeyRange::key("x"), 3), Vec::<String>::new());
+    assert_eq!(in_parts(KeyRange::span("c", "e"), 2), ["part 2:cd", "progress 2"]);
+}
+
+#[test]
+fn a_revision_too_large_to_be_held_comes_in_parts() {
+    parts();
+}
+
+#[test]
+fn a_large_revision_wakes_those_alone_that_it_concerns() {
+    let mut world = World::new(1 << 20);
+    let one = world.watch(KeyRange::key("c"), 0);
+    let other = world.watch(KeyRange::prefix("x"), 0);
+    let later = world.watch(KeyRange::all(), 3);
+    let deletes = WatchRequest { range: KeyRange::all(), no_put: true, ..WatchRequest::default() };
+    let deletes = world.hub.add(deletes).unwrap();
+    assert_eq!(world.publish_large(&change(2, "a b c d")), [one]);
+    assert_eq!(world.hub.poll(other, EVERYTHING), Poll::Idle);
+    assert_eq!(world.hub.poll(one, EVERYTHING), Poll::Read { from: 2, to: 2 });
+    assert_eq!((world.hub.head(), world.hub.progress(deletes)), (2, Some(2)));
+    assert_eq!(world.publish(change(3, "x")).len(), 2);
+    // One that comes, and one that goes, in the midst of it.
+    world.hub.begin_large();
+    world.hub.note_large(4, &[(EventKind::Put, Bytes::from_static(b"x"))]);
+    world.hub.remove(later);
+    let new = world.watch(KeyRange::key("x"), 0);
+    world.drain(other, EVERYTHING, 1);
+    assert_eq!(world.hub.publish_large(4), [other, new]);
+    assert_eq!(world.publish(change(5, "x")), []);
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn a_dropped_part_is_noticed() {
+    let found =
+        crate::planted::with(Some(crate::planted::Bug::DropParts), || std::panic::catch_unwind(parts));
+    assert!(found.is_err(), "DropParts was not found");
+}

@@ -6,6 +6,7 @@ mod permissions;
 mod ranges;
 mod recovery;
 mod renewing;
+mod rollback;
 mod rotation;
 mod serving;
 mod support;

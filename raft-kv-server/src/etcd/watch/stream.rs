@@ -231,8 +231,13 @@ impl Stream {
         let answer = words::answer(self.set.header(), id);
         let bytes = words::bytes(&batch);
         match batch {
-            WatchBatch::Changes(changes) => {
+            WatchBatch::Changes(_) | WatchBatch::Part(_) => {
                 let held = self.enough(held, bytes).await?;
+                let (changes, more) = match batch {
+                    WatchBatch::Part(change) => (vec![change], true),
+                    WatchBatch::Changes(changes) => (changes, false),
+                    _ => unreachable!("it was just seen"),
+                };
                 let answer = WatchResponse { events: words::events(changes), ..answer };
                 if let Some(idle) = self.notified.get_mut(&id) {
                     *idle = false;
@@ -240,7 +245,8 @@ impl Stream {
                 if !self.watchers.get(&id).is_some_and(|watcher| watcher.fragment) {
                     return self.send_with(answer, held).await;
                 }
-                for part in fragment::parts(answer, fragment::WHOLE_BELOW) {
+                for mut part in fragment::parts(answer, fragment::WHOLE_BELOW) {
+                    part.fragment |= more;
                     self.send_with(part, held.clone()).await?;
                 }
                 Ok(())

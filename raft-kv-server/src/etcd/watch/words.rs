@@ -40,6 +40,7 @@ pub(super) fn bytes(batch: &WatchBatch) -> usize {
     let event = |event: &Event| kv(&event.kv) + event.prev.as_ref().map_or(0, kv);
     match batch {
         WatchBatch::Changes(changes) => changes.iter().flat_map(|change| &change.events).map(event).sum(),
+        WatchBatch::Part(change) => change.events.iter().map(event).sum(),
         WatchBatch::Progress(_) | WatchBatch::Compacted(_) => 0,
     }
 }

@@ -66,6 +66,7 @@ pub(in crate::client) fn gives_trust(call: &Call) -> bool {
         | Call::MemberUpdate(_)
         | Call::RaiseRevision(_)
         | Call::Enrol(_)
+        | Call::Points(_)
         | Call::Readmit(_)
         // It is looked at where it is served.
         | Call::Rejoin { .. } => false,

@@ -12,7 +12,8 @@ use crate::machine::stop::Stop;
 use crate::machine::store::Read;
 use crate::planted;
 use crate::types::{
-    Caller, DeleteRequest, KeyRange, LeaseId, Permission, PermissionKind, PutRequest, TxnOp, TxnRequest,
+    Caller, DeleteRequest, KeyRange, LeaseId, Permission, PermissionKind, PointChange, PutRequest, TxnOp,
+    TxnRequest, point_range,
 };
 
 /// What is asked for.
@@ -159,6 +160,12 @@ impl May<'_> {
             Command::Delete(request) => self.delete(request),
             Command::Txn(request) => self.txn(request)?,
             Command::Compact { .. } => self.everything(),
+            Command::Point(PointChange::Rollback { prefix, .. }) => {
+                let range = point_range(prefix.as_ref());
+                self.read.cover(&range) && (self.write.cover(&range) || planted!(RollbackByReader))
+            }
+            // What one pins or removes concerns everybody's history, as compaction does.
+            Command::Point(_) => self.everything(),
             Command::LeaseRevoke { id } => self.leased(*id, self.write)?,
             Command::LeaseGrant { .. } | Command::Noop => true,
             Command::LeaseExpire { .. }

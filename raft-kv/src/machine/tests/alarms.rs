@@ -20,9 +20,11 @@ pub fn no_space() {
     let mut bench = Bench::new();
     bench.ask(Command::LeaseGrant { id: 1, ttl: 60 }).unwrap();
     bench.put("k", "v").unwrap();
+    bench.ask(points::create("early", None, 1)).unwrap();
     bench.ask(raise(AlarmKind::NoSpace)).unwrap();
     let refused = Err(Refusal::Alarmed { kind: AlarmKind::NoSpace });
-    for command in [put("k", "w"), Command::LeaseGrant { id: 2, ttl: 60 }, nested_put()] {
+    let point = points::create("late", None, 1);
+    for command in [put("k", "w"), Command::LeaseGrant { id: 2, ttl: 60 }, nested_put(), point] {
         assert_eq!(bench.ask(command), refused);
     }
     // In the batch that raises it, too.
@@ -32,9 +34,12 @@ pub fn no_space() {
     let results: Vec<_> = applied.outcomes.iter().map(|outcome| outcome.result.is_ok()).collect();
     assert_eq!(results, [true, false, true, true]);
     bench.ask(raise(AlarmKind::NoSpace)).unwrap();
-    for command in
-        [delete(KeyRange::key("k")), Command::Compact { revision: 2 }, Command::LeaseRevoke { id: 1 }]
-    {
+    for command in [
+        delete(KeyRange::key("k")),
+        Command::Compact { revision: 2 },
+        Command::LeaseRevoke { id: 1 },
+        points::rollback("early", None, 1),
+    ] {
         assert!(bench.ask(command.clone()).is_ok(), "{command:?}");
     }
     assert_eq!(bench.view(read::check_read).unwrap(), Ok(()));

@@ -7,6 +7,8 @@ mod model;
 mod nodes;
 #[cfg(feature = "sim")]
 mod planted;
+mod points;
+mod points_rules;
 mod quirks;
 mod random;
 mod ranges;

@@ -125,6 +125,7 @@ impl Model {
                 }
                 Ok(Answer::Done)
             }
+            Command::Point(_) => unreachable!("points have a model of their own"),
             Command::Auth(_) | Command::Alarm(_) | Command::As { .. } | Command::From { .. } => {
                 unreachable!("users, roles and alarms have tests of their own")
             }

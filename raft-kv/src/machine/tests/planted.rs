@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, random, rotation, sealing, tokens, trust, users};
+use super::{alarms, nodes, points, random, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -26,6 +26,8 @@ fn each_bug_planted_in_permissions_and_alarms_is_found() {
         let found = with(Some(bug), || std::panic::catch_unwind(|| (0..users::SEEDS).for_each(users::run)));
         assert!(found.is_err(), "{bug:?} was not found");
     }
+    let found = with(Some(Bug::RollbackByReader), || std::panic::catch_unwind(users::rollback_of_some_keys));
+    assert!(found.is_err(), "RollbackByReader was not found");
     let found = with(Some(Bug::IgnoreNoSpace), || std::panic::catch_unwind(alarms::no_space));
     assert!(found.is_err(), "IgnoreNoSpace was not found");
 }
@@ -82,5 +84,23 @@ fn each_bug_planted_in_trust_is_found() {
         (Bug::KeepVerified, trust::led_back),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_points_is_found() {
+    let bugs = [
+        Bug::CompactIgnoresPoints,
+        Bug::PinOffByOne,
+        Bug::KeepCreatedSince,
+        Bug::ReviveLease,
+        Bug::LoseDelete,
+        Bug::ReadHalfRollback,
+        Bug::RecountRollback,
+        Bug::DropSegment,
+    ];
+    for bug in bugs {
+        let found = with(Some(bug), || points::run(points::CASES, 0));
+        assert!(found.is_err(), "{bug:?} was not found");
     }
 }

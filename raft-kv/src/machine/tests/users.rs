@@ -276,6 +276,35 @@ fn a_kept_answer_is_told_to_nobody_else() {
     check(bench.once(1, 1, again), AuthRefusal::Denied);
 }
 
+/// A rollback reads and writes all that it may touch; points are everybody's.
+pub fn rollback_of_some_keys() {
+    let read_write = (PermissionKind::ReadWrite, KeyRange::prefix("mine/"));
+    let mut bench = Bench::with_permissions(&[read_write, (PermissionKind::Read, KeyRange::prefix("ours/"))]);
+    bench.put("mine/k", "1").unwrap();
+    bench.ask(points::create("p", None, 1)).unwrap();
+    bench.put("mine/k", "2").unwrap();
+    let back = |prefix: Option<&str>| points::rollback("p", prefix.map(bytes), 2);
+    for refused in [back(None), back(Some("")), back(Some("min")), back(Some("ours/")), back(Some("theirs/"))]
+    {
+        check(bench.ask_as("user", refused), AuthRefusal::Denied);
+    }
+    for refused in [
+        points::create("q", None, 1),
+        Command::Point(PointChange::Remove { name: "p".into() }),
+        Command::Point(PointChange::Tidy { now: 1 }),
+    ] {
+        check(bench.ask_as("user", refused), AuthRefusal::Denied);
+    }
+    assert!(bench.ask_as("user", back(Some("mine/k"))).is_ok());
+    assert_eq!(bench.get("mine/k", 0).unwrap().value, "1");
+    assert!(bench.ask_as("root", back(None)).is_ok());
+}
+
+#[test]
+fn who_rolls_keys_back_may_read_and_write_them() {
+    rollback_of_some_keys();
+}
+
 #[test]
 fn cve_2026_33343_a_nested_transaction_is_no_way_round() {
     let mut bench = Bench::with_permissions(&[(PermissionKind::ReadWrite, key("mine"))]);

@@ -17,7 +17,7 @@ use crate::error::StorageFailed;
 use crate::machine::{Store, Table};
 use crate::node::apply::{Applier, Report, Work};
 use crate::storage::state::State;
-use crate::types::{Committed, Revision, SnapshotMeta};
+use crate::types::{Change, Committed, Revision, SnapshotMeta};
 
 /// Pieces of work taken at once, at most.
 const MOST_WORK: usize = 256;
@@ -118,11 +118,23 @@ impl Feed {
             // Watchers find in the store what they are owed, or that it is gone.
             self.watches.replaced(report.revision);
         } else {
-            self.watches.publish(changes);
+            self.publish(changes, &report.large)?;
         }
         self.announce(&report);
         // A loop that has ended needs no report.
         let _ = self.back.send(ToDecide::Applied(report));
+        Ok(())
+    }
+
+    /// Publishes revisions in order, those that are not held among them.
+    fn publish(&self, changes: Vec<Change>, large: &[Revision]) -> Result<(), StorageFailed> {
+        let mut changes = changes.into_iter().peekable();
+        for revision in large {
+            let before = std::iter::from_fn(|| changes.next_if(|change| change.revision < *revision));
+            self.watches.publish(before.collect());
+            self.watches.publish_large(&self.state, *revision)?;
+        }
+        self.watches.publish(changes.collect());
         Ok(())
     }
 

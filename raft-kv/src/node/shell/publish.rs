@@ -9,7 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
 
 use super::watch_set::{SetBell, WatchSet};
-use crate::error::{Error, Refusal};
+use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::machine::{self, Store};
 use crate::storage::state::State;
@@ -53,26 +53,64 @@ pub struct Watches {
 /// A part of history as it was read.
 pub(super) struct History {
     pub(super) from: Revision,
+    /// The part of the record of `from` that it begins with.
+    pub(super) part: u32,
     pub(super) changes: Result<Vec<Change>, Compacted>,
     /// How far it goes, included.
     pub(super) read_to: Revision,
+    /// What it has is the only change, and goes on with this part of its record.
+    pub(super) rest: Option<u32>,
 }
 
-/// Reads history, as much as fits one batch. Blocks on the disk.
-pub(super) fn read_history(state: &State, from: Revision, to: Revision) -> Result<History, Error> {
-    let read = |view: &dyn machine::Read| machine::read::history(view, from, to, limits::WATCH_BATCH_BYTES);
-    let history = state.view(read).map_err(|failed| Error::Stopped(failed.to_string()))?;
-    match history {
-        // Every revision has its record, so the last one read says how far it went.
-        Ok(changes) => {
-            let read_to = changes.last().map_or(to, |change| change.revision);
-            Ok(History { from, changes: Ok(changes), read_to })
-        }
-        Err(Refusal::Compacted { compacted, .. }) => {
-            Ok(History { from, changes: Err(Compacted(compacted)), read_to: to })
-        }
-        Err(refusal) => Err(refusal.into()),
+impl History {
+    /// Whether it is a part of one revision.
+    fn is_part(&self) -> bool {
+        self.part > 0 || self.rest.is_some()
     }
+
+    /// Whether somebody who needs this has something of it.
+    pub(super) fn serves(&self, from: Revision, part: u32) -> bool {
+        match &self.changes {
+            Ok(_) if self.part > 0 || part > 0 => (from, part) == (self.from, self.part),
+            Ok(_) => self.from <= from && from <= self.read_to,
+            Err(Compacted(oldest)) => from < *oldest,
+        }
+    }
+
+    /// Hands a watcher its part of it.
+    pub(super) fn supply(&self, hub: &mut Hub, id: WatcherId) -> Option<WatchBatch> {
+        match &self.changes {
+            Ok(changes) if self.is_part() => {
+                // None where it was compacted to that very place meanwhile.
+                hub.supply_part(id, self.part, changes.first()?, self.rest)
+            }
+            Ok(changes) => hub.supply_shared(id, changes, self.read_to),
+            Err(Compacted(oldest)) => hub.supply_nothing(id, *oldest),
+        }
+    }
+}
+
+/// Reads history from a part of a revision on, as much as fits one batch. Blocks on the disk.
+pub(super) fn read_history(
+    state: &State,
+    (from, part): (Revision, u32),
+    to: Revision,
+) -> Result<History, Error> {
+    let max = limits::WATCH_BATCH_BYTES;
+    let read = |view: &dyn machine::Read| machine::read::history_in_parts(view, (from, part), to, max);
+    let history = state.view(read).map_err(|failed| Error::Stopped(failed.to_string()))?;
+    let (changes, rest) = match history {
+        Ok(machine::read::History::Whole(changes)) => (changes, None),
+        Ok(machine::read::History::Part(change, rest)) => (vec![change], Some(rest)),
+        Err(Refusal::Compacted { compacted, .. }) => {
+            let changes = Err(Compacted(compacted));
+            return Ok(History { from, part, changes, read_to: to, rest: None });
+        }
+        Err(refusal) => return Err(refusal.into()),
+    };
+    // Every revision has its record, so the last one read says how far it went.
+    let read_to = changes.last().map_or(to, |change| change.revision);
+    Ok(History { from, part, changes: Ok(changes), read_to, rest })
 }
 
 impl Watches {
@@ -96,6 +134,22 @@ impl Watches {
         for id in inner.hub.publish(changes) {
             inner.bells[&id].ring();
         }
+    }
+
+    /// Publishes a revision whose events are too many to be held: those that it concerns read it from
+    /// the store. Its keys are gone through in parts, so that others get at the hub in between.
+    pub(super) fn publish_large(&self, state: &State, revision: Revision) -> Result<(), StorageFailed> {
+        self.lock().hub.begin_large();
+        for part in 0.. {
+            let keys = state.view(|view| machine::read::keys_changed(view, revision, part))?;
+            let Some(keys) = keys else { break };
+            self.lock().hub.note_large(revision, &keys);
+        }
+        let mut inner = self.lock();
+        for id in inner.hub.publish_large(revision) {
+            inner.bells[&id].ring();
+        }
+        Ok(())
     }
 
     /// The whole state was replaced: everybody looks again.
@@ -179,13 +233,22 @@ impl Subscription {
                 Poll::Again => {}
                 Poll::Batch(batch) => return Ok(Some(batch)),
                 Poll::Read { from, to } => {
-                    let History { changes, read_to, .. } = read_history(&self.state, from, to)?;
-                    if let Some(batch) = self.watches.lock().hub.supply(self.id, changes, read_to) {
+                    if let Some(batch) = self.read((from, 0), to)? {
+                        return Ok(Some(batch));
+                    }
+                }
+                Poll::ReadPart { revision, part } => {
+                    if let Some(batch) = self.read((revision, part), revision)? {
                         return Ok(Some(batch));
                     }
                 }
             }
         }
+    }
+
+    fn read(&self, from: (Revision, u32), to: Revision) -> Result<Option<WatchBatch>, Error> {
+        let history = read_history(&self.state, from, to)?;
+        Ok(history.supply(&mut self.watches.lock().hub, self.id))
     }
 
     /// The revision up to which everything was handed to this watcher, if it is synced.

@@ -12,7 +12,7 @@ use crate::error::{Error, Refusal};
 use crate::limits;
 use crate::storage::state::State;
 use crate::types::{Revision, WatchBatch, WatchRequest};
-use crate::watch::{Compacted, Poll, Ready, WatcherId};
+use crate::watch::{Poll, Ready, WatcherId};
 
 /// Rung by the thread that publishes, waited for by the stream.
 #[derive(Default)]
@@ -50,13 +50,21 @@ struct Member {
 struct Disk {
     /// Who waits for a reading, in the order of their turns, and which revisions each needs.
     turns: Ready,
-    wanted: BTreeMap<i64, (Revision, Revision)>,
+    wanted: BTreeMap<i64, Wanted>,
     /// The reading under way.
     reading: Option<oneshot::Receiver<Result<History, Error>>>,
     /// The last reading and who has not been given its part yet.
     read: Option<(History, VecDeque<i64>)>,
     /// Whether the disk's watchers are next: they and the others take turns.
     turn: bool,
+}
+
+/// What a watcher needs of history: from a part of a revision's record on, up to a revision.
+#[derive(Clone, Copy)]
+struct Wanted {
+    from: Revision,
+    part: u32,
+    to: Revision,
 }
 
 /// What a set hands out.
@@ -270,10 +278,7 @@ impl WatchSet {
         };
         let watcher = self.watchers[&id].id;
         let mut inner = self.watches.lock();
-        let batch = match &history.changes {
-            Ok(changes) => inner.hub.supply_shared(watcher, changes, history.read_to),
-            Err(Compacted(oldest)) => inner.hub.supply_nothing(watcher, *oldest),
-        };
+        let batch = history.supply(&mut inner.hub, watcher);
         if !inner.hub.is_idle(watcher) {
             self.bell.ready.lock().wake(id);
         }
@@ -289,7 +294,7 @@ impl WatchSet {
             let Some(member) = self.watchers.get(&id) else { continue };
             let mut inner = self.watches.lock();
             let poll = inner.hub.poll(member.id, limits::WATCH_BATCH_BYTES);
-            if !matches!(poll, Poll::Read { .. }) && !inner.hub.is_idle(member.id) {
+            if !matches!(poll, Poll::Read { .. } | Poll::ReadPart { .. }) && !inner.hub.is_idle(member.id) {
                 self.bell.ready.lock().wake(id);
             }
             match poll {
@@ -298,7 +303,11 @@ impl WatchSet {
                 Poll::Batch(batch) => return Some(Look::Found(id, batch)),
                 Poll::Read { from, to } => {
                     self.disk.turns.wake(id);
-                    self.disk.wanted.insert(id, (from, to));
+                    self.disk.wanted.insert(id, Wanted { from, part: 0, to });
+                }
+                Poll::ReadPart { revision, part } => {
+                    self.disk.turns.wake(id);
+                    self.disk.wanted.insert(id, Wanted { from: revision, part, to: revision });
                 }
             }
         }
@@ -311,7 +320,7 @@ impl WatchSet {
             return;
         }
         let Some(first) = self.disk.turns.take() else { return };
-        let (from, to) = self.disk.wanted[&first];
+        let Wanted { from, part, to } = self.disk.wanted[&first];
         self.disk.turns.wake(first);
         let (told, reading) = oneshot::channel();
         self.disk.reading = Some(reading);
@@ -321,7 +330,7 @@ impl WatchSet {
             if told.is_closed() {
                 return;
             }
-            let history = tokio::task::spawn_blocking(move || read_history(&state, from, to)).await;
+            let history = tokio::task::spawn_blocking(move || read_history(&state, (from, part), to)).await;
             // The stream may have gone.
             let _ = told.send(history.expect("reading does not panic"));
         });
@@ -339,12 +348,8 @@ impl Disk {
         // A runtime that is shutting down ends tasks.
         let Some(history) = history else { return Ok(()) };
         let history = history?;
-        let serves = |from: Revision| match history.changes {
-            Ok(_) => history.from <= from && from <= history.read_to,
-            Err(Compacted(oldest)) => from < oldest,
-        };
-        let served: VecDeque<i64> =
-            self.wanted.iter().filter(|(_, (from, _))| serves(*from)).map(|(id, _)| *id).collect();
+        let serves = |(_, wanted): &(&i64, &Wanted)| history.serves(wanted.from, wanted.part);
+        let served: VecDeque<i64> = self.wanted.iter().filter(serves).map(|(id, _)| *id).collect();
         for id in &served {
             self.wanted.remove(id);
             self.turns.forget(*id);

@@ -11,12 +11,14 @@ pub struct Watching {
     request: WatchRequest,
     /// Everything up to here was handed over.
     done: Revision,
+    /// What was handed over of a revision that comes in parts.
+    parts: Option<Change>,
 }
 
 impl Watching {
     /// A watcher that asked for everything behind `done`.
     pub fn new(request: WatchRequest, done: Revision) -> Self {
-        Self { request, done }
+        Self { request, done, parts: None }
     }
 
     /// Everything up to here was handed over.
@@ -46,9 +48,41 @@ impl Watching {
     /// It was handed a batch. `compacted` is the highest revision anybody asked to compact at.
     pub fn handed(&mut self, changes: &Changes, batch: &WatchBatch, compacted: Revision) -> Verdict {
         match batch {
+            WatchBatch::Part(part) => match &mut self.parts {
+                Some(parts) if parts.revision == part.revision => {
+                    parts.events.extend(part.events.iter().cloned());
+                    return Ok(());
+                }
+                Some(parts) => {
+                    let why =
+                        format!("a part of {} comes before the rest of {}", part.revision, parts.revision);
+                    return violation("watch", why);
+                }
+                none => {
+                    *none = Some(part.clone());
+                    return Ok(());
+                }
+            },
             WatchBatch::Changes(handed) => {
-                handed.iter().try_for_each(|change| self.change(changes, change, compacted))
+                let rest = handed.first().map(|first| first.revision);
+                let mut handed = handed.clone();
+                if let Some(mut parts) = self.parts.take() {
+                    if rest == Some(parts.revision) {
+                        parts.events.extend(handed.remove(0).events);
+                    }
+                    handed.insert(0, parts);
+                }
+                return handed.iter().try_for_each(|change| self.change(changes, change, compacted));
             }
+            WatchBatch::Progress(_) => {
+                if let Some(parts) = self.parts.take() {
+                    self.change(changes, &parts, compacted)?;
+                }
+            }
+            WatchBatch::Compacted(_) => {}
+        }
+        match batch {
+            WatchBatch::Changes(_) | WatchBatch::Part(_) => unreachable!("they were dealt with"),
             WatchBatch::Progress(revision) => match self.next_owed(changes, *revision) {
                 None => {
                     self.done = self.done.max(*revision);

@@ -34,11 +34,20 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_understood(&error),
     };
-    let json = cli.json;
-    match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let (json, serves) = (cli.json, serves(&cli.command));
+    let code = match start(cli) {
+        Ok(()) => 0,
         Err(failure) => fail(&failure, json),
+    };
+    if serves {
+        serve::leave(code.into());
     }
+    ExitCode::from(code)
+}
+
+/// Whether this process is a member of a cluster, not a client.
+fn serves(command: &Command) -> bool {
+    matches!(command, Command::Init(_) | Command::Join(_) | Command::Run(_))
 }
 
 /// Help and version go to standard output; anything else is an error in the caller's form.
@@ -52,7 +61,7 @@ fn not_understood(error: &clap::Error) -> ExitCode {
         _ if wants_json => {
             let text = error.to_string();
             let text = text.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
-            fail(&Failure::usage(text), true)
+            ExitCode::from(fail(&Failure::usage(text), true))
         }
         _ => {
             let _ = error.print();
@@ -62,14 +71,14 @@ fn not_understood(error: &clap::Error) -> ExitCode {
 }
 
 /// Says what went wrong as the last line on standard error.
-fn fail(failure: &Failure, json: bool) -> ExitCode {
+fn fail(failure: &Failure, json: bool) -> u8 {
     // Standard error may be closed; the exit code still tells.
     let _ = writeln!(std::io::stderr(), "{}", failure.render(json));
-    ExitCode::from(failure.kind.exit_code())
+    failure.kind.exit_code()
 }
 
 fn start(cli: Cli) -> Result<(), Failure> {
-    let serves = matches!(cli.command, Command::Init(_) | Command::Join(_) | Command::Run(_));
+    let serves = serves(&cli.command);
     log_to_stderr(if serves { "info" } else { "warn" }, cli.json);
     // A member uses every core; a client asks once.
     let mut builder = if serves {

@@ -46,6 +46,9 @@ fn a_mistake_is_looked_at_taken_back_and_taken_back_again() {
     // The point is still readable, and what differs is shown by key.
     let old = member.ask(&["get", "app/b", "--rev", &at.to_string()]).json();
     assert_eq!(old["kvs"][0]["value"], "1");
+    let by_name = member.ask(&["get", "app/b", "--point", "v1"]).json();
+    assert_eq!(by_name["kvs"], old["kvs"]);
+    member.ask(&["get", "app/b", "--point", "v2"]).refused(6, &["v2", "rollback-point ls"]);
     let shown = member.ask(&["rollback-point", "show", "v1"]).json();
     assert_eq!(shown["changed_since"]["changed"], 2, "{shown}");
     let diff = lines(&member.ask(&["rollback", "diff", "v1", "--prefix", "app/"]));

@@ -1,6 +1,8 @@
 //! Bugs planted on purpose, one at a time, to show that the checks bite. Compiled in with the
 //! feature `sim` alone; without it `planted!(…)` is the constant `false`.
 
+pub mod crash;
+
 #[cfg(feature = "sim")]
 use std::sync::atomic::{AtomicU8, Ordering};
 

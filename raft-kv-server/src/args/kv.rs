@@ -72,6 +72,9 @@ pub struct GetCommand {
     /// What to read.
     #[command(flatten)]
     pub get: GetArgs,
+    /// Read what was there at this rollback point
+    #[arg(long, conflicts_with = "rev")]
+    pub point: Option<String>,
     /// Write the bytes of the values as they are, and nothing else
     #[arg(long, conflicts_with_all = ["json", "keys_only", "count_only"])]
     pub raw: bool,

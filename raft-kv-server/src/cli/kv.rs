@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::{DeleteArgs, DeleteCommand, GetArgs, GetCommand, PutArgs, PutCommand, RangeArgs};
 use crate::bytes_arg::{Form, escape};
+use crate::cli::rollback;
 use crate::connect::connect;
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, kv_json, kvs_json, kvs_text};
@@ -124,9 +125,13 @@ fn read_value(mut source: impl Read, form: Form) -> Result<Bytes, Failure> {
 /// `raft-kv get`. A single key that does not exist ends with "not found", after the (empty)
 /// answer is printed.
 pub async fn get(args: &GetCommand, output: &mut Output) -> Result<(), Failure> {
-    let request = range_request(&args.get, args.form)?;
+    let mut request = range_request(&args.get, args.form)?;
+    let handle = connect(&args.connect).await?;
+    if let Some(point) = &args.point {
+        request.revision = rollback::find(&handle, point).await?.revision;
+    }
     let is_missing_key = |response: &RangeResponse| request.range.is_single() && response.count == 0;
-    let (header, response) = connect(&args.connect).await?.range(request.clone()).await?;
+    let (header, response) = handle.range(request.clone()).await?;
     if args.raw {
         for kv in &response.kvs {
             output.bytes(&kv.value)?;

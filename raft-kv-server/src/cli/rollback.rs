@@ -225,7 +225,8 @@ fn difference_text(difference: &Difference) -> String {
     }
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<RollbackPoint, Failure> {
+/// The point of that name.
+pub async fn find(handle: &Handle, name: &str) -> Result<RollbackPoint, Failure> {
     let list = handle.points().await?.1;
     list.points.into_iter().find(|point| point.name == name).ok_or_else(|| {
         let why = format!("no rollback point has the name {name:?}; `raft-kv rollback-point ls` lists them");

@@ -55,6 +55,7 @@ use bytes::Bytes;
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::ROLLBACK_STEP_KEYS;
+use crate::planted::crash::{self, Point};
 use crate::types::{
     Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term, Trusted,
 };
@@ -225,12 +226,25 @@ impl<S: Store> Machine<S> {
                 self.take_on(drafted, &mut all)?;
             }
             let Some(alone) = alone else { return Ok(all) };
+            crate::crash_point!(RollbackBegins);
             loop {
                 match self.store.view(|view| self.step(view, &alone))? {
-                    Step::More(batch) => self.store.write(batch)?,
-                    Step::Last(drafted) => break self.take_on(*drafted, &mut all)?,
+                    Step::More(batch) => {
+                        crate::crash_point!(RollbackStepDrafted);
+                        self.store.write(batch)?;
+                        crate::crash_point!(RollbackStepWritten);
+                        if crash::is_due(Point::RollbackStepFlushed) {
+                            self.store.flush()?;
+                        }
+                        crate::crash_point!(RollbackStepFlushed);
+                    }
+                    Step::Last(drafted) => {
+                        crate::crash_point!(RollbackLastDrafted);
+                        break self.take_on(*drafted, &mut all)?;
+                    }
                 }
             }
+            crate::crash_point!(RollbackDone);
         }
     }
 

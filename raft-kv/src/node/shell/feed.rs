@@ -119,6 +119,9 @@ impl Feed {
             self.watches.replaced(report.revision);
         } else {
             self.publish(changes, &report.large)?;
+            if !report.large.is_empty() {
+                crate::crash_point!(RollbackPublished);
+            }
         }
         self.announce(&report);
         // A loop that has ended needs no report.

@@ -7,4 +7,5 @@ pub mod compare;
 pub mod data;
 pub mod host;
 pub mod load;
+pub mod members;
 pub mod memory_log;

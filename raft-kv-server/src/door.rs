@@ -262,6 +262,8 @@ impl Handshakes {
 async fn greet(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, permit: OwnedSemaphorePermit) {
     // Only latency is lost where it can't be set.
     let _ = stream.set_nodelay(true);
+    // From here on, so that nothing goes by unseen while the handshake lasts.
+    let changed = shared.trust.changed();
     let handshake = shared.acceptor.accept(stream);
     let shaken = match tokio::time::timeout(limits::DOOR_HANDSHAKE_DEADLINE, handshake).await {
         Ok(Ok(stream)) => match shared.trust.https_peer(stream.get_ref().1) {
@@ -276,7 +278,7 @@ async fn greet(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, permit:
         }
     };
     match shaken {
-        Ok((stream, peer)) => drop(tokio::spawn(serve(shared, stream, peer, permit))),
+        Ok((stream, peer)) => drop(tokio::spawn(serve(shared, stream, peer, changed, permit))),
         Err(fault) => {
             shared.metrics.refused(fault.reason);
             tracing::warn!(%from, reason = fault.reason, why = %fault, "refused a client's TLS handshake");
@@ -284,11 +286,12 @@ async fn greet(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, permit:
     }
 }
 
-/// One connection, until its end.
+/// One connection, until its end. `changed` has seen what was believed before its handshake.
 async fn serve(
     shared: Arc<Shared>,
     stream: TlsStream<TcpStream>,
     peer: HttpsPeer,
+    mut changed: watch::Receiver<u64>,
     _permit: OwnedSemaphorePermit,
 ) {
     let _counted = shared.metrics.connected();
@@ -310,11 +313,9 @@ async fn serve(
             })
         }
     };
-    let (mut stage, mut changed) = (shared.stage.clone(), shared.trust.changed());
+    let mut stage = shared.stage.clone();
     let service = hyper::service::service_fn(answer);
     let mut connection = pin!(shared.http.serve_connection(TokioIo::new(stream), service));
-    // What happened since the handshake was read.
-    changed.mark_changed();
     let mut cut_at = None;
     loop {
         let until_end = peer.ends().duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);

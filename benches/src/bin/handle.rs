@@ -1,15 +1,13 @@
 //! `handle`: three members in one process on loopback, and callers that put 256-byte values through
 //! the leader's handle. Every acknowledged put is synced by a quorum.
 
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
-use raft_kv::client::{Config, Node, Tuning};
-use raft_kv::raft::Role as Office;
-use raft_kv::types::{MemberRole, Role};
+use raft_kv::client::Node;
 use raft_kv_benches::load::{Seen, put_for};
+use raft_kv_benches::members::{leader, start};
 use raft_kv_benches::{data, host};
 use serde_json::{Value, json};
 
@@ -19,7 +17,6 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Before each measurement.
 const WARM_UP: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(2);
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Measures puts through the handle of three members in one process
 #[derive(Parser)]
@@ -136,57 +133,5 @@ fn print(report: &Value) {
     for row in report["rows"].as_array().into_iter().flatten() {
         let cells: Vec<String> = columns.iter().map(|(_, name)| row[*name].to_string()).collect();
         println!("| {} |", cells.join(" | "));
-    }
-}
-
-async fn start(dir: &Path, count: u64) -> Result<Vec<Node>, String> {
-    let config = |number: u64| {
-        let socket = UdpSocket::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-        Ok::<_, String>(Config {
-            data_dir: dir.join(format!("n{number}")),
-            name: format!("n{number}"),
-            listen_addr: socket.local_addr().map_err(|error| error.to_string())?,
-            advertise_addr: None,
-            client_addr: None,
-            advertise_client_addr: None,
-            own_root: None,
-            external_signer: None,
-            tuning: Tuning::default(),
-        })
-    };
-    let first = Node::init(config(1)?).await.map_err(|error| error.to_string())?;
-    let (handle, seed) = (first.handle(), vec![first.addr().to_owned()]);
-    let token = handle.join_token(Role::Manager).await.map_err(|error| error.to_string())?;
-    let mut nodes = vec![first];
-    for number in 2..=count {
-        nodes.push(Node::join(config(number)?, &token, &seed).await.map_err(|error| error.to_string())?);
-    }
-    let began = Instant::now();
-    loop {
-        let members = handle.members().await.map(|(_, members)| members).unwrap_or_default();
-        if members.iter().filter(|member| member.role == MemberRole::Voter).count() as u64 == count {
-            return Ok(nodes);
-        }
-        if began.elapsed() > START_LIMIT {
-            return Err(format!("not all members vote: {members:?}"));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn leader(nodes: &[Node]) -> Result<usize, String> {
-    let began = Instant::now();
-    loop {
-        let leads = nodes.iter().position(|node| {
-            let told = *node.leadership().borrow();
-            told.role == Office::Leader && told.ready
-        });
-        if let Some(leader) = leads {
-            return Ok(leader);
-        }
-        if began.elapsed() > START_LIMIT {
-            return Err("no member leads".to_owned());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::bulk::BulkConn;
 use super::live::LiveTrust;
@@ -355,10 +355,12 @@ async fn listen_on(quinn: quinn::Endpoint, listener: Arc<Listener>) {
         }
         let Ok(connecting) = incoming.accept() else { continue };
         let listener = listener.clone();
+        // From here on, so that nothing goes by unseen while the handshake lasts.
+        let changed = listener.live.changed();
         tokio::spawn(async move {
             let handshake = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, connecting).await;
             if let Ok(Ok(connection)) = handshake {
-                listener.admit(connection).await;
+                listener.admit(connection, changed).await;
             }
             drop(permit);
         });
@@ -366,7 +368,8 @@ async fn listen_on(quinn: quinn::Endpoint, listener: Arc<Listener>) {
 }
 
 impl Listener {
-    async fn admit(&self, connection: quinn::Connection) {
+    /// `changed` has seen what was believed before the handshake.
+    async fn admit(&self, connection: quinn::Connection, changed: watch::Receiver<u64>) {
         let (purpose, peer) = match VerifiedPeer::accept(&connection, &self.live) {
             Ok(verified) => verified,
             Err(refusal) => {
@@ -378,7 +381,12 @@ impl Listener {
         // Now that it can be found and closed: it may have been refused meanwhile.
         if let Some(peer) = &held.info.peer {
             let admitted = self.live.wait_admitted(&peer.identity()).await;
-            if let Err(refusal) = admitted.and_then(|()| peer.still_believed(&self.live, false)) {
+            // The handshake has verified the chain: that is done anew only if something else is believed.
+            let again = || match changed.has_changed() {
+                Ok(false) => self.live.admitted(&peer.identity()).map(drop),
+                _ => peer.still_believed(&self.live, false),
+            };
+            if let Err(refusal) = admitted.and_then(|()| again()) {
                 tracing::debug!(remote = %held.info.remote, %refusal, "a connection was refused");
                 return held.refuse(&refusal);
             }

@@ -3,7 +3,7 @@
 //! The rules themselves are in `pki`; here they are put into rustls' handshake. Sessions are never
 //! resumed and nothing is sent early: each connection proves itself anew, with what is valid then.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
@@ -29,7 +29,9 @@ fn bad(why: impl Into<String>) -> Refusal {
 
 /// The one crypto provider. Always passed explicitly: a process may link others.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> =
+        LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    PROVIDER.clone()
 }
 
 /// A node at the other end of a connection whose certificate was verified in the handshake, whose

@@ -129,9 +129,9 @@ fn a_disk_that_fills_up_stops_writes_and_they_go_on_when_there_is_room() {
     until("the disk is short", || short(&member).then_some(()));
     let data_dir = member.data_dir.clone();
     member.running.terminate();
-    member.running.ended().refused(5, &["state", "No space left on device"]);
+    member.running.ended().refused(5, &["state", "No space left on device", "make room"]);
     let ended = Member::start(&["run"], &data_dir).err().expect("nothing can be written");
-    ended.refused(5, &["No space left on device"]);
+    ended.refused(5, &["No space left on device", "make room"]);
     filler.remove();
     let member = Member::again(&data_dir);
     until("writes go on", || (!short(&member)).then_some(()));

@@ -97,7 +97,7 @@ pub const MAX_RAISED_REVISION: i64 = 1 << 62;
 pub const DEFAULT_QUOTA_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 /// Bytes of a member's disk that are kept free for what must go on when it is short: its log, what of
 /// the state is still in memory, and what removes keys and versions.
-pub const DISK_RESERVE_BYTES: u64 = 256 * 1024 * 1024;
+pub const DISK_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
 /// How often a member looks how much of its disk is free.
 pub const DISK_LOOK: Duration = Duration::from_secs(1);
 /// The same where not much more is free than the reserve.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use raft_kv::client::{Config, FreeSpace, Handle, Node, Tuning};
 use raft_kv::error::{Error, Refusal};
@@ -73,7 +74,7 @@ async fn many_at_once_never_take_more_than_the_quota() {
     let nodes = cluster(dir.path(), &["a", "b"]).await;
     nodes[0].handle().quota_set(Some(500)).await.unwrap();
     let ask = |n: usize| {
-        let handle = nodes[n % 2].handle();
+        let handle = nodes[n % 2].handle().with_patience(Duration::from_secs(60));
         tokio::spawn(async move { handle.put(put(&format!("k{n:02}"), "1234567")).await })
     };
     let mut taken = 0;

@@ -2,6 +2,7 @@
 //! Random changes, quotas, batches, restarts and crashes; what is used is what a count finds, and what
 //! is refused is what would have gone over, before it is proposed and where it is applied.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -296,6 +297,42 @@ fn what_takes_no_more_than_it_gives_back_is_done_however_far_over() {
     bench.ask(Command::LeaseGrant { id: 2, ttl: 60 }).unwrap();
     assert!(bench.ask(Command::Quota { bytes: Some(0) }).is_err());
     assert_eq!(bench.machine.usage(), Usage { bytes: 11, keys: 2, quota: None });
+}
+
+/// Looks at single records, by table; nothing else is counted.
+struct Looks<'a>(&'a dyn Read, RefCell<BTreeMap<Table, usize>>);
+
+impl Read for Looks<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageFailed> {
+        *self.1.borrow_mut().entry(table).or_default() += 1;
+        self.0.get(table, key)
+    }
+
+    fn scan<'a>(&'a self, table: Table, from: &[u8], to: Option<&[u8]>) -> store::Pairs<'a> {
+        self.0.scan(table, from, to)
+    }
+}
+
+/// What is used is kept without a look at anything: a put looks for what was before, and once in a batch
+/// for alarms.
+#[test]
+fn a_put_costs_no_read_for_the_quota() {
+    let mut bench = Bench::new();
+    set(&mut bench, 1000);
+    bench.put("k", "v").unwrap();
+    bench.view(|view| {
+        let looks = Looks(view, RefCell::default());
+        let payload = bench.proposals(&[
+            (None, put("k", "new")),
+            (None, put("l", "value")),
+            (None, delete(KeyRange::key("k"))),
+        ]);
+        let entry = Committed { index: bench.machine.applied().index + 1, term: 1, payload };
+        let (drafted, _) = bench.machine.draft(&looks, &mut [entry].into_iter()).unwrap();
+        assert_eq!(drafted.used.usage(Some(1000)), Usage { bytes: 6, keys: 1, quota: Some(1000) });
+        let expect = BTreeMap::from([(Table::Live, 2), (Table::Members, 1)]);
+        assert_eq!(*looks.1.borrow(), expect);
+    });
 }
 
 /// In one entry and one batch, each sees what the one before has left.

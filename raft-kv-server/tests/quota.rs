@@ -10,6 +10,31 @@ use std::process::Command;
 
 use process::{Ended, Member, run, until};
 
+/// Debian's etcdctl with a client's files of its own.
+struct Etcdctl {
+    files: PathBuf,
+    url: String,
+}
+
+impl Etcdctl {
+    fn of(member: &Member, folder: &Path) -> Self {
+        let files = folder.join("client");
+        member.ask(&["cert", "issue", "client", "--out", files.to_str().unwrap()]).done();
+        Self { files, url: member.etcd_url.clone() }
+    }
+
+    fn ask(&self, words: &[&str]) -> Ended {
+        let mut command = Command::new("etcdctl");
+        command.env_clear().env("ETCDCTL_API", "3").env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.arg("--endpoints").arg(&self.url).args(["--dial-timeout=30s", "--command-timeout=30s"]);
+        for (option, name) in [("--cacert", "cacert.pem"), ("--cert", "cert.pem"), ("--key", "key.pem")] {
+            command.arg(option).arg(self.files.join(name));
+        }
+        command.args(words);
+        run(command, &[])
+    }
+}
+
 #[test]
 fn the_quota_is_shown_and_set_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -21,6 +46,12 @@ fn the_quota_is_shown_and_set_and_says_what_to_do() {
     assert_eq!((&set["live_bytes"], &set["live_keys"], &set["quota"]), (&8.into(), &1.into(), &10.into()));
     let refused = member.ask(&["put", "other", "value"]);
     refused.refused(1, &["8 bytes", "the quota of 10", "delete keys", "raft-kv quota set"]);
+    let etcdctl = Etcdctl::of(&member, folder.path());
+    let full = "etcdserver: mvcc: database space exceeded";
+    etcdctl.ask(&["put", "other", "value"]).refused(1, &[full]);
+    etcdctl.ask(&["put", "key", "abcde"]).done();
+    let alarms = etcdctl.ask(&["alarm", "list"]);
+    assert_eq!((alarms.code, alarms.stdout.as_str()), (Some(0), ""), "the quota raises none: {alarms:?}");
     member.ask(&["put", "key", "54321"]).done();
     member.ask(&["quota", "set", "0"]).refused(1, &["quota"]);
     member.ask(&["quota", "set", "lots"]).refused(2, &["16GiB"]);
@@ -116,6 +147,14 @@ fn a_disk_that_fills_up_stops_writes_and_they_go_on_when_there_is_room() {
     until("the disk is short", || short(&member).then_some(()));
     member.ask(&["put", "k", "v"]).refused(1, &["disk", "nearly full", "free space", "by itself"]);
     assert!(member.metrics().lines().any(|line| line == "raft_kv_disk_short 1"));
+    let folder = tempfile::tempdir().unwrap();
+    let etcdctl = Etcdctl::of(&member, folder.path());
+    etcdctl.ask(&["put", "k", "v"]).refused(1, &["etcdserver: mvcc: database space exceeded"]);
+    // Ended by hand, it is raised again for as long as there is no room.
+    let alarm = "alarm:NOSPACE";
+    assert!(etcdctl.ask(&["alarm", "disarm"]).stdout.contains(alarm));
+    until("it is short again", || short(&member).then_some(()));
+    assert!(etcdctl.ask(&["alarm", "list"]).stdout.contains(alarm));
     member.ask(&["del", "before"]).done();
     let revision = member.revision().to_string();
     member.ask(&["compact", &revision, "--physical"]).done();

@@ -13,6 +13,7 @@ mod kv;
 mod lock;
 mod moving;
 mod node;
+mod quota;
 mod rollback;
 mod token;
 
@@ -21,6 +22,7 @@ pub use kv::*;
 pub use lock::*;
 pub use moving::*;
 pub use node::*;
+pub use quota::*;
 pub use rollback::*;
 pub use token::*;
 
@@ -89,6 +91,8 @@ pub enum Command {
     RollbackPoint(PointArgs),
     /// Show what has changed since a rollback point, or put it back
     Rollback(RollbackArgs),
+    /// How many bytes of keys and values there may be: show, set
+    Quota(QuotaArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
     /// Lock what members keep on their disks, or show whether it is

@@ -319,9 +319,7 @@ pub enum Refusal {
     #[error("{0}")]
     Auth(AuthRefusal),
     /// An alarm is raised that forbids this.
-    #[error(
-        "the alarm {kind:?} is raised; see `etcdctl alarm list`, remove its cause, then end it with `etcdctl alarm disarm`"
-    )]
+    #[error("{}", alarmed(*.kind))]
     Alarmed {
         /// Which.
         kind: AlarmKind,
@@ -331,6 +329,17 @@ pub enum Refusal {
     AnswerTooLarge {
         /// Bytes allowed.
         max: u64,
+    },
+    /// It would take the live keys and values over the quota.
+    #[error(
+        "the live keys and values have {live} bytes, and this would take them over the quota of {quota}; delete keys, or \
+         raise the quota with `raft-kv quota set`"
+    )]
+    QuotaExceeded {
+        /// Bytes of all live keys and values before it.
+        live: u64,
+        /// Bytes allowed.
+        quota: u64,
     },
 }
 wire_enum!(Refusal {
@@ -346,8 +355,21 @@ wire_enum!(Refusal {
     24 => MemberUnfit { id, why }, 25 => TooManyMembers { max }, 26 => BadToken { why },
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
-    33 => AnswerTooLarge { max },
+    33 => AnswerTooLarge { max }, 40 => QuotaExceeded { live, quota },
 });
+
+/// What an alarm that is raised asks for.
+fn alarmed(kind: AlarmKind) -> String {
+    match kind {
+        AlarmKind::NoSpace | AlarmKind::Corrupt => format!(
+            "the alarm {kind:?} is raised; see `etcdctl alarm list`, remove its cause, then end it with `etcdctl alarm disarm`"
+        ),
+        AlarmKind::DiskShort => "the disk of a member is nearly full, and nothing that takes space is done meanwhile; free \
+                                 space there (the log of that member names its data directory), or delete keys and \
+                                 compact: this ends by itself when there is room"
+            .into(),
+    }
+}
 
 impl Refusal {
     /// The same for a worker: see [`Error::for_worker`].
@@ -374,6 +396,7 @@ impl Refusal {
             | Self::TooManyMembers { .. }
             | Self::Auth(_)
             | Self::Alarmed { .. }
+            | Self::QuotaExceeded { .. }
             | Self::AnswerTooLarge { .. } => self,
             Self::BadToken { .. } => Self::BadToken { why: "ask for another".into() },
             Self::BadCertificate { .. } => Self::BadCertificate {
@@ -500,13 +523,16 @@ wire_struct!(StorageFailed { file, why, next });
 impl StorageFailed {
     /// An I/O error on `file` during `action`.
     pub fn io(file: impl Into<String>, action: &str, error: &std::io::Error) -> Self {
-        Self {
-            file: file.into(),
-            why: format!("{action} failed: {error}"),
-            next: "check the disk, then start this member again; if it can't be trusted, remove \
-                   the member and let it join anew"
-                .into(),
-        }
+        let next = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "the disk is full: make room on it, then start this member again"
+            }
+            _ => {
+                "check the disk, then start this member again; if it can't be trusted, remove \
+                 the member and let it join anew"
+            }
+        };
+        Self { file: file.into(), why: format!("{action} failed: {error}"), next: next.into() }
     }
 
     /// `file` holds something that was never written by a healthy member.

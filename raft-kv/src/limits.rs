@@ -93,6 +93,17 @@ pub const DELETE_KEY_BYTES: usize = 512;
 pub const MAX_SECRET_BYTES: usize = 256;
 /// The highest revision that the store can be raised to; there is as much room above it.
 pub const MAX_RAISED_REVISION: i64 = 1 << 62;
+/// Bytes of live keys and values that a new cluster's quota allows.
+pub const DEFAULT_QUOTA_BYTES: u64 = 8 * 1024 * 1024 * 1024;
+/// Bytes of a member's disk that are kept free for what must go on when it is short: its log, what of
+/// the state is still in memory, and what removes keys and versions.
+pub const DISK_RESERVE_BYTES: u64 = 1024 * 1024 * 1024;
+/// How often a member looks how much of its disk is free.
+pub const DISK_LOOK: Duration = Duration::from_secs(1);
+/// The same where not much more is free than the reserve.
+pub const DISK_LOOK_CLOSELY: Duration = Duration::from_millis(100);
+/// A member whose disk was short and that its leader has not heard of for this long stops nothing any more.
+pub const DISK_SILENCE: Duration = Duration::from_secs(30);
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 /// Rollback points, those not counted that rollbacks make. A difference opens a scan for each.

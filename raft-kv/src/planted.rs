@@ -178,6 +178,14 @@ pub enum Bug {
     DropParts,
     /// What gives trust away is given to any certificate of a node.
     GiveToAnyKey,
+    /// What was deleted goes on counting against the quota.
+    QuotaCountsDeletes,
+    /// The quota is looked at where a request comes in alone, not where it is applied.
+    QuotaOnlyAtDoor,
+    /// A rollback that was interrupted forgets what it had done to the live bytes.
+    QuotaForgetsSteps,
+    /// The alarm of a member whose disk is short stops nothing.
+    IgnoreDiskShort,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
 }

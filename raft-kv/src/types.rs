@@ -11,6 +11,7 @@ mod kv;
 mod log;
 mod member;
 mod points;
+mod quota;
 mod sealing;
 mod trust;
 
@@ -19,6 +20,7 @@ pub use kv::*;
 pub use log::*;
 pub use member::*;
 pub use points::*;
+pub use quota::*;
 pub use sealing::*;
 pub use trust::*;
 

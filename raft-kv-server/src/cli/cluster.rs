@@ -1,6 +1,7 @@
 //! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
+use raft_kv::types::{NodeId, Usage};
 use serde_json::{Value, json};
 
 use crate::args::{CompactArgs, InfoArgs, TransferArgs};
@@ -36,6 +37,11 @@ fn info_json(info: &Info) -> Value {
         "watchers": info.watchers,
         "syncs": info.syncs.0,
         "proposed": info.syncs.1,
+        "live_bytes": info.usage.bytes,
+        "live_keys": info.usage.keys,
+        "quota": info.usage.quota,
+        "disk_free": info.disk_free,
+        "disk_short": info.disk_short.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 
@@ -51,7 +57,7 @@ fn info_text(info: &Info) -> String {
     format!(
         "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
          log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
-         root digest  {}\ncertificate  until {}{}\nversion      {}\n",
+         live         {}\ndisk         {} bytes free{}\nroot digest  {}\ncertificate  until {}{}\nversion      {}\n",
         info.cluster,
         info.member,
         info.name,
@@ -62,6 +68,9 @@ fn info_text(info: &Info) -> String {
         info.revision,
         info.state_bytes,
         info.watchers,
+        usage_text(&info.usage),
+        info.disk_free,
+        short_text(info),
         info.root_digest,
         date(info.certificate_ends),
         if info.certificate_ends_soon {
@@ -71,6 +80,22 @@ fn info_text(info: &Info) -> String {
         },
         info.version,
     )
+}
+
+/// What there is of live keys and values, and what there may be.
+pub(super) fn usage_text(usage: &Usage) -> String {
+    let quota = usage.quota.map_or_else(|| "no quota".to_owned(), |quota| format!("quota {quota}"));
+    format!("{} bytes in {} keys, {quota}", usage.bytes, usage.keys)
+}
+
+/// Whose disk is short, if anybody's.
+fn short_text(info: &Info) -> String {
+    if info.disk_short.is_empty() {
+        return String::new();
+    }
+    let who = |id: &NodeId| if *id == info.member { format!("{id} (this member)") } else { id.to_string() };
+    let members: Vec<String> = info.disk_short.iter().map(who).collect();
+    format!(", TOO LITTLE at {}: nothing that takes space is done until there is room", members.join(", "))
 }
 
 /// A day, from seconds since 1970.
@@ -109,7 +134,7 @@ pub async fn compact(args: &CompactArgs, output: &mut Output) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
-    use raft_kv::types::{ClusterId, NodeId};
+    use raft_kv::types::ClusterId;
 
     use super::*;
 
@@ -132,20 +157,27 @@ mod tests {
             certificate_ends: 1_767_225_600,
             watchers: 1,
             syncs: (5, 6),
+            usage: Usage { bytes: 30, keys: 2, quota: Some(100) },
+            disk_free: 5000,
             ..Info::default()
         };
         assert_eq!(
             info_text(&info),
             "cluster      000000000000000c\nmember       000000000000000a (one), voter, at h:1\n\
              leader       000000000000000a (this member), term 2\nlog          committed 10, applied 9\n\
-             revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\nroot digest  ab\n\
+             revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\n\
+             live         30 bytes in 2 keys, quota 100\ndisk         5000 bytes free\nroot digest  ab\n\
              certificate  until 2026-01-01\nversion      0.1.0\n"
         );
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6,"certificate_ends_soon":false}"#;
+            "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],"certificate_ends_soon":false}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
         assert_eq!(info_json(&Info::default())["leader"], Value::Null);
+        let short = Info { disk_short: vec![NodeId(0xa), NodeId(0xb)], ..info };
+        let expect = "000000000000000a (this member), 000000000000000b: nothing that takes space";
+        assert!(info_text(&short).contains(expect), "{}", info_text(&short));
+        assert_eq!(info_json(&short)["disk_short"], json!(["000000000000000a", "000000000000000b"]));
     }
 }

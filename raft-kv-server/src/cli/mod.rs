@@ -11,6 +11,7 @@ pub mod lock;
 mod member;
 mod mirror;
 mod node;
+mod quota;
 mod rollback;
 mod token;
 mod txn;
@@ -114,6 +115,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Node(args) => node::run(&args, output).await,
         Command::RollbackPoint(args) => rollback::points(&args, output).await,
         Command::Rollback(args) => rollback::run(&args, output).await,
+        Command::Quota(args) => quota::run(&args, output).await,
         Command::Put(args) => kv::put(&args, output).await,
         Command::Get(args) => kv::get(&args, output).await,
         Command::Del(args) => kv::delete(&args, output).await,

@@ -25,6 +25,10 @@ pub(in crate::etcd) struct One {
 
 impl One {
     pub(in crate::etcd) async fn start() -> Self {
+        Self::start_with(Tuning::default()).await
+    }
+
+    pub(in crate::etcd) async fn start_with(tuning: Tuning) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = Config {
@@ -36,7 +40,7 @@ impl One {
             advertise_client_addr: None,
             own_root: None,
             external_signer: None,
-            tuning: Tuning::default(),
+            tuning,
         };
         let node = Node::init(config).await.unwrap();
         node.leadership().wait_for(|now| now.ready).await.unwrap();

@@ -1,5 +1,6 @@
 //! The service Maintenance: one member's state, checksums, alarms, a whole copy.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use bytes::Bytes;
@@ -52,12 +53,20 @@ fn kind(alarm: i32) -> Result<Option<AlarmKind>, Status> {
     }
 }
 
-fn alarm((member, kind): (NodeId, AlarmKind)) -> AlarmMember {
-    let alarm = match kind {
-        AlarmKind::NoSpace => AlarmType::Nospace,
-        AlarmKind::Corrupt => AlarmType::Corrupt,
+/// An alarm's kind as etcd knows it: that of a short disk, which members raise and end themselves, is
+/// not another one there.
+fn shown(kind: AlarmKind) -> AlarmKind {
+    if kind == AlarmKind::DiskShort { AlarmKind::NoSpace } else { kind }
+}
+
+/// The alarms as etcd tells them, each once.
+fn alarms(raised: impl IntoIterator<Item = (NodeId, AlarmKind)>) -> Vec<AlarmMember> {
+    let raised: BTreeSet<_> = raised.into_iter().map(|(member, kind)| (member, shown(kind))).collect();
+    let alarm = |(member, kind): (NodeId, AlarmKind)| {
+        let alarm = if kind == AlarmKind::Corrupt { AlarmType::Corrupt } else { AlarmType::Nospace };
+        AlarmMember { member_id: member.0, alarm: alarm as i32 }
     };
-    AlarmMember { member_id: member.0, alarm: alarm as i32 }
+    raised.into_iter().map(alarm).collect()
 }
 
 #[tonic::async_trait]
@@ -68,15 +77,15 @@ impl Maintenance for MaintenanceService {
         let handle = self.etcd.handle_of(&request)?;
         let request = request.into_inner();
         let (member, kind) = (NodeId(request.member_id), kind(request.alarm)?);
-        let answer = |header, alarms: Vec<_>| {
-            let alarms = alarms.into_iter().map(alarm).collect();
+        let answer = |header, raised: Vec<_>| {
+            let alarms = alarms(raised);
             Ok(Response::new(AlarmResponse { header: convert::header(header), alarms }))
         };
         let (header, before) = handle.alarm(Asked::List(None)).await.map_err(status)?;
         match (Action::try_from(request.action), kind) {
             (Ok(Action::Get), kind) => answer(
                 header,
-                before.into_iter().filter(|(_, one)| kind.is_none_or(|kind| kind == *one)).collect(),
+                before.into_iter().filter(|(_, one)| kind.is_none_or(|kind| kind == shown(*one))).collect(),
             ),
             (Ok(Action::Activate), Some(kind)) => {
                 let (header, _) = handle.alarm(Asked::Raise(member, kind)).await.map_err(status)?;
@@ -85,7 +94,7 @@ impl Maintenance for MaintenanceService {
             (Ok(Action::Deactivate), kind) => {
                 // Which of them go away; none named means all, as `etcdctl alarm disarm` asks.
                 let meant = |one: &(NodeId, AlarmKind)| {
-                    (member.0 == 0 || one.0 == member) && kind.is_none_or(|kind| kind == one.1)
+                    (member.0 == 0 || one.0 == member) && kind.is_none_or(|kind| kind == shown(one.1))
                 };
                 let ended: Vec<_> = before.into_iter().filter(meant).collect();
                 let mut last = header;
@@ -102,33 +111,32 @@ impl Maintenance for MaintenanceService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let handle = self.etcd.handle_of(&request)?;
         let (header, info) = handle.info().await.map_err(status)?;
-        let alarms = handle.alarms_here().map_err(status)?;
+        let alarms = alarms(handle.alarms_here().map_err(status)?);
         let mut errors: Vec<String> = Vec::new();
         if info.leader.is_none() {
             errors.push(text::NO_LEADER.into());
         }
-        errors.extend(alarms.into_iter().map(|(member, kind)| {
-            let kind = match kind {
-                AlarmKind::NoSpace => "NOSPACE",
-                AlarmKind::Corrupt => "CORRUPT",
-            };
-            format!("memberID:{} alarm:{kind} ", member.0)
+        errors.extend(alarms.into_iter().map(|raised| {
+            let kind = raised.alarm().as_str_name();
+            format!("memberID:{} alarm:{kind} ", raised.member_id)
         }));
-        let size = i64::try_from(info.state_bytes).unwrap_or(i64::MAX);
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        // What is not on disk yet takes space all the same.
+        let size = info.state_bytes.max(info.usage.bytes);
         Ok(Response::new(StatusResponse {
             header: convert::header(header),
             version: ETCD_VERSION.into(),
-            db_size: size,
+            db_size: signed(size),
             leader: info.leader.map_or(0, |leader| leader.0),
             raft_index: info.committed,
             raft_term: info.term,
             raft_applied_index: info.applied,
             errors,
-            db_size_in_use: size,
+            db_size_in_use: signed(info.usage.bytes),
             is_learner: info.learner,
             storage_version: ETCD_CLUSTER_VERSION.into(),
-            // There is none.
-            db_size_quota: 0,
+            // As etcd has it, 0 is none.
+            db_size_quota: signed(info.usage.quota.unwrap_or(0)),
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }

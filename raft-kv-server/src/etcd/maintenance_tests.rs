@@ -1,9 +1,12 @@
 //! The service against a real member in this process, called without a socket.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use futures_util::StreamExt;
+use raft_kv::client::{FreeSpace, Tuning};
 use raft_kv::raft::Role;
 use raft_kv::types::PutRequest;
 use tonic::Code;
@@ -24,6 +27,7 @@ async fn the_status_has_every_field() {
     assert!(status.raft_index >= status.raft_applied_index);
     assert!(!status.is_learner && status.errors.is_empty() && !status.storage_version.is_empty());
     assert_eq!(status.header.unwrap().revision, 1);
+    assert_eq!((status.db_size_in_use, status.db_size_quota), (0, 8 << 30));
     let learner = MaintenanceService::new(one.seen_as(true, Role::Learner));
     learner.status(Request::new(StatusRequest {})).await.unwrap();
 }
@@ -51,6 +55,47 @@ async fn alarms_are_raised_listed_and_disarmed_as_etcdctl_does_it() {
     assert_eq!(ask(Action::Deactivate, me, AlarmType::Nospace).await, [raised]);
     assert_eq!(ask(Action::Get, 0, AlarmType::None).await, []);
     one.etcd.own_handle().put(put).await.unwrap();
+}
+
+/// What the member raises itself is told once, as NOSPACE, and a disarm ends it too: where the disk is
+/// still short the member says so again.
+#[tokio::test]
+async fn the_alarm_of_a_short_disk_is_etcds_nospace() {
+    use alarm_request::AlarmAction as Action;
+    use raft_kv::types::AlarmRequest as Asked;
+    let free = Arc::new(AtomicU64::new(0));
+    let seen = free.clone();
+    let space = FreeSpace::Told(Arc::new(move || seen.load(Ordering::Relaxed)));
+    let one = One::start_with(Tuning { free_space: space, ..Tuning::default() }).await;
+    let (maintenance, me) = (MaintenanceService::new(one.etcd.clone()), one.node.id());
+    let ask = async |action: Action, alarm: AlarmType| {
+        let request = AlarmRequest { action: action as i32, member_id: 0, alarm: alarm as i32 };
+        maintenance.alarm(Request::new(request)).await.unwrap().into_inner().alarms
+    };
+    let raised = [AlarmMember { member_id: me.0, alarm: AlarmType::Nospace as i32 }];
+    let told = async |expect: &[AlarmMember]| {
+        let started = Instant::now();
+        while ask(Action::Get, AlarmType::Nospace).await != expect {
+            assert!(started.elapsed() < PATIENCE, "the alarms are not {expect:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    told(&raised).await;
+    let own = one.etcd.own_handle();
+    own.alarm(Asked::Raise(me, AlarmKind::NoSpace)).await.unwrap();
+    assert_eq!(ask(Action::Get, AlarmType::None).await, raised, "of both kinds");
+    let errors = maintenance.status(Request::new(StatusRequest {})).await.unwrap().into_inner().errors;
+    assert_eq!(errors, [format!("memberID:{} alarm:NOSPACE ", me.0)]);
+    let put = PutRequest { key: "k".into(), ..PutRequest::default() };
+    let refused = status(own.put(put.clone()).await.unwrap_err());
+    let expect = says(Code::ResourceExhausted, "mvcc: database space exceeded");
+    assert_eq!((refused.code(), refused.message().to_owned()), expect);
+    assert_eq!(ask(Action::Deactivate, AlarmType::Nospace).await, raised);
+    told(&raised).await;
+    assert!(own.put(put.clone()).await.is_err(), "said again");
+    free.store(u64::MAX, Ordering::Relaxed);
+    told(&[]).await;
+    own.put(put).await.unwrap();
 }
 
 /// As none, the number of an alarm that there is not would end every alarm.

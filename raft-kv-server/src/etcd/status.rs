@@ -81,7 +81,8 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::TooManyMembers { .. } => {
             (FailedPrecondition, "etcdserver: too many learner members in cluster")
         }
-        Refusal::Alarmed { kind: AlarmKind::NoSpace } => {
+        Refusal::QuotaExceeded { .. }
+        | Refusal::Alarmed { kind: AlarmKind::NoSpace | AlarmKind::DiskShort } => {
             (ResourceExhausted, "etcdserver: mvcc: database space exceeded")
         }
         Refusal::Alarmed { kind: AlarmKind::Corrupt } => (DataLoss, "etcdserver: corrupt cluster"),

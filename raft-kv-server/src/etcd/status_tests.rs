@@ -89,6 +89,16 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         (Refusal::invalid("field", "why"), InvalidArgument, "[field is not valid"),
         (Refusal::Malformed { what: why.clone() }, InvalidArgument, "[the request can't be read"),
         (
+            Refusal::QuotaExceeded { live: 1, quota: 2 },
+            ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        ),
+        (
+            Refusal::Alarmed { kind: AlarmKind::DiskShort },
+            ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        ),
+        (
             Refusal::Alarmed { kind: AlarmKind::NoSpace },
             ResourceExhausted,
             "etcdserver: mvcc: database space exceeded",
@@ -192,7 +202,7 @@ fn no_error_is_missing_in_the_table() {
         .collect();
     // A variant that is missing here has no row above; a new one has no arm in `status`.
     let auth = 31;
-    let refusals = (1..=33).filter(|tag| *tag != auth).map(|tag| vec![1, tag]);
+    let refusals = (1..=33).chain([40]).filter(|tag| *tag != auth).map(|tag| vec![1, tag]);
     let all = refusals
         .chain((1..=19).map(|tag| vec![1, auth, tag]))
         .chain((1..=8).map(|tag| vec![2, tag]))

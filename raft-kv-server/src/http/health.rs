@@ -170,7 +170,7 @@ fn alarms(etcd: &Etcd) -> Vec<AlarmKind> {
 
 fn alarm_name(kind: AlarmKind) -> &'static str {
     match kind {
-        AlarmKind::NoSpace => "NOSPACE",
+        AlarmKind::NoSpace | AlarmKind::DiskShort => "NOSPACE",
         AlarmKind::Corrupt => "CORRUPT",
     }
 }

@@ -81,6 +81,23 @@ fn rotating(registry: &mut Registry, rotation: Option<(Phase, usize)>) {
     gauge(registry, "raft_kv_ca_late_nodes", "Nodes that the replacement of the root waits for", late);
 }
 
+/// What is used of what there is.
+fn room(registry: &mut Registry, info: &Info) {
+    let live = signed(info.usage.bytes);
+    gauge(registry, "etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of live keys and values", live);
+    // As etcd has it, 0 is none.
+    let quota = signed(info.usage.quota.unwrap_or(0));
+    let help = "What live keys and values may take, in bytes; 0 for no quota";
+    gauge(registry, "etcd_server_quota_backend_bytes", help, quota);
+    gauge(registry, "raft_kv_live_keys", "Live keys", signed(info.usage.keys));
+    let help = "Bytes that are free on the disk of the data directory";
+    gauge(registry, "raft_kv_disk_free_bytes", help, signed(info.disk_free));
+    let short = i64::from(info.disk_short.contains(&info.member));
+    gauge(registry, "raft_kv_disk_short", "Whether this member's alarm of a short disk is raised", short);
+    let help = "Members whose alarm of a short disk is raised";
+    gauge(registry, "raft_kv_disk_short_members", help, signed(info.disk_short.len() as u64));
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Version {
     server_version: &'static str,
@@ -113,6 +130,7 @@ fn member(registry: &mut Registry, info: &Info) {
     let bytes = signed(info.state_bytes);
     let help = "Bytes of the state on disk";
     gauge(registry, "etcd_mvcc_db_total_size_in_bytes", help, bytes);
+    room(registry, info);
     let help = "The current revision";
     gauge(registry, "etcd_debugging_mvcc_current_revision", help, info.revision);
     let help = "The oldest revision that can be read";

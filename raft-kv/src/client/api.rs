@@ -10,8 +10,8 @@ use crate::machine::command::Command;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
     Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
-    RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply,
-    TxnRequest, TxnResponse, WatchBatch, WatchRequest,
+    QuotaCall, RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TrustCall,
+    TrustReply, TxnRequest, TxnResponse, Usage, WatchBatch, WatchRequest,
 };
 
 /// A request.
@@ -110,6 +110,8 @@ pub enum Call {
     Readmit(ReadmitRequest),
     /// Asks about rollback points; they are changed by commands.
     Points(PointCall),
+    /// Asks about the quota on live bytes, or sets it.
+    Quota(QuotaCall),
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -119,6 +121,7 @@ wire_enum!(Call {
     15 => Watch(request), 16 => Join(request), 17 => Rejoin { request, name, addr, client_url },
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
     21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request), 28 => Points(call),
+    30 => Quota(call),
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -163,12 +166,15 @@ pub enum Reply {
     Trust(TrustReply),
     /// Of rollback points.
     Points(PointsReply),
+    /// What the live keys take, and what they may.
+    Usage(Usage),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
     6 => Leases(leases), 7 => Members(members), 8 => Info(info), 9 => Token(token),
     10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
     13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply), 17 => Points(reply),
+    19 => Usage(usage),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.
@@ -247,6 +253,12 @@ pub struct Info {
     pub syncs: (u64, u64),
     /// Whether its certificate should have been renewed by now: less than a fifth of its life is left.
     pub certificate_ends_soon: bool,
+    /// What the live keys take, and what they may.
+    pub usage: Usage,
+    /// Bytes that are free on the disk of its data directory; 0 where that is not known.
+    pub disk_free: u64,
+    /// Members whose disk is short, as this one knows it.
+    pub disk_short: Vec<NodeId>,
 }
 wire_struct!(Info {
     cluster,
@@ -267,6 +279,9 @@ wire_struct!(Info {
     watchers,
     syncs,
     certificate_ends_soon,
+    usage,
+    disk_free,
+    disk_short,
 });
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::machine::{self, Read, Settled};
 use crate::node::ask::What;
 use crate::types::{
     AlarmRequest, AuthChange, AuthQuery, Caller, DeleteRequest, KeyRange, NodeId, PasswordHash, PointCall,
-    Sealed, TrustCall,
+    QuotaCall, Sealed, TrustCall,
 };
 
 /// What a check of a password costs; each step doubles it.
@@ -103,6 +103,9 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         Call::AuthQuery(AuthQuery::Role(role)) => (Asked::Role(role), Fresh),
         Call::AuthQuery(AuthQuery::Users | AuthQuery::Roles) => (Asked::Root, Fresh),
         Call::Watch(request) => (Asked::Watch(&request.range), Door),
+        // Sums; no keys.
+        Call::Quota(QuotaCall::Show) => (Asked::Named, Fresh),
+        Call::Quota(QuotaCall::Set(_)) => (Asked::Root, Door),
         // Names and times; no keys.
         Call::Points(PointCall::List) => (Asked::Named, Fresh),
         // Asked for with its range on the view that serves it.

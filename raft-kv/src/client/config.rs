@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::disk::FreeSpace;
 use super::enrol::Readmission;
 use super::trust::signer::ExternalSigner;
 use super::trust::unlock::Unlocking;
@@ -60,6 +61,11 @@ pub struct Tuning {
     pub block_cache_bytes: usize,
     /// How long certificates that this member makes are valid; at least a second.
     pub leaf_validity: Duration,
+    /// Bytes of the disk that are kept free for what must go on when it is short: at most a tenth of it,
+    /// at least two segments of the log. With fewer free the member has nothing written that takes space.
+    pub disk_reserve_bytes: u64,
+    /// Where the member learns how much is free.
+    pub free_space: FreeSpace,
 }
 
 impl Default for Tuning {
@@ -68,6 +74,8 @@ impl Default for Tuning {
             log_segment_bytes: limits::LOG_SEGMENT_BYTES,
             block_cache_bytes: 64 * 1024 * 1024,
             leaf_validity: crate::pki::LEAF_VALIDITY,
+            disk_reserve_bytes: limits::DISK_RESERVE_BYTES,
+            free_space: FreeSpace::OfDisk,
         }
     }
 }

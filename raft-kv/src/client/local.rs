@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
+use super::disk::Disk;
 use super::points::{ROLLBACK_PATIENCE, millis};
 use super::snapshot::Copies;
 use super::trust::attempts::Attempts;
@@ -30,8 +31,8 @@ use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring};
 use crate::types::{
-    Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, PointChange, Revision,
-    Role, TrustCall, TxnOp, TxnRequest, WatchRequest,
+    AlarmKind, Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, PointChange,
+    Revision, Role, TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -59,6 +60,8 @@ pub(super) struct Local {
     pub(super) keyring: Keyring,
     /// What of them lies on this member's disk.
     pub(super) vault: Arc<Vault>,
+    /// The disk of its data directory.
+    pub(super) disk: Arc<Disk>,
     /// Joins that failed here.
     pub(super) attempts: Attempts,
     /// How long certificates made here are valid.
@@ -183,6 +186,7 @@ impl Local {
             Call::Alarm(request) => self.alarm(asker, request, patience).await,
             Call::HashKv(revision) => self.hash_kv(revision, patience).await,
             Call::MemberUpdate(record) => self.member_update(asker, record, patience).await,
+            Call::Quota(call) => self.quota(asker, call, patience).await,
             Call::RaiseRevision(to) => self.raise_revision(asker, to, patience).await,
             // Nobody else may have them, whatever it may do otherwise.
             Call::Trust(TrustCall::Keys | TrustCall::Vouch(_)) if asker.caller != Caller::Full => {
@@ -242,6 +246,10 @@ impl Local {
             | Command::LeaseRevoke { .. }
             | Command::Noop => {}
             _ => return Err(Refusal::invalid("command", "it is not for callers").into()),
+        }
+        // A repeat is answered from what was kept, whatever room there is now.
+        if once.is_none() {
+            patience = self.has_room(&command, patience).await?;
         }
         let command = on_behalf(asker, command);
         let (revision, term, answer) = self.apply(What::Command { command, once }, patience).await?;
@@ -329,6 +337,9 @@ impl Local {
             let read = machine::read::current_revision(view)?;
             Ok((read, machine::read::compacted(view)?, machine::read::members(view)?, root))
         })?;
+        let (usage, alarms) =
+            self.read(|view| Ok((machine::read::usage(view)?, machine::read::alarms(view)?)))?;
+        let disk_short = alarms.into_iter().filter(|(_, kind)| *kind == AlarmKind::DiskShort);
         let learner = |member: &Member| member.record.id == self.me && member.role == MemberRole::Learner;
         let leaf = self.trust.credentials().chain.first().cloned().unwrap_or_default();
         let (from, ends) = pki::validity_of(&leaf)?;
@@ -354,6 +365,9 @@ impl Local {
             watchers: self.shell.watches().len() as u64,
             syncs: (stats.fsyncs, stats.writes),
             certificate_ends_soon: pki::ends_soon(from, ends, SystemTime::now()),
+            usage,
+            disk_free: self.disk.free(),
+            disk_short: disk_short.map(|(member, _)| member).collect(),
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

@@ -7,6 +7,8 @@ mod auth;
 #[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
+mod disk;
+#[cfg(feature = "node")]
 mod enrol;
 #[cfg(feature = "node")]
 mod handle;
@@ -22,6 +24,8 @@ mod nodes_tests;
 mod points;
 #[cfg(all(test, feature = "node"))]
 mod points_tests;
+#[cfg(feature = "node")]
+mod quota;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]
@@ -53,6 +57,8 @@ pub use crate::machine::read::RangeMeasure;
 pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
+#[cfg(feature = "node")]
+pub use disk::FreeSpace;
 #[cfg(feature = "node")]
 pub use enrol::{Readmission, enrol, readmit, readmit_in};
 #[cfg(feature = "node")]

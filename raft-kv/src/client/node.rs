@@ -14,6 +14,7 @@ use super::api::{Call, JoinRequest, Joined, Reply};
 use super::config::{
     Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
 };
+use super::disk::Disk;
 use super::enrol::{JOIN_PATIENCE, ask, bring_back};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
@@ -209,6 +210,7 @@ impl Node {
             copies: Copies::new(dir.join("copies"))?,
             keyring: vault.keyring(),
             vault: Arc::new(vault),
+            disk: Arc::new(Disk::new(dir.path(), &tuning)),
             attempts: Attempts::default(),
             leaf_validity: tuning.leaf_validity,
             external_signer,
@@ -231,6 +233,7 @@ impl Node {
             tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
             tokio::spawn(super::points::keep_schedules(local.clone())),
+            tokio::spawn(super::disk::keep(local.clone())),
             tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })

@@ -322,6 +322,8 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::Auth(AuthChange::Disable),
         Call::AuthQuery(AuthQuery::Users),
         Call::Points(PointCall::List),
+        Call::Quota(QuotaCall::Show),
+        Call::Quota(QuotaCall::Set(None)),
         Call::Points(PointCall::Diff(PointDiffRequest::default())),
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),

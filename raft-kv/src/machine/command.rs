@@ -71,6 +71,11 @@ pub enum Command {
     },
     /// Changes rollback points, or rolls back to one.
     Point(PointChange),
+    /// Sets the quota on live bytes; none for `None`.
+    Quota {
+        /// Bytes of live keys and values; at least 1.
+        bytes: Option<u64>,
+    },
     /// Makes the revision at least `to`, without events, and forgets all history: see `raise`.
     RaiseRevision {
         /// The least revision after it.
@@ -82,7 +87,7 @@ wire_enum!(Command {
     5 => LeaseGrant { id, ttl }, 6 => LeaseRevoke { id }, 7 => LeaseExpire { ids, term },
     8 => MemberUpdate(record), 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
-    14 => Trust(change), 15 => From { node, command }, 16 => Point(change), 20 => RaiseRevision { to },
+    14 => Trust(change), 15 => From { node, command }, 16 => Point(change), 19 => Quota { bytes }, 20 => RaiseRevision { to },
 });
 
 /// What the state machine answers to a [`Command`].
@@ -156,6 +161,7 @@ impl Command {
                 | Self::LeaseGrant { .. }
                 | Self::LeaseRevoke { .. }
                 | Self::Alarm(_)
+                | Self::Quota { .. }
                 | Self::Noop
                 | Self::RaiseRevision { .. } => 0,
             }

@@ -14,6 +14,7 @@ use super::format::{Held, Logged, Stored, Superseded, attached_key, load, log_ke
 use super::lease;
 use super::overlay::Overlay;
 use super::points;
+use super::quota::Used;
 use super::store::{Read, Table};
 use super::trust::LetIn;
 use crate::codec::Wire;
@@ -54,6 +55,12 @@ pub struct Draft<'a> {
     pub points_touched: bool,
     /// Keys that one step of a rollback looks at.
     pub step_keys: usize,
+    /// What the live keys take, changes of the current command included.
+    pub used: Used,
+    /// The same before the current command.
+    pub used_before: Used,
+    /// What they may take, in bytes.
+    pub quota: Option<u64>,
     /// Events of the revision being made; empty between commands.
     events: Vec<Event>,
     /// Sealed revisions of this batch.
@@ -70,6 +77,8 @@ pub struct Draft<'a> {
     pub let_in: LetIn,
     /// Which alarms are raised, once it was looked at.
     pub alarms: Option<Raised>,
+    /// Whether alarms were raised or ended in this batch.
+    pub alarms_changed: bool,
     /// The revision of users and roles, if they changed in this batch.
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed in this batch.
@@ -87,6 +96,7 @@ impl<'a> Draft<'a> {
         (revision, compacted): (Revision, Revision),
         conf: ConfState,
         pins: Arc<Vec<Revision>>,
+        (used, quota): (Used, Option<u64>),
     ) -> Self {
         Self {
             overlay,
@@ -96,6 +106,9 @@ impl<'a> Draft<'a> {
             pins,
             points_touched: false,
             step_keys: crate::limits::ROLLBACK_STEP_KEYS,
+            used,
+            used_before: used,
+            quota,
             events: Vec::new(),
             changes: Vec::new(),
             large: Vec::new(),
@@ -104,6 +117,7 @@ impl<'a> Draft<'a> {
             known: Known::default(),
             let_in: LetIn::default(),
             alarms: None,
+            alarms_changed: false,
             auth_changed: None,
             trust_changed: false,
             forget_log: false,
@@ -141,6 +155,7 @@ impl<'a> Draft<'a> {
         self.note_changed(&key, before.as_ref());
         let lease_before = before.as_ref().map_or(0, |before| before.lease);
         let len_before = before.as_ref().map_or(0, Stored::value_len);
+        self.used.put(&key, before.as_ref().map(Stored::value_len), value.len())?;
         if (lease_before, len_before) != (lease, value.len()) {
             if lease_before != 0 {
                 lease::release(self, lease_before, &key, len_before)?;
@@ -168,6 +183,7 @@ impl<'a> Draft<'a> {
     /// Removes `key`, whose newest version is `before`, in the revision being made.
     pub fn delete(&mut self, key: Bytes, before: Stored) -> Result<KeyValue, StorageFailed> {
         self.note_changed(&key, Some(&before));
+        self.used.delete(&key, before.value_len())?;
         if before.lease != 0 {
             self.overlay.remove(Table::Attached, attached_key(before.lease, &key));
             lease::release(self, before.lease, &key, before.value_len())?;
@@ -191,6 +207,8 @@ impl<'a> Draft<'a> {
 
     /// Makes what changed since the last call one revision, if anything did.
     pub fn seal(&mut self) {
+        self.used.settle();
+        self.used_before = self.used;
         if self.events.is_empty() {
             return;
         }
@@ -267,6 +285,7 @@ impl<'a> Draft<'a> {
         self.events.clear();
         self.known.forget();
         self.alarms = None;
+        self.used = self.used_before;
         if self.points_touched {
             self.points_touched = false;
             self.repin(points::pins(self.view())?);

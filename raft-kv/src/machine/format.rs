@@ -12,7 +12,7 @@ use crate::error::StorageFailed;
 use crate::types::{EventKind, KeyValue, LeaseId, NodeId, Revision};
 
 /// The version of this layout. A store of another one is not opened.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// Longest value, in bytes, that lies in its version's record; a longer one lies apart from it in
 /// [`Table::Values`]. Part of the layout: members write the same records.
@@ -37,6 +37,10 @@ pub mod meta {
     pub const CLUSTER: &[u8] = b"cluster";
     /// Clients in [`super::Table::Once`] and the clock of their use.
     pub const ONCE: &[u8] = b"once";
+    /// What the live keys take: see [`super::super::quota::Used`].
+    pub const USED: &[u8] = b"used";
+    /// The quota on live bytes.
+    pub const QUOTA: &[u8] = b"quota";
     /// How far an entry that takes several batches has come; absent between entries.
     pub const HALF: &[u8] = b"half";
 }

@@ -46,6 +46,9 @@ pub fn hash(view: &dyn Read) -> Result<u64, StorageFailed> {
     add(&mut rest, &cluster.0.to_le_bytes());
     add(&mut rest, &applied.index.to_le_bytes());
     add(&mut rest, &applied.term.to_le_bytes());
+    for key in [meta::USED, meta::QUOTA] {
+        add(&mut rest, &view.get(Table::Meta, key)?.unwrap_or_default());
+    }
     for one in [Table::Lease, Table::Attached, Table::Members, Table::Trust, Table::Once, Table::Points] {
         table(view, one, b"", &mut rest)?;
     }

@@ -25,6 +25,7 @@ mod once;
 mod overlap;
 mod overlay;
 mod points;
+mod quota;
 mod raise;
 mod range;
 pub mod read;
@@ -54,15 +55,17 @@ use bytes::Bytes;
 
 use crate::codec::Wire;
 use crate::error::{Refusal, StorageFailed};
-use crate::limits::ROLLBACK_STEP_KEYS;
+use crate::limits::{DEFAULT_QUOTA_BYTES, ROLLBACK_STEP_KEYS};
 use crate::planted::crash::{self, Point};
 use crate::types::{
     Caller, Change, ClusterId, Committed, ConfState, Index, Payload, Revision, SnapshotMeta, Term, Trusted,
+    Usage,
 };
 use compact::Collected;
 use draft::Draft;
 use format::{FORMAT, STORE, load, member_key, meta};
 use overlay::Overlay;
+use quota::Used;
 use range::Budget;
 use stop::{Stop, settle};
 
@@ -78,6 +81,10 @@ pub struct Machine<S: Store> {
     cluster: ClusterId,
     /// The revisions that rollback points name, ascending.
     pins: Arc<Vec<Revision>>,
+    /// What the live keys take.
+    used: Used,
+    /// What they may take, in bytes.
+    quota: Option<u64>,
     /// Keys that one step of a rollback looks at.
     step_keys: usize,
 }
@@ -103,6 +110,8 @@ pub struct Applied {
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed: roots, nodes, tokens.
     pub trust_changed: bool,
+    /// Whether alarms were raised or ended.
+    pub alarms_changed: bool,
     /// Whether the log up to here should be given up soon: it has what was sealed with a key that is.
     pub forget_log: bool,
     /// The last applied index.
@@ -132,6 +141,8 @@ impl<S: Store> Machine<S> {
             meta(meta::COMPACTED, compact::NEVER.to_bytes()),
             meta(meta::COLLECTED, Collected::default().to_bytes()),
             meta(meta::CLUSTER, genesis.cluster.to_bytes()),
+            meta(meta::USED, Used::default().to_bytes()),
+            meta(meta::QUOTA, Some(DEFAULT_QUOTA_BYTES).to_bytes()),
             (Table::Members, member_key(genesis.member.id), Some(genesis.member.to_bytes())),
             (Table::Trust, trust::trusted_key(), Some(trusted.to_bytes())),
             (Table::Trust, trust::node_key(node.id), Some(node.to_bytes())),
@@ -162,15 +173,18 @@ impl<S: Store> Machine<S> {
                 read::compacted(view)?,
                 read::cluster(view)?,
                 points::pins(view)?,
+                quota::held(view)?,
             )))
         })?;
-        Ok(held.map(|(applied, revision, compacted, cluster, pins)| Self {
+        Ok(held.map(|(applied, revision, compacted, cluster, pins, (used, quota))| Self {
             store,
             applied,
             revision,
             compacted,
             cluster,
             pins: Arc::new(pins),
+            used,
+            quota,
             step_keys: ROLLBACK_STEP_KEYS,
         }))
     }
@@ -202,6 +216,11 @@ impl<S: Store> Machine<S> {
     /// The oldest revision that can be read; -1 before the first compaction.
     pub fn compacted(&self) -> Revision {
         self.compacted
+    }
+
+    /// What the live keys take, and what they may.
+    pub fn usage(&self) -> Usage {
+        self.used.usage(self.quota)
     }
 
     /// The cluster's id.
@@ -250,7 +269,7 @@ impl<S: Store> Machine<S> {
 
     /// Writes a batch and, now that it is stored, adds what it did.
     fn take_on(&mut self, drafted: Drafted, all: &mut Applied) -> Result<(), StorageFailed> {
-        let Drafted { batch, applied, revision, compacted, pins, revoked, done } = drafted;
+        let Drafted { batch, applied, revision, compacted, pins, used, quota, revoked, done } = drafted;
         self.store.write(batch)?;
         if revoked && !crate::planted!(RevokeInMemory) {
             // Until the log is replayed a member goes by its state: it must not let in whom it had
@@ -266,12 +285,15 @@ impl<S: Store> Machine<S> {
         all.leases.extend(done.leases);
         all.auth_changed = done.auth_changed.or(all.auth_changed);
         all.trust_changed |= done.trust_changed;
+        all.alarms_changed |= done.alarms_changed;
         all.forget_log |= done.forget_log;
         all.last = applied.index;
         self.applied = applied;
         self.revision = revision;
         self.compacted = compacted;
         self.pins = pins;
+        self.used = used;
+        self.quota = quota;
         Ok(())
     }
 
@@ -286,8 +308,8 @@ impl<S: Store> Machine<S> {
 
     fn new_draft<'a>(&self, view: &'a dyn Read) -> Draft<'a> {
         let revisions = (self.revision, self.compacted);
-        let mut draft =
-            Draft::new(Overlay::new(view), revisions, self.applied.conf.clone(), self.pins.clone());
+        let (conf, room) = (self.applied.conf.clone(), (self.used, self.quota));
+        let mut draft = Draft::new(Overlay::new(view), revisions, conf, self.pins.clone(), room);
         draft.step_keys = self.step_keys;
         draft
     }
@@ -348,6 +370,8 @@ struct Drafted {
     revision: Revision,
     compacted: Revision,
     pins: Arc<Vec<Revision>>,
+    used: Used,
+    quota: Option<u64>,
     revoked: bool,
     done: Applied,
 }
@@ -357,11 +381,14 @@ impl Drafted {
         let applied = SnapshotMeta { index, term, conf: draft.conf };
         draft.overlay.put(Table::Meta, meta::APPLIED, &applied);
         draft.overlay.put(Table::Meta, meta::REVISION, &draft.revision);
+        draft.overlay.put(Table::Meta, meta::USED, &draft.used);
         Self {
             applied,
             revision: draft.revision,
             compacted: draft.compacted,
             pins: draft.pins,
+            used: draft.used,
+            quota: draft.quota,
             revoked: draft.revoked,
             done: Applied {
                 outcomes,
@@ -372,6 +399,7 @@ impl Drafted {
                 raised: false,
                 auth_changed: draft.auth_changed,
                 trust_changed: draft.trust_changed,
+                alarms_changed: draft.alarms_changed,
                 forget_log: draft.forget_log,
                 last: index,
             },
@@ -402,6 +430,8 @@ fn apply_entry(
         Payload::Config { change, request, after } => {
             draft.overlay.begin();
             draft.let_in.forget();
+            // Whose alarms count depends on who votes.
+            (draft.alarms, draft.alarms_changed) = (None, true);
             let result = settle(members::config(draft, &change, after))?;
             if let Some(request) = request {
                 outcomes.push(Outcome { request, revision: draft.revision, result });
@@ -441,6 +471,7 @@ fn apply_alone(draft: &mut Draft, alone: &Alone) -> Result<Option<Outcome>, Stor
         if first {
             validate(command)?;
             alarm::check(draft, command)?;
+            quota::check_rollback(draft, change)?;
         }
         draft.points_touched = true;
         points::step(draft, change, *index)
@@ -504,6 +535,12 @@ fn conclude(
 fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Answer, Stop> {
     validate(command).map_err(|refusal: Refusal| Stop::Refused(refusal))?;
     alarm::check(draft, command)?;
+    let answer = carry_out(draft, command, term)?;
+    quota::check(draft, command)?;
+    Ok(answer)
+}
+
+fn carry_out(draft: &mut Draft, command: &Command, term: Term) -> Result<Answer, Stop> {
     let budget = &mut Budget::new();
     match command {
         Command::Put(request) => {
@@ -529,6 +566,7 @@ fn apply_command(draft: &mut Draft, command: &Command, term: Term) -> Result<Ans
         }
         Command::Auth(change) => auth::change(draft, change),
         Command::Alarm(request) => alarm::change(draft, request),
+        Command::Quota { bytes } => Ok(quota::set(draft, *bytes)),
         Command::As { .. } | Command::From { .. } => {
             Err(Refusal::invalid("command", "it is asked by a caller for another caller").into())
         }

@@ -23,6 +23,7 @@ pub fn raise(draft: &mut Draft, to: Revision) -> Result<Answer, Stop> {
         return Ok(Answer::Done);
     }
     points::forget_all(draft)?;
+    draft.used.forget_peak();
     draft.compacted = draft.revision;
     draft.overlay.put(Table::Meta, meta::COMPACTED, &draft.compacted);
     Ok(Answer::Done)

@@ -21,8 +21,9 @@ use crate::types::{
     Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest, TxnResponse,
 };
 
-pub use super::alarm::{alarms, check_read};
+pub use super::alarm::{alarms, check_read, needs_space, short};
 pub use super::history::History;
+pub use super::quota::{recount, room_for, usage};
 pub use super::range::RangeMeasure;
 
 pub use super::hash::hash;

@@ -48,12 +48,16 @@ pub fn validate(command: &Command) -> Result<(), Refusal> {
         }
         Command::From { command, .. } => validate(command),
         Command::As { caller, command } => caller_bounds(caller, command).and_then(|()| validate(command)),
+        Command::Quota { bytes: Some(0) } => {
+            Err(Refusal::invalid("quota", "it is 0; give at least 1 byte, or none to have no quota"))
+        }
         // Unknown leases and revisions are answered from the state.
         Command::RaiseRevision { .. } => Ok(()),
         Command::Compact { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. }
         | Command::Alarm(_)
+        | Command::Quota { .. }
         | Command::Noop => Ok(()),
     }
 }

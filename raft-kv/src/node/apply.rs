@@ -5,7 +5,7 @@
 
 use crate::error::StorageFailed;
 use crate::machine::{self, LeaseChange, Machine, Outcome, Store};
-use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, SnapshotMeta};
+use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, Room, SnapshotMeta};
 
 /// What the loop hands to apply, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,6 +44,8 @@ pub struct Report {
     pub trust: bool,
     /// Whether the log up to here is to be given up: see [`machine::Applied::forget_log`].
     pub forget_log: bool,
+    /// Whether there is room for what takes space.
+    pub room: Room,
     /// Bytes of entries applied.
     pub bytes: usize,
 }
@@ -53,6 +55,8 @@ pub struct Report {
 pub struct Applier<S: Store> {
     store: S,
     machine: Option<Machine<S>>,
+    /// Whether an alarm forbids what takes space.
+    short: bool,
     me: NodeId,
     boot: u64,
 }
@@ -61,7 +65,8 @@ impl<S: Store> Applier<S> {
     /// Opens the state in `store`, which may be empty at a member that just joined.
     pub fn open(store: S, me: NodeId, boot: u64) -> Result<Self, StorageFailed> {
         let machine = Machine::open(store.clone())?;
-        Ok(Self { store, machine, me, boot })
+        let short = machine.is_some() && store.view(machine::read::short)?;
+        Ok(Self { store, machine, short, me, boot })
     }
 
     /// What the loop has to know at start.
@@ -92,10 +97,15 @@ impl<S: Store> Applier<S> {
             all_leases: Some(leases?),
             members: Some(members?),
             auth: Some(self.auth()?),
+            room: self.room(machine),
             trust: true,
             forget_log: false,
             ..Report::default()
         })
+    }
+
+    fn room(&self, machine: &Machine<S>) -> Room {
+        Room { usage: machine.usage(), short: self.short }
     }
 
     fn auth(&self) -> Result<(u64, bool), StorageFailed> {
@@ -111,6 +121,9 @@ impl<S: Store> Applier<S> {
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
+        if applied.alarms_changed {
+            self.short = self.store.view(machine::read::short)?;
+        }
         let (trust, forget_log) = (applied.trust_changed, applied.forget_log);
         let machine = self.machine.as_ref().expect("it has just applied");
         let (me, boot) = (self.me, self.boot);
@@ -126,6 +139,7 @@ impl<S: Store> Applier<S> {
             auth,
             trust,
             forget_log,
+            room: self.room(machine),
             bytes,
             ..Report::default()
         };
@@ -135,6 +149,7 @@ impl<S: Store> Applier<S> {
     /// The store was replaced by a received snapshot that ends at `meta`.
     pub fn installed(&mut self, meta: &SnapshotMeta) -> Result<Report, StorageFailed> {
         self.machine = Machine::open(self.store.clone())?;
+        self.short = self.store.view(machine::read::short)?;
         let at = self.applied();
         if at.index != meta.index || at.term != meta.term {
             return Err(StorageFailed::damaged(

@@ -198,6 +198,14 @@ impl Judge {
             let hash = cluster.state_hash(host);
             let hash = hash.map_err(|failed| Violation::new("healthy disks work", failed.to_string()))?;
             self.states.hash(host, at.index, hash)?;
+            let look =
+                |view: &dyn machine::Read| Ok((machine::read::usage(view)?, machine::read::recount(view)?));
+            let (noted, found) = cluster.hosts()[host].store().view(look).map_err(broken)?;
+            if noted != found {
+                let detail =
+                    format!("m{host} has noted {noted:?} after entry {}, there is {found:?}", at.index);
+                return Err(Violation::new("live bytes are counted", detail));
+            }
         }
         Ok(())
     }

@@ -161,6 +161,11 @@ pub(super) fn failed(folder: &Path, action: &str, error: &RocksError) -> Storage
         | ErrorKind::NotFound
         | ErrorKind::InvalidArgument
         | ErrorKind::NotSupported => StorageFailed::damaged(file, format!("{action} failed: {error}")),
-        _ => StorageFailed::io(file, action, &std::io::Error::other(error.to_string())),
+        _ => {
+            let text = error.to_string();
+            let full = text.contains("No space left on device");
+            let kind = if full { std::io::ErrorKind::StorageFull } else { std::io::ErrorKind::Other };
+            StorageFailed::io(file, action, &std::io::Error::new(kind, text))
+        }
     }
 }

@@ -217,7 +217,7 @@ impl Shared {
         match database.db().property_int_value(properties::BACKGROUND_ERRORS) {
             Ok(Some(0)) => Ok(()),
             Ok(_) => {
-                let why = io::Error::other("RocksDB reports that a write in the background failed");
+                let why = background_failed(&database.folder);
                 Err(self.fail(io_failed(&database.folder, "flushing or compacting", &why)))
             }
             Err(error) => Err(self.fail(failed(&database.folder, "asking for errors", &error))),
@@ -335,6 +335,22 @@ pub(super) fn make_private_dir(dir: &Path) -> Result<(), StorageFailed> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
     let closed = made.and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)));
     closed.map_err(|error| io_failed(dir, "making the directory", &error))
+}
+
+/// Less than this free, in bytes, and a write in the background has most likely failed for want of space:
+/// what it had written is gone again by the time that it is looked at.
+const HARDLY_ANY_ROOM: u64 = 64 << 20;
+
+/// RocksDB does not say why; how much is free does.
+fn background_failed(folder: &Path) -> io::Error {
+    let why = "RocksDB reports that a write in the background failed";
+    let free = rustix::fs::statvfs(folder).map(|found| found.f_bavail.saturating_mul(found.f_frsize));
+    match free {
+        Ok(free) if free < HARDLY_ANY_ROOM => {
+            io::Error::new(io::ErrorKind::StorageFull, format!("{why}; {free} bytes are free"))
+        }
+        _ => io::Error::other(why),
+    }
 }
 
 pub(super) fn io_failed(path: &Path, action: &str, error: &io::Error) -> StorageFailed {

@@ -163,12 +163,15 @@ wire_enum!(AuthView { 1 => Status { enabled, revision }, 2 => Names(names), 3 =>
 /// What can be wrong with a member, cluster-wide.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum AlarmKind {
-    /// Its disk is nearly full: nothing that needs space is taken until the alarm is ended.
+    /// Raised by hand, as in etcd: nothing that needs space is taken until the alarm is ended by hand.
     NoSpace,
     /// Its state differs from the others'.
     Corrupt,
+    /// Its disk is nearly full. Raised by itself and ended by itself; while it votes, nothing that
+    /// needs space is taken.
+    DiskShort,
 }
-wire_enum!(AlarmKind { 1 => NoSpace, 2 => Corrupt });
+wire_enum!(AlarmKind { 1 => NoSpace, 2 => Corrupt, 3 => DiskShort });
 
 /// Raises or ends alarms, or lists them.
 #[derive(Clone, PartialEq, Eq, Debug)]

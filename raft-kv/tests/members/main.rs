@@ -3,6 +3,7 @@
 #![cfg(feature = "node")]
 
 mod permissions;
+mod quota;
 mod ranges;
 mod recovery;
 mod renewing;

@@ -67,6 +67,7 @@ pub(in crate::client) fn gives_trust(call: &Call) -> bool {
         | Call::RaiseRevision(_)
         | Call::Enrol(_)
         | Call::Points(_)
+        | Call::Quota(_)
         | Call::Readmit(_)
         // It is looked at where it is served.
         | Call::Rejoin { .. } => false,

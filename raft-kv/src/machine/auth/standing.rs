@@ -173,6 +173,7 @@ impl May<'_> {
             | Command::Trust(_)
             | Command::Auth(_)
             | Command::Alarm(_)
+            | Command::Quota { .. }
             | Command::RaiseRevision { .. }
             | Command::As { .. }
             | Command::From { .. } => false,

@@ -5,12 +5,14 @@
 //! in [`segments`], by key, at a cost of what changed and not of what is stored.
 
 mod diff;
+mod growth;
 mod records;
 mod rollback;
 mod schedule;
 mod segments;
 
 pub use diff::diff;
+pub use growth::growth;
 pub use records::{list, pin_exists, pinned, pins, point, schedules};
 pub use rollback::{begun, half, keys_of_lease, step};
 pub use schedule::due;

@@ -22,6 +22,7 @@ use crate::machine::format::{
     Logged, Stored, Superseded, decode, load, load_meta, log_key, meta, past_key, split_log,
 };
 use crate::machine::lease;
+use crate::machine::quota::Used;
 use crate::machine::stop::Stop;
 use crate::machine::store::{Read, Table};
 use crate::machine::versions::version_at;
@@ -44,8 +45,10 @@ pub struct Begun {
     pub events: u64,
     /// Records of the new revision written.
     pub parts: u32,
+    /// What the live keys take after what is done.
+    pub used: Used,
 }
-wire_struct!(Begun { index, place, compared, events, parts });
+wire_struct!(Begun { index, place, compared, events, parts, used });
 
 /// What is half done in this state, if anything: only after a crash, or while it is being done.
 pub fn begun(view: &dyn Read) -> Result<Option<Begun>, StorageFailed> {
@@ -67,7 +70,10 @@ pub fn step(draft: &mut Draft, change: &PointChange, index: Index) -> Result<Opt
     let begun = begun(draft.view())?;
     assert!(begun.as_ref().is_none_or(|begun| begun.index == index), "another entry is half done");
     let first = begun.is_none();
-    let mut begun = begun.unwrap_or(Begun { index, ..Begun::default() });
+    let mut begun = begun.unwrap_or(Begun { index, used: draft.used, ..Begun::default() });
+    if !planted!(QuotaForgetsSteps) {
+        draft.used = begun.used;
+    }
     if planted!(RecountRollback) {
         begun.parts = 0;
     }
@@ -85,6 +91,7 @@ pub fn step(draft: &mut Draft, change: &PointChange, index: Index) -> Result<Opt
         }
         _ => unreachable!("any other change fits one batch"),
     };
+    begun.used = draft.used;
     match &reply {
         None => draft.overlay.put(Table::Meta, meta::HALF, &begun),
         Some(_) if !first => draft.overlay.remove(Table::Meta, meta::HALF),

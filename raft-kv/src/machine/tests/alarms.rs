@@ -50,6 +50,58 @@ fn short_space_stops_what_needs_more_of_it() {
     no_space();
 }
 
+/// Which members vote, which only learn.
+fn config(bench: &mut Bench, change: ConfChange, voters: &[NodeId], learners: &[NodeId]) {
+    let after = ConfState { voters: voters.into(), learners: learners.into(), ..ConfState::default() };
+    bench.payload(Payload::Config { change, request: None, after });
+}
+
+pub fn disk_short() {
+    let mut bench = Bench::new();
+    let other = NodeId(8);
+    let record = MemberRecord { id: other, name: "two".into(), addr: "two:1".into(), ..Default::default() };
+    config(&mut bench, ConfChange::AddLearner(record), &[VOTER], &[other]);
+    let say = |bench: &mut Bench, kind, raised: bool| {
+        let request = if raised { AlarmRequest::Raise(other, kind) } else { AlarmRequest::End(other, kind) };
+        bench.ask(Command::Alarm(request)).unwrap();
+    };
+    let refused = Err(Refusal::Alarmed { kind: AlarmKind::DiskShort });
+    say(&mut bench, AlarmKind::DiskShort, true);
+    bench.put("k", "of a learner's disk nobody hears").unwrap();
+    bench.ask(points::create("small", None, 1)).unwrap();
+    bench.put("k", "of a learner's disk nobody hears at all").unwrap();
+    bench.ask(points::create("large", None, 1)).unwrap();
+    config(&mut bench, ConfChange::Promote(other), &[VOTER, other], &[]);
+    assert_eq!(bench.put("k", ""), refused);
+    assert_eq!(bench.ask(nested_put()), refused);
+    assert_eq!(bench.view(|view| read::room_for(view, &put("k", "v"))).unwrap(), refused.map(drop));
+    bench.reopen();
+    let refused = Err(Refusal::Alarmed { kind: AlarmKind::DiskShort });
+    assert_eq!(bench.put("k", ""), refused);
+    // What makes room, or takes none, is done.
+    bench.ask(points::rollback("small", None, 1)).unwrap();
+    assert_eq!(bench.ask(points::rollback("large", None, 1)), refused);
+    bench.ask(Command::Compact { revision: 2 }).unwrap();
+    bench.ask(delete(KeyRange::all())).unwrap();
+    bench.ask(Command::Quota { bytes: None }).unwrap();
+    // The one kind is not ended with the other.
+    say(&mut bench, AlarmKind::NoSpace, true);
+    say(&mut bench, AlarmKind::DiskShort, false);
+    assert_eq!(bench.put("k", ""), Err(Refusal::Alarmed { kind: AlarmKind::NoSpace }));
+    say(&mut bench, AlarmKind::DiskShort, true);
+    say(&mut bench, AlarmKind::NoSpace, false);
+    assert_eq!(bench.put("k", ""), refused);
+    // Who is no member any more keeps nobody from anything.
+    config(&mut bench, ConfChange::Remove(other), &[VOTER], &[]);
+    assert_eq!(bench.view(read::alarms).unwrap(), []);
+    bench.put("k", "v").unwrap();
+}
+
+#[test]
+fn a_voters_short_disk_stops_what_takes_space_and_nothing_else() {
+    disk_short();
+}
+
 #[test]
 fn a_corrupt_state_is_neither_written_nor_read() {
     let mut bench = Bench::new();

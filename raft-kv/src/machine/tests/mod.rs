@@ -10,6 +10,7 @@ mod planted;
 mod points;
 mod points_rules;
 mod quirks;
+mod quota;
 mod random;
 mod ranges;
 mod rotation;

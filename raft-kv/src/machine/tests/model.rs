@@ -141,7 +141,7 @@ impl Model {
                 self.compacted = self.revision();
                 Ok(Answer::Done)
             }
-            Command::MemberUpdate(_) | Command::Trust(_) => unreachable!("not drawn"),
+            Command::MemberUpdate(_) | Command::Trust(_) | Command::Quota { .. } => unreachable!("not drawn"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, points, random, rotation, sealing, tokens, trust, users};
+use super::{alarms, nodes, points, quota, random, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -30,6 +30,20 @@ fn each_bug_planted_in_permissions_and_alarms_is_found() {
     assert!(found.is_err(), "RollbackByReader was not found");
     let found = with(Some(Bug::IgnoreNoSpace), || std::panic::catch_unwind(alarms::no_space));
     assert!(found.is_err(), "IgnoreNoSpace was not found");
+    let found = with(Some(Bug::IgnoreDiskShort), || std::panic::catch_unwind(alarms::disk_short));
+    assert!(found.is_err(), "IgnoreDiskShort was not found");
+}
+
+#[test]
+fn each_bug_planted_in_the_quota_is_found() {
+    for bug in [Bug::QuotaCountsDeletes, Bug::QuotaOnlyAtDoor] {
+        let found = with(Some(bug), || quota::run(quota::CASES, 0));
+        assert!(found.is_err(), "{bug:?} was not found");
+    }
+    let found = with(Some(Bug::QuotaForgetsSteps), || {
+        std::panic::catch_unwind(|| points::run(points::CASES, 0).unwrap())
+    });
+    assert!(found.is_err(), "QuotaForgetsSteps was not found");
 }
 
 #[test]

@@ -462,6 +462,7 @@ impl World {
         let expected: Vec<KeyValue> = state.values().cloned().collect();
         let all = RangeRequest { range: KeyRange::all(), ..Default::default() };
         same("the newest state", &bench.range(&all).unwrap().kvs, &expected)?;
+        same("live bytes and keys", quota::noted(bench), quota::counted(&expected))?;
         let txn = TxnRequest {
             compares: expected
                 .iter()

@@ -299,6 +299,8 @@ fn compare_all(bench: &Bench, model: &Model, reads: &[RangeRequest]) -> Verdict 
         let one = RangeRequest { range: KeyRange::key(bytes("a")), revision, ..Default::default() };
         same(&format!("one key at {revision}"), bench.range(&one), model.range(&one))?;
     }
+    let newest = model.range(&RangeRequest { range: KeyRange::all(), ..Default::default() });
+    same("live bytes and keys", quota::noted(bench), quota::counted(&newest.unwrap().kvs))?;
     for request in reads {
         same(&format!("answer to {request:?}"), bench.range(request), model.range(request))?;
     }

@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::decide::stopped;
 use super::publish::Watches;
 use super::snapshots::{Checkpoints, Incoming};
 use super::{ToDecide, drain};
-use crate::error::StorageFailed;
+use crate::error::{Error, NotDone, StorageFailed};
 use crate::machine::{Store, Table};
 use crate::node::apply::{Applier, Report, Work};
 use crate::storage::state::State;
-use crate::types::{Change, Committed, Revision, SnapshotMeta};
+use crate::types::{Change, Committed, Revision, Room, SnapshotMeta};
 
 /// Pieces of work taken at once, at most.
 const MOST_WORK: usize = 256;
@@ -45,14 +46,26 @@ pub(super) struct Feed {
     pub(super) auth: watch::Sender<u64>,
     pub(super) auth_counts: Arc<AtomicBool>,
     pub(super) trust: watch::Sender<u64>,
+    pub(super) room: Arc<Mutex<Room>>,
     pub(super) rewrite: bool,
+    /// Why the loop ended, once it has.
+    pub(super) ended: watch::Sender<Option<Error>>,
 }
 
 impl Feed {
     pub(super) fn run(mut self, inbox: &Receiver<ToFeed>) {
         if let Err(failed) = self.feed(inbox) {
+            let failed = stopped(&failed);
+            // A stop that was clean so far is none: what was to be flushed last is not.
+            self.ended.send_if_modified(|ended| {
+                let clean = *ended == Some(Error::NotDone(NotDone::ShuttingDown));
+                if clean {
+                    *ended = Some(failed.clone());
+                }
+                clean
+            });
             // The loop may have ended by itself meanwhile.
-            let _ = self.back.send(ToDecide::Failed(stopped(&failed)));
+            let _ = self.back.send(ToDecide::Failed(failed));
         }
     }
 
@@ -152,9 +165,10 @@ impl Feed {
         Ok(())
     }
 
-    /// Tells who serves watches that users or roles are others now, and who looks after
+    /// Tells callers' door how much room there is, who serves watches that users or roles are others now, and who looks after
     /// certificates that what is believed is.
     fn announce(&self, report: &Report) {
+        *self.room.lock() = report.room;
         if let Some((revision, enabled)) = report.auth {
             self.auth_counts.store(enabled, Ordering::Release);
             self.auth.send_replace(revision);

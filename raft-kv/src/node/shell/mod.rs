@@ -32,7 +32,7 @@ use crate::raft::{Leadership, PeerMessage, Status};
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{Log, LogWriter, Stats};
 use crate::storage::state::State;
-use crate::types::{Member, NodeId, Revision, SnapshotMeta};
+use crate::types::{Member, NodeId, Revision, Room, SnapshotMeta};
 
 pub use publish::{Subscription, Watches};
 pub use snapshots::Incoming;
@@ -90,6 +90,7 @@ pub struct Shell {
     auth: watch::Receiver<u64>,
     auth_counts: Arc<AtomicBool>,
     trust: watch::Receiver<u64>,
+    room: Arc<Mutex<Room>>,
     incoming: Arc<Incoming>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -110,6 +111,7 @@ impl Shell {
         let (auth_sender, auth) = watch::channel(auth_revision);
         let auth_counts = Arc::new(AtomicBool::new(auth_counts));
         let (trust_sender, trust) = watch::channel(0);
+        let room = Arc::new(Mutex::new(start.room));
         let replica = Replica::new(&identity, log, start)?;
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
@@ -132,7 +134,9 @@ impl Shell {
             auth: auth_sender,
             auth_counts: auth_counts.clone(),
             trust: trust_sender,
+            room: room.clone(),
             rewrite: false,
+            ended: ended_sender.clone(),
         };
         let decide = decide::Decide {
             replica,
@@ -166,6 +170,7 @@ impl Shell {
             auth,
             auth_counts,
             trust,
+            room,
             incoming,
             threads: Mutex::new(threads),
         })
@@ -235,6 +240,12 @@ impl Shell {
     /// a look at the state while they do not.
     pub fn auth_counts(&self) -> bool {
         self.auth_counts.load(Ordering::Acquire)
+    }
+
+    /// Whether there is room for what takes space, by all that this member has applied and reported:
+    /// what spares a look at the state while there is plenty.
+    pub fn room(&self) -> Room {
+        *self.room.lock()
     }
 
     /// Syncs and bytes of the log so far.

@@ -13,6 +13,7 @@ mod kv;
 mod lock;
 mod moving;
 mod node;
+mod recover;
 mod rollback;
 mod token;
 
@@ -21,6 +22,7 @@ pub use kv::*;
 pub use lock::*;
 pub use moving::*;
 pub use node::*;
+pub use recover::*;
 pub use rollback::*;
 pub use token::*;
 
@@ -55,6 +57,8 @@ pub enum Command {
     Join(JoinArgs),
     /// Run the member whose data is in a directory
     Run(RunArgs),
+    /// Go on with the one member that is left where most are lost for good
+    Recover(RecoverArgs),
     /// Show a member and what it knows of the cluster
     Info(InfoArgs),
     /// List, add, promote and remove members

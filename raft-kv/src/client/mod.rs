@@ -25,6 +25,8 @@ mod points_tests;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]
+mod recover;
+#[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod renewing;
@@ -61,6 +63,8 @@ pub use handle::Handle;
 pub use node::{Node, credentials_of, credentials_unlocked};
 #[cfg(feature = "node")]
 pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
+pub use recover::{RecoverOptions, RecoverStatus, Recovery, recover, survey_recovery};
 #[cfg(feature = "node")]
 pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]

@@ -345,11 +345,13 @@ pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
         }
         let members = local.shell.read(machine::read::members).unwrap_or_default();
         for member in members.into_iter().filter(|member| member.record.id != local.me) {
-            if let Err(Error::Refused(refusal)) =
-                endpoint.dialer(&member.record.addr, Some(member.record.id)).await
-                && refusal.to_string().contains("removed")
-            {
-                return local.shell.fail(Error::Stopped(removed_text()));
+            // Whoever is there now: after a recovery the member that went on has another id.
+            for id in [Some(member.record.id), None] {
+                if let Err(Error::Refused(refusal)) = endpoint.dialer(&member.record.addr, id).await
+                    && refusal.to_string().contains("removed")
+                {
+                    return local.shell.fail(Error::Stopped(removed_text()));
+                }
             }
         }
     }

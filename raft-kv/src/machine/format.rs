@@ -37,6 +37,8 @@ pub mod meta {
     pub const CLUSTER: &[u8] = b"cluster";
     /// Clients in [`super::Table::Once`] and the clock of their use.
     pub const ONCE: &[u8] = b"once";
+    /// The cluster's epoch; absent in the first one.
+    pub const EPOCH: &[u8] = b"epoch";
     /// How far an entry that takes several batches has come; absent between entries.
     pub const HALF: &[u8] = b"half";
 }

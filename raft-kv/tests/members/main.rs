@@ -4,6 +4,7 @@
 
 mod permissions;
 mod ranges;
+mod recover;
 mod recovery;
 mod renewing;
 mod rollback;

@@ -160,11 +160,7 @@ impl DataDir {
     /// Takes the directory, making it if it does not exist.
     pub(super) fn take(path: &Path, make: bool) -> Result<Self, StartError> {
         if is_unfinished(path) {
-            let why = format!(
-                "a recovery here was cut short; complete it with `raft-kv recover --data-dir {} --yes`",
-                path.display()
-            );
-            return Err(StartError::DataDir { dir: path.display().to_string(), why });
+            return Err(StartError::DataDir { dir: path.display().to_string(), why: cut_short(path) });
         }
         Self::take_as_it_is(path, make)
     }
@@ -333,10 +329,18 @@ pub(super) fn remember_in(dir: &Path, node: &Remembered) -> Result<(), StorageFa
     write_private(&dir.join(NODE_FILE), format(node).as_bytes())
 }
 
+fn cut_short(dir: &Path) -> String {
+    let dir = dir.display();
+    format!("a recovery here was cut short; complete it with `raft-kv recover --data-dir {dir} --yes`")
+}
+
 const RIGHTS: &str = "check its owner and mode, or run as the user it belongs to";
 
 /// Who the node is whose data directory this is, without taking it.
 pub(super) fn recall_from(dir: &Path) -> Result<Remembered, String> {
+    if is_unfinished(dir) {
+        return Err(cut_short(dir));
+    }
     let text = fs::read_to_string(dir.join(NODE_FILE));
     parse(&text.map_err(|error| {
         format!("its file `node` can't be read: {error}; is it a member's data directory?")

@@ -10,6 +10,7 @@ use raft_kv::client::{
     Handle, Node, Overrides, RecoverOptions, RecoverStatus, Recovery, credentials_of, recover,
 };
 use raft_kv::error::{Error, Refusal};
+use raft_kv::net::{Dialer, Purpose};
 use raft_kv::pki::{Credentials, NodeKey};
 use raft_kv::types::{KeyRange, RangeRequest, Revision, Role, WatchBatch, WatchRequest};
 
@@ -70,10 +71,13 @@ async fn write(handle: Handle, name: &'static str, stop: Arc<AtomicBool>) -> Vec
     acknowledged
 }
 
+/// That whoever shows `credentials` is let in for nothing.
 async fn refused(endpoint: &str, credentials: Credentials, part: &str) {
-    match Handle::connect(&[endpoint.to_owned()], credentials).await {
-        Err(Error::Refused(refusal)) => assert!(refusal.to_string().contains(part), "{refusal}"),
-        other => panic!("{part}: {other:?}"),
+    for purpose in [Purpose::Peer, Purpose::Bulk, Purpose::Client] {
+        match Dialer::connect(&[endpoint.to_owned()], &credentials, purpose).await {
+            Err(Error::Refused(refusal)) => assert!(refusal.to_string().contains(part), "{refusal}"),
+            other => panic!("{purpose:?}, {part}: {other:?}"),
+        }
     }
 }
 

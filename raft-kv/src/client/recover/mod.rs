@@ -10,6 +10,7 @@ mod place;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::config::{DataDir, Remembered, StartError, Tuning, remember_in};
@@ -29,7 +30,8 @@ use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Looked};
 use crate::storage::state::State;
 use crate::types::{
-    ClusterId, HardState, Index, Member, MemberRecord, MemberRole, NodeId, Revision, Role, SnapshotMeta, Term,
+    ClusterId, ConfChange, ConfState, HardState, Index, Member, MemberRecord, MemberRole, NodeId, Payload,
+    Revision, Role, SnapshotMeta, Term,
 };
 pub(super) use place::is_unfinished;
 
@@ -136,7 +138,7 @@ pub fn survey_recovery(data_dir: &Path, options: &RecoverOptions) -> Result<Reco
         return Ok(RecoverStatus::Unfinished(unfinished));
     }
     let found = Found::look(&dir, options)?;
-    Ok(match found.is_quorum()? {
+    Ok(match found.alone {
         true => RecoverStatus::Alone(found.recovery),
         false => RecoverStatus::Possible(found.recovery),
     })
@@ -170,7 +172,7 @@ async fn recover_in_steps(
         return Err(Refusal::invalid("revisions", "the revision must go up: at least by 1").into());
     }
     let found = Found::look(&dir, options)?;
-    if found.is_quorum()? {
+    if found.alone {
         return Ok(RecoverStatus::Alone(found.recovery));
     }
     let recovery = build(&dir, found, options, step).await?;
@@ -184,8 +186,9 @@ async fn recover_in_steps(
 struct Found {
     remembered: Remembered,
     vault: Vault,
-    state: SnapshotMeta,
     log: Looked<FolderFiles>,
+    /// Whether it is a quorum by itself, with all that its log has.
+    alone: bool,
     recovery: Recovery,
 }
 
@@ -217,8 +220,10 @@ impl Found {
                  committed; recover another member, or restore a backup",
             ));
         }
-        let (own, others) = members.into_iter().partition(|member| member.record.id == remembered.node);
-        let own: Vec<Member> = own;
+        let (conf, members) = follow(&log, &state, members)?;
+        let alone = conf.voters == [remembered.node] && conf.voters_outgoing.is_empty();
+        let (own, others): (Vec<_>, Vec<_>) =
+            members.into_iter().partition(|member| member.record.id == remembered.node);
         let recovery = Recovery {
             cluster: remembered.cluster,
             name: remembered.name.clone(),
@@ -236,23 +241,38 @@ impl Found {
             new_revision: 0,
             set_aside: String::new(),
         };
-        Ok(Self { remembered, vault, state, log, recovery })
+        Ok(Self { remembered, vault, log, alone, recovery })
     }
+}
 
-    /// Whether this member is a quorum by itself, with all that its log has.
-    fn is_quorum(&self) -> Result<bool, StorageFailed> {
-        let mut conf = self.state.conf.clone();
-        let mut next = self.state.index + 1;
-        loop {
-            let entries = self.log.entries(next, RECOVERY_READ_BYTES)?;
-            let Some(last) = entries.last() else { break };
-            next = last.index + 1;
-            for entry in &entries {
-                crate::raft::committed(entry, &mut conf).map_err(unreadable)?;
+/// The configuration with every entry of the log, and the members it names. A record that was only changed
+/// by an entry is shown as it was before.
+fn follow(
+    log: &Looked<FolderFiles>,
+    state: &SnapshotMeta,
+    members: Vec<Member>,
+) -> Result<(ConfState, Vec<Member>), StorageFailed> {
+    let mut records: BTreeMap<NodeId, MemberRecord> =
+        members.into_iter().map(|member| (member.record.id, member.record)).collect();
+    let (mut conf, mut next) = (state.conf.clone(), state.index + 1);
+    loop {
+        let entries = log.entries(next, RECOVERY_READ_BYTES)?;
+        let Some(last) = entries.last() else { break };
+        next = last.index + 1;
+        for entry in &entries {
+            let payload = crate::raft::committed(entry, &mut conf).map_err(unreadable)?.payload;
+            if let Payload::Config { change: ConfChange::AddLearner(record), .. } = payload {
+                records.insert(record.id, record);
             }
         }
-        Ok(conf.voters == [self.remembered.node] && conf.voters_outgoing.is_empty())
     }
+    let role = |id: NodeId| match conf.voters.contains(&id) || conf.voters_outgoing.contains(&id) {
+        true => Some(MemberRole::Voter),
+        false => conf.learners.contains(&id).then_some(MemberRole::Learner),
+    };
+    let named = records.into_values().filter_map(|record| Some(Member { role: role(record.id)?, record }));
+    let named = named.collect();
+    Ok((conf, named))
 }
 
 fn unreadable(error: crate::codec::Malformed) -> StorageFailed {

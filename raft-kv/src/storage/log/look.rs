@@ -13,7 +13,6 @@ use crate::storage::files::Files;
 use crate::types::{Entry, HardState, Index, SnapshotMeta};
 
 /// What a log holds, by the same rules as [`Log::open`].
-#[derive(Debug)]
 pub struct Looked<F: Files> {
     /// Absent where the state is ahead of the log.
     log: Option<Log<F>>,
@@ -26,6 +25,15 @@ pub struct Looked<F: Files> {
     pub last: Position,
     /// Whether the log ends before what was acknowledged, and so does the state.
     pub behind: bool,
+}
+
+impl<F: Files> std::fmt::Debug for Looked<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Looked")
+            .field("last", &self.last)
+            .field("behind", &self.behind)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<F: Files> Log<F> {

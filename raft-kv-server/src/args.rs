@@ -14,6 +14,7 @@ mod lock;
 mod moving;
 mod node;
 mod quota;
+mod recover;
 mod rollback;
 mod token;
 
@@ -23,6 +24,7 @@ pub use lock::*;
 pub use moving::*;
 pub use node::*;
 pub use quota::*;
+pub use recover::*;
 pub use rollback::*;
 pub use token::*;
 
@@ -57,6 +59,8 @@ pub enum Command {
     Join(JoinArgs),
     /// Run the member whose data is in a directory
     Run(RunArgs),
+    /// Go on with the one member that is left where most are lost for good
+    Recover(RecoverArgs),
     /// Show a member and what it knows of the cluster
     Info(InfoArgs),
     /// List, add, promote and remove members

@@ -87,7 +87,8 @@ fn unlocking(data_dir: &Path, file: Option<&Path>, output: &mut Output) -> Resul
     Ok(Unlocking::Wait)
 }
 
-fn signer(args: SignerArgs) -> Option<ExternalSigner> {
+/// What signs where the cluster's key is kept outside.
+pub fn signer(args: SignerArgs) -> Option<ExternalSigner> {
     let program = args.external_signer?;
     Some(ExternalSigner { command: std::iter::once(program).chain(args.external_signer_arg).collect() })
 }

@@ -10,6 +10,7 @@ const COMMANDS: &[&[&str]] = &[
     &["init"],
     &["join"],
     &["run"],
+    &["recover"],
     &["info"],
     &["member"],
     &["member", "ls"],

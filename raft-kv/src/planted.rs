@@ -188,6 +188,10 @@ pub enum Bug {
     IgnoreDiskShort,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
+    /// A new epoch keeps the members of the one before.
+    RecoverKeepsOldMembers,
+    /// A new epoch goes on with the next revision, which the one before may have handed out.
+    RecoverReusesRevisions,
 }
 
 #[cfg(feature = "sim")]

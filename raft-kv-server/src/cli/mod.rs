@@ -12,6 +12,7 @@ mod member;
 mod mirror;
 mod node;
 mod quota;
+mod recover;
 mod rollback;
 mod token;
 mod txn;
@@ -105,6 +106,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Init(args) => serve::init(args, output).await,
         Command::Join(args) => serve::join(args, output).await,
         Command::Run(args) => serve::run(args, output).await,
+        Command::Recover(args) => recover::run(args, output).await,
         Command::Info(args) => cluster::info(&args, output).await,
         Command::Token(args) => token::run(&args, output).await,
         Command::JoinToken(args) => token::join_token(&args, output).await,

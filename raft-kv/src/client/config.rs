@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::disk::FreeSpace;
 use super::enrol::Readmission;
+use super::recover::is_unfinished;
 use super::trust::signer::ExternalSigner;
 use super::trust::unlock::Unlocking;
 use super::trust::vault::KEYRING_FILE;
@@ -166,13 +167,26 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Takes the directory, making it if it does not exist.
     pub(super) fn take(path: &Path, make: bool) -> Result<Self, StartError> {
+        if is_unfinished(path) {
+            return Err(StartError::DataDir { dir: path.display().to_string(), why: cut_short(path) });
+        }
+        Self::take_as_it_is(path, make)
+    }
+
+    /// Takes the directory of a member that does not run, also where a recovery was cut short.
+    pub(super) fn take_to_recover(path: &Path) -> Result<Self, StartError> {
+        Self::take_as_it_is(path, false)
+    }
+
+    fn take_as_it_is(path: &Path, make: bool) -> Result<Self, StartError> {
         let wrong = |why: String| StartError::DataDir { dir: path.display().to_string(), why };
+        let here = path.join(NODE_FILE).exists() || is_unfinished(path);
         if make {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(|error| {
                 wrong(format!("it can't be made: {error}; choose a folder that this user may write"))
             })?;
-        } else if !path.join(NODE_FILE).exists() && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        } else if !here && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
             // Unreadable is told apart from empty below.
             fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
             return Err(wrong("it holds no member; make one with `raft-kv init` or `raft-kv join`".into()));
@@ -284,7 +298,17 @@ impl DataDir {
             }
             _ => {}
         }
-        for name in ["log", "state", "state.old", "checkpoints", "incoming", "copies", "cert"] {
+        for name in [
+            "log",
+            "state",
+            "state.old",
+            "recovering",
+            "recovered",
+            "checkpoints",
+            "incoming",
+            "copies",
+            "cert",
+        ] {
             match fs::remove_dir_all(self.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(self.wrong(format!("{name} can't be removed: {error}; {RIGHTS}")));
@@ -304,14 +328,27 @@ impl DataDir {
 
     /// Remembers who the node is: the last step of making one.
     pub(super) fn remember(&self, node: &Remembered) -> Result<(), StartError> {
-        Ok(write_private(&self.join(NODE_FILE), format(node).as_bytes())?)
+        Ok(remember_in(&self.path, node)?)
     }
+}
+
+/// Writes into `dir` who the node is.
+pub(super) fn remember_in(dir: &Path, node: &Remembered) -> Result<(), StorageFailed> {
+    write_private(&dir.join(NODE_FILE), format(node).as_bytes())
+}
+
+fn cut_short(dir: &Path) -> String {
+    let dir = dir.display();
+    format!("a recovery here was cut short; complete it with `raft-kv recover --data-dir {dir} --yes`")
 }
 
 const RIGHTS: &str = "check its owner and mode, or run as the user it belongs to";
 
 /// Who the node is whose data directory this is, without taking it.
 pub(super) fn recall_from(dir: &Path) -> Result<Remembered, String> {
+    if is_unfinished(dir) {
+        return Err(cut_short(dir));
+    }
     let text = fs::read_to_string(dir.join(NODE_FILE));
     parse(&text.map_err(|error| {
         format!("its file `node` can't be read: {error}; is it a member's data directory?")

@@ -29,6 +29,8 @@ mod quota;
 #[cfg(feature = "node")]
 mod ranges;
 #[cfg(feature = "node")]
+mod recover;
+#[cfg(feature = "node")]
 mod remote;
 #[cfg(feature = "node")]
 mod renewing;
@@ -67,6 +69,8 @@ pub use handle::Handle;
 pub use node::{Node, credentials_of, credentials_unlocked};
 #[cfg(feature = "node")]
 pub use ranges::{RangeChunk, RangeStream};
+#[cfg(feature = "node")]
+pub use recover::{RecoverOptions, RecoverStatus, Recovery, recover, survey_recovery};
 #[cfg(feature = "node")]
 pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]

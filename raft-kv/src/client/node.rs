@@ -488,11 +488,11 @@ pub(super) fn host_of(addr: &str) -> Option<String> {
     addr.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']']).to_owned())
 }
 
-fn options(tuning: &Tuning) -> log::Options {
+pub(super) fn log_options(tuning: &Tuning) -> log::Options {
     log::Options { segment_bytes: tuning.log_segment_bytes, ..log::Options::default() }
 }
 
-fn state_options(tuning: &Tuning) -> StateOptions {
+pub(super) fn state_options(tuning: &Tuning) -> StateOptions {
     StateOptions { block_cache_bytes: tuning.block_cache_bytes, ..StateOptions::default() }
 }
 
@@ -541,7 +541,7 @@ fn make_first(
     let boundary = SnapshotMeta { index: 1, term: 1, conf };
     let hard = HardState { term: 1, vote: NodeId(0), commit: 1 };
     let identity = log::Identity { cluster, node: record.id };
-    Log::create(log_files(dir)?, options(tuning), identity, boundary, hard)?;
+    Log::create(log_files(dir)?, log_options(tuning), identity, boundary, hard)?;
     Ok(())
 }
 
@@ -575,7 +575,13 @@ fn take_in(
     let vault = Vault::create(dir.path(), joined.keys, &credentials.key)?;
     save_credentials(dir, &vault, &credentials)?;
     let identity = log::Identity { cluster: joined.cluster, node: joined.node };
-    Log::create(log_files(dir)?, options(tuning), identity, SnapshotMeta::default(), HardState::default())?;
+    Log::create(
+        log_files(dir)?,
+        log_options(tuning),
+        identity,
+        SnapshotMeta::default(),
+        HardState::default(),
+    )?;
     let addr_of = |member: &Member| (member.record.id, member.record.addr.clone());
     let remembered = Remembered {
         cluster: joined.cluster,
@@ -633,7 +639,7 @@ async fn open_parts(
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
     let identity = log::Identity { cluster: node.cluster, node: node.node };
-    let opened = Log::open(log_files(dir)?, options(tuning), identity, applied)?;
+    let opened = Log::open(log_files(dir)?, log_options(tuning), identity, applied)?;
     let (log, writer) = match opened {
         Opened::Ready { log, writer, .. } => (log, writer),
         Opened::Behind { marker, end } => {

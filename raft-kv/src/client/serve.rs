@@ -329,13 +329,19 @@ async fn admit_member(
 }
 
 /// A member that was removed while it was away hears it from the others, who turn it away.
+///
+/// After a recovery the member that went on has another id, and whoever is at a known address is asked too. What
+/// that one says ends a member only where it had no leader since it started: where most of an epoch are alive
+/// after all, a moment without a leader must not end them.
 pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
     let mut leadership = local.shell.leadership();
+    let mut was_led = false;
     loop {
         let led = leadership.wait_for(|leadership| leadership.leader.is_some());
         let led = tokio::time::timeout(LEADERLESS, led).await.map(|led| led.map(drop));
         match led {
             Ok(Ok(())) => {
+                was_led = true;
                 let pause = LEADERLESS + Duration::from_millis(rand::rng().random_range(0..500));
                 tokio::time::sleep(pause).await;
                 continue;
@@ -344,15 +350,27 @@ pub(super) async fn notice_removal(local: Arc<Local>, endpoint: Endpoint) {
             Err(_) => {}
         }
         let members = local.shell.read(machine::read::members).unwrap_or_default();
-        for member in members.into_iter().filter(|member| member.record.id != local.me) {
-            if let Err(Error::Refused(refusal)) =
-                endpoint.dialer(&member.record.addr, Some(member.record.id)).await
-                && refusal.to_string().contains("removed")
+        for record in members.into_iter().map(|member| member.record).filter(|record| record.id != local.me) {
+            if turned_away(&endpoint, &record.addr, Some(record.id)).await
+                || (turned_away(&endpoint, &record.addr, None).await && !was_led)
             {
                 return local.shell.fail(Error::Stopped(removed_text()));
             }
         }
     }
+}
+
+/// Whether the member at `addr`, which must be `id` if given, says that this one was removed.
+async fn turned_away(endpoint: &Endpoint, addr: &str, id: Option<NodeId>) -> bool {
+    let Err(Error::Refused(refusal)) = endpoint.dialer(addr, id).await else { return false };
+    let removed = refusal.to_string().contains("removed");
+    if removed && id.is_none() {
+        tracing::error!(
+            %addr,
+            "the member there has this one for removed: a recovery may have begun a new epoch without it"
+        );
+    }
+    removed
 }
 
 /// Tells the cluster where this member is reached, should that differ from what it knows.

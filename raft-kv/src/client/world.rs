@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::local::Local;
 use crate::codec::Wire;
 use crate::error::{Error, Refusal};
-use crate::net::{Endpoint, PeerNet, Priority};
+use crate::net::{Dialer, Endpoint, PeerNet, Priority};
 use crate::node::shell::World;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
@@ -55,6 +55,11 @@ impl Outside {
     pub(super) fn acquaint(&self, member: MemberRecord) {
         self.acquaintances.lock().insert(member.id, member.addr);
         self.reach();
+    }
+
+    /// A connection for requests to that member at that address, and to nobody else.
+    pub(super) async fn dialer(&self, addr: &str, id: NodeId) -> Result<Dialer, Error> {
+        self.endpoint.dialer(addr, Some(id)).await
     }
 
     /// Connects to whoever is known, by the state or by word.
@@ -118,5 +123,7 @@ impl World for Outside {
 
 /// What a removed member and those who meet it are told.
 pub(super) fn removed_text() -> String {
-    "this member was removed from the cluster; empty its data directory and join anew with a token".into()
+    "this member was removed from the cluster: by `raft-kv member rm`, or by a recovery that began a new epoch \
+     without it; keep its data directory aside or empty it, and join anew with a token"
+        .into()
 }

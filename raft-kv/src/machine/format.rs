@@ -41,6 +41,8 @@ pub mod meta {
     pub const USED: &[u8] = b"used";
     /// The quota on live bytes.
     pub const QUOTA: &[u8] = b"quota";
+    /// The cluster's epoch; absent in the first one.
+    pub const EPOCH: &[u8] = b"epoch";
     /// How far an entry that takes several batches has come; absent between entries.
     pub const HALF: &[u8] = b"half";
 }

@@ -12,6 +12,7 @@ mod compact;
 pub mod conformance;
 pub mod count;
 mod draft;
+mod epoch;
 mod format;
 mod genesis;
 mod hash;
@@ -41,6 +42,7 @@ mod versions;
 
 pub use command::{Answer, Command, Outcome, Proposal};
 pub use draft::LeaseChange;
+pub use epoch::NewEpoch;
 pub use genesis::Genesis;
 #[cfg(any(test, feature = "sim"))]
 pub use memory::MemoryStore;

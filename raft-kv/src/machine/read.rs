@@ -22,6 +22,7 @@ use crate::types::{
 };
 
 pub use super::alarm::{alarms, check_read, needs_space, short};
+pub use super::epoch::epoch;
 pub use super::history::History;
 pub use super::quota::{recount, room_for, usage};
 pub use super::range::RangeMeasure;

@@ -129,6 +129,10 @@ impl Endpoint {
                 continue;
             }
             match dial.to(self.quinn(), found).await {
+                // Whoever was removed is not asked anything either, whichever address it has.
+                Ok(held) if held.identity().is_some_and(|peer| self.live().refuses(peer.node)) => {
+                    last = unreachable("the node that answers was removed from the cluster");
+                }
                 Ok(held) => return Ok(held),
                 Err(error) => last = error,
             }

@@ -9,7 +9,7 @@ use super::adapter::is_in;
 use crate::codec::{Malformed, Wire, malformed};
 use crate::error::Refusal;
 use crate::limits::MAX_MEMBERS;
-use crate::types::{ConfChange, ConfProposal, ConfState, Entry, EntryKind, NodeId};
+use crate::types::{Committed, ConfChange, ConfProposal, ConfState, Entry, EntryKind, NodeId, Payload};
 
 /// Whether `change` makes sense on top of `conf`.
 pub(super) fn fits(change: &ConfChange, conf: &ConfState) -> Result<(), Refusal> {
@@ -72,4 +72,102 @@ pub(super) fn of_entry(entry: &Entry) -> Result<ConfProposal, Malformed> {
         return Ok(ConfProposal { change: ConfChange::LeaveJoint, request: None });
     }
     ConfProposal::from_bytes(entry.context.clone())
+}
+
+/// An entry as the state machine takes it, with the configuration followed: for who carries entries out
+/// where no consensus runs. One change at a time is all there is (joint changes end at once), and what does
+/// not fit changes nothing, as in the core.
+pub fn committed(entry: &Entry, conf: &mut ConfState) -> Result<Committed, Malformed> {
+    let payload = match entry.kind {
+        EntryKind::Normal => Payload::Proposals(entry.data.clone()),
+        EntryKind::Config => {
+            let ConfProposal { change, request } = of_entry(entry)?;
+            if fits(&change, conf).is_ok() {
+                *conf = after(&change, conf);
+            }
+            Payload::Config { change, request, after: conf.clone() }
+        }
+    };
+    Ok(Committed { index: entry.index, term: entry.term, payload })
+}
+
+/// What `change`, which fits, makes of `conf`.
+fn after(change: &ConfChange, conf: &ConfState) -> ConfState {
+    let mut after = conf.clone();
+    let without = |all: &mut Vec<NodeId>, id: NodeId| all.retain(|other| *other != id);
+    let with = |all: &mut Vec<NodeId>, id: NodeId| {
+        if let Err(at) = all.binary_search(&id) {
+            all.insert(at, id);
+        }
+    };
+    match change {
+        ConfChange::AddLearner(record) => with(&mut after.learners, record.id),
+        ConfChange::Promote(id) => {
+            without(&mut after.learners, *id);
+            with(&mut after.voters, *id);
+        }
+        ConfChange::Remove(id) => {
+            without(&mut after.learners, *id);
+            without(&mut after.voters, *id);
+        }
+        ConfChange::LeaveJoint => {
+            after.voters_outgoing.clear();
+            for id in std::mem::take(&mut after.learners_next) {
+                with(&mut after.learners, id);
+            }
+            after.auto_leave = false;
+        }
+    }
+    after
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use raft::{Changer, ProgressTracker};
+
+    use super::super::adapter::conf_from_raft;
+    use super::*;
+    use crate::codec::Wire;
+    use crate::types::MemberRecord;
+
+    fn change() -> impl Strategy<Value = ConfChange> {
+        (0..3u8, 1..6u64).prop_map(|(kind, id)| match kind {
+            0 => ConfChange::AddLearner(MemberRecord { id: NodeId(id), ..MemberRecord::default() }),
+            1 => ConfChange::Promote(NodeId(id)),
+            _ => ConfChange::Remove(NodeId(id)),
+        })
+    }
+
+    fn entry(index: u64, change: &ConfChange) -> Entry {
+        let proposal = ConfProposal { change: change.clone(), request: None };
+        let (kind, context) = (EntryKind::Config, proposal.to_bytes());
+        Entry { index, term: 1, kind, data: bytes::Bytes::new(), context }
+    }
+
+    proptest! {
+        /// Who carries entries out by hand ends with the configuration that raft has.
+        #[test]
+        fn the_configuration_is_followed_as_raft_does(changes in proptest::collection::vec(change(), 0..40)) {
+            let mut tracker = ProgressTracker::new(16);
+            let take = |tracker: &mut ProgressTracker, change: &ConfChange| {
+                let raw = to_raft(change);
+                let (conf, changes) = Changer::new(tracker).simple(raw.get_changes()).unwrap();
+                tracker.apply_conf(conf, changes, 1);
+            };
+            take(&mut tracker, &ConfChange::Promote(NodeId(1)));
+            let mut conf = ConfState { voters: vec![NodeId(1)], ..ConfState::default() };
+            for (index, change) in changes.iter().enumerate() {
+                let fits = fits(change, &conf).is_ok();
+                let done = committed(&entry(index as u64 + 1, change), &mut conf).unwrap();
+                if fits {
+                    take(&mut tracker, change);
+                }
+                let raw = conf_from_raft(&tracker.conf().to_conf_state());
+                prop_assert_eq!(&conf, &raw);
+                let expect = Payload::Config { change: change.clone(), request: None, after: raw };
+                prop_assert_eq!(done.payload, expect);
+            }
+        }
+    }
 }

@@ -16,6 +16,7 @@ pub(crate) mod tests;
 pub mod vet;
 mod words;
 
+pub use change::committed;
 pub use core::Core;
 pub use log_view::{LogView, Proof};
 pub use message::{PeerMessage, Priority};

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::rocks::{Setup, StateOptions, failed};
-use super::state::{Database, State, View, install, io_failed, make_private_dir, sync, sync_tree};
+use super::state::{
+    Database, State, View, generation_folder, generations, install, io_failed, make_private_dir, sync,
+    sync_tree,
+};
 use crate::error::StorageFailed;
 use crate::machine::store::Read;
 
@@ -27,6 +30,14 @@ impl State {
         make_private_dir(folder)?;
         sync_tree(folder)?;
         folder.parent().map_or(Ok(()), sync)
+    }
+
+    /// Writes a copy of the state into the new directory `dir`, on the same file system, such that
+    /// [`open`](Self::open) finds it there. Costs what [`checkpoint`](Self::checkpoint) does.
+    pub fn copy_to(&self, dir: &Path) -> Result<(), StorageFailed> {
+        make_private_dir(dir)?;
+        self.checkpoint(&generation_folder(dir, 1))?;
+        dir.parent().map_or(Ok(()), sync)
     }
 
     /// Puts the checkpoint in the folder `with` in the place of the state and takes the folder
@@ -64,6 +75,15 @@ pub fn look_into<R>(folder: &Path, read: impl FnOnce(&dyn Read) -> R) -> Result<
     let db = Setup::new(options).open_to_read(folder)?;
     let report = |error| failed(folder, "reading", &error);
     Ok(read(&View { db: &db, snapshot: db.snapshot(), report: &report, broken: None }))
+}
+
+/// Runs `read` on the state in `dir`, which nobody has open, changing nothing there; `None` where there is none.
+pub fn look<R>(dir: &Path, read: impl FnOnce(&dyn Read) -> R) -> Result<Option<R>, StorageFailed> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let newest = generations(dir)?.pop();
+    newest.map(|newest| look_into(&generation_folder(dir, newest), read)).transpose()
 }
 
 #[cfg(test)]

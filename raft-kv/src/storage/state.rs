@@ -279,7 +279,7 @@ pub(super) fn generation_folder(dir: &Path, generation: u64) -> PathBuf {
 }
 
 /// The complete generations in `dir`, ascending.
-fn generations(dir: &Path) -> Result<Vec<u64>, StorageFailed> {
+pub(super) fn generations(dir: &Path) -> Result<Vec<u64>, StorageFailed> {
     let failed = |error: io::Error| io_failed(dir, "listing", &error);
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {

@@ -5,6 +5,7 @@
 mod permissions;
 mod quota;
 mod ranges;
+mod recover;
 mod recovery;
 mod renewing;
 mod rollback;

@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::super::api::{Call, Reply};
-use super::super::handle::Handle;
 use super::super::local::Local;
+use super::super::remote::read_answer;
 use super::super::world::Outside;
+use crate::codec::Wire;
 use crate::error::{Error, Refusal};
 use crate::machine;
-use crate::pki::Credentials;
 use crate::types::{MemberRecord, NodeId, TrustCall, TrustReply};
 
 /// How long a member is asked.
@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(in crate::client) async fn vouch(local: Arc<Local>, outside: Arc<Outside>) {
     loop {
         for id in local.trust.strangers().await {
-            if let Some((record, by)) = local.word_for(id).await {
+            if let Some((record, by)) = local.word_for(id, &outside).await {
                 tracing::info!(member = %id, name = record.name, %by, "a member not heard of yet is vouched for");
                 local.trust.vouch(id);
                 outside.acquaint(record);
@@ -46,13 +46,13 @@ impl Local {
     }
 
     /// The first word for a stranger, and who gave it.
-    async fn word_for(&self, id: NodeId) -> Option<(MemberRecord, NodeId)> {
+    async fn word_for(&self, id: NodeId, outside: &Arc<Outside>) -> Option<(MemberRecord, NodeId)> {
         let members = self.read(machine::read::members).ok()?;
         let mut asked = JoinSet::new();
         for member in members.into_iter().map(|member| member.record) {
             if member.id != self.me && member.id != id {
-                let credentials = self.trust.credentials();
-                asked.spawn(async move { (ask(member.addr, credentials, id).await, member.id) });
+                let outside = outside.clone();
+                asked.spawn(async move { (ask(&outside, &member, id).await, member.id) });
             }
         }
         while let Some(answered) = asked.join_next().await {
@@ -66,10 +66,11 @@ impl Local {
     }
 }
 
-async fn ask(addr: String, credentials: Credentials, id: NodeId) -> Result<Option<MemberRecord>, Error> {
+/// Asks that member, and nobody else who may be at its address: one of an epoch that is over would vouch for its own.
+async fn ask(outside: &Outside, member: &MemberRecord, id: NodeId) -> Result<Option<MemberRecord>, Error> {
     let asking = async {
-        let handle = Handle::connect(&[addr], credentials).await?.with_patience(PATIENCE);
-        match handle.call(Call::Trust(TrustCall::Vouch(id))).await? {
+        let dialer = outside.dialer(&member.addr, member.id).await?;
+        match read_answer(dialer.call(Call::Trust(TrustCall::Vouch(id)).to_bytes()).await?)? {
             (_, Reply::Trust(TrustReply::Vouched(record))) => Ok(record),
             (_, other) => Err(Refusal::Malformed { what: format!("{other:?} for a word") }.into()),
         }

@@ -29,7 +29,7 @@ use crate::limits::{
     MAX_POINT_COMMENT_BYTES, MAX_POINT_NAME_BYTES, MAX_POINT_TIME, MAX_SCHEDULE_KEEP, MAX_SCHEDULE_SECONDS,
     MIN_SCHEDULE_SECONDS,
 };
-use crate::types::{PointChange, PointReply, PointSchedule, UNDO_PREFIX};
+use crate::types::{PointChange, PointReply, PointSchedule, Revision, UNDO_PREFIX};
 
 /// Carries out a change that fits one batch. Those that [go alone](super::Command::goes_alone) are
 /// carried out by [`step`].
@@ -51,6 +51,14 @@ pub fn change(draft: &mut Draft, change: &PointChange) -> Result<Answer, Stop> {
 /// History is given up: no point is left.
 pub fn forget_all(draft: &mut Draft) -> Result<(), Stop> {
     for point in list(draft.view())? {
+        records::remove(draft, &point.name)?;
+    }
+    Ok(())
+}
+
+/// Later revisions than `last` may be told otherwise elsewhere: no point shows one.
+pub fn forget_after(draft: &mut Draft, last: Revision) -> Result<(), Stop> {
+    for point in list(draft.view())?.into_iter().filter(|point| point.revision > last) {
         records::remove(draft, &point.name)?;
     }
     Ok(())

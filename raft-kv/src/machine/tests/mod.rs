@@ -1,6 +1,7 @@
 //! The machine against a naive model, etcd's quirks one by one, and bugs planted on purpose.
 
 mod alarms;
+mod epoch;
 
 mod limits;
 mod model;

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, points, quota, random, rotation, sealing, tokens, trust, users};
+use super::{alarms, epoch, nodes, points, quota, random, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -116,5 +116,15 @@ fn each_bug_planted_in_points_is_found() {
     for bug in bugs {
         let found = with(Some(bug), || points::run(points::CASES, 0));
         assert!(found.is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_epochs_is_found() {
+    for (bug, run) in [
+        (Bug::RecoverKeepsOldMembers, epoch::members as fn()),
+        (Bug::RecoverReusesRevisions, epoch::revisions),
+    ] {
+        assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
     }
 }

@@ -20,7 +20,7 @@ mod sealing;
 mod tokens;
 
 pub use nodes::let_in;
-pub(super) use nodes::{LetIn, admit, member_left};
+pub(super) use nodes::{LetIn, admit, goes_on, managers_left, member_left};
 pub use rotation::{Verdict, verdict};
 pub(super) use sealing::check_key;
 #[cfg(test)]

@@ -226,6 +226,21 @@ pub(in crate::machine) fn member_left(
     }
 }
 
+/// Every manager that is left was not let in as a member, or not yet: none of them is let in any more.
+pub(in crate::machine) fn managers_left(draft: &mut Draft) -> Result<(), StorageFailed> {
+    draft.trust_changed = true;
+    for record in nodes(draft.view())?.into_iter().filter(|record| record.role == Role::Manager) {
+        revoke(draft, &record)?;
+    }
+    Ok(())
+}
+
+/// The one member of a new epoch is known by this certificate.
+pub(in crate::machine) fn goes_on(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
+    draft.trust_changed = true;
+    put(draft, record)
+}
+
 pub(super) fn set_role(draft: &mut Draft, id: NodeId, role: Role) -> Result<(), Stop> {
     let record = node(draft.view(), id)?.ok_or_else(|| not_found(id))?;
     if super::super::members::is_member(draft.view(), id)? {

@@ -9,6 +9,7 @@
 //! `docs/disk.md` has the format and the reasons.
 
 mod format;
+mod look;
 mod open;
 mod replay;
 mod segments;
@@ -25,6 +26,7 @@ use crate::limits;
 use crate::storage::files::Files;
 
 pub use format::{Identity, Position};
+pub use look::Looked;
 pub use view::{Log, LogWrite};
 pub use writer::{Durable, LogWriter};
 

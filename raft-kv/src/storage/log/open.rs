@@ -160,7 +160,7 @@ impl<F: Files> Log<F> {
         }
     }
 
-    fn found(
+    pub(super) fn found(
         shared: Arc<Shared<F>>,
         options: Options,
         identity: Identity,
@@ -224,7 +224,7 @@ impl<F: Files> Log<F> {
     }
 }
 
-fn list<F: Files>(shared: &Shared<F>) -> Result<Vec<String>, StorageFailed> {
+pub(super) fn list<F: Files>(shared: &Shared<F>) -> Result<Vec<String>, StorageFailed> {
     let mut names = shared.files.list().map_err(|e| shared.failed("", "listing the folder", &e))?;
     names.sort();
     Ok(names)
@@ -232,7 +232,7 @@ fn list<F: Files>(shared: &Shared<F>) -> Result<Vec<String>, StorageFailed> {
 
 // Vote and term: the higher of what the log and the marker say. The log of a healthy member is
 // never behind the marker here; that of a member which restarts behind its state may be.
-fn merge_promises<F: Files>(
+pub(super) fn merge_promises<F: Files>(
     shared: &Shared<F>,
     marker: &Marker,
     found: &mut Replayed,
@@ -255,7 +255,7 @@ fn merge_promises<F: Files>(
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Plan {
+pub(super) enum Plan {
     Keep,
     // A snapshot record behind the chain.
     Restart,
@@ -264,7 +264,7 @@ enum Plan {
     Behind,
 }
 
-fn decide<F: Files>(
+pub(super) fn decide<F: Files>(
     shared: &Shared<F>,
     marker: &Marker,
     found: &Replayed,

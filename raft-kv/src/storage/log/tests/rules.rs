@@ -267,3 +267,55 @@ fn one_seed_gives_one_disk() {
     };
     assert_eq!(run(), run());
 }
+
+fn contents(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    use crate::storage::files::{File, Files};
+    let mut names = disk.list().expect("lists");
+    names.sort();
+    let read = |name: String| {
+        let file = disk.open(&name).expect("opens");
+        let mut bytes = vec![0; file.len().expect("has a length") as usize];
+        file.read_at(0, &mut bytes).expect("reads");
+        (name, bytes)
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// What a look finds: the last entry, the last committed index, the entries behind the state, behind.
+#[track_caller]
+fn look(disk: &SimDisk, state: SnapshotMeta, expect: Result<((Term, Index), Index, Vec<Index>, bool), &str>) {
+    let disk = disk.restart();
+    let before = contents(&disk);
+    match (Log::look(disk.clone(), OPTIONS, IDENTITY, &state), expect) {
+        (Ok(looked), Ok((last, committed, entries, behind))) => {
+            assert_eq!((looked.last.term, looked.last.index), last);
+            assert_eq!((looked.hard.commit, looked.behind), (committed, behind));
+            let mut found = Vec::new();
+            loop {
+                // Small, so that there are several parts.
+                let part = looked.entries(state.index + 1 + found.len() as u64, 100).expect("reads");
+                if part.is_empty() {
+                    break;
+                }
+                found.extend(part.iter().map(|entry| entry.index));
+            }
+            assert_eq!(found, entries);
+        }
+        (Err(failed), Err(why)) => assert!(failed.why.contains(why), "{failed}"),
+        (other, expect) => panic!("{other:?} instead of {expect:?}"),
+    }
+    assert!(contents(&disk) == before, "a look changes nothing");
+}
+
+#[test]
+fn a_look_finds_what_opening_does_and_changes_nothing() {
+    look(&healthy(1), boundary(1, 1), Ok(((2, 6), 4, vec![2, 3, 4, 5, 6], false)));
+    look(&healthy(1), boundary(5, 2), Ok(((2, 6), 5, vec![6], false)));
+    look(&healthy(1), boundary(6, 2), Ok(((2, 6), 6, vec![], false)));
+    look(&healthy(1), boundary(7, 2), Ok(((2, 7), 7, vec![], false)));
+    look(&healthy(1), boundary(4, 3), Ok(((3, 4), 4, vec![], false)));
+    look(&healthy(1), boundary(4, 1), Err("came later"));
+    look(&healthy(1), SnapshotMeta::default(), Err("gone"));
+    look(&behind(), boundary(1, 1), Ok(((1, 1), 1, vec![], true)));
+    look(&behind(), boundary(6, 3), Ok(((3, 6), 6, vec![], false)));
+}

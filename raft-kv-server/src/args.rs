@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
 mod ca;
+mod check;
 mod kv;
 mod lock;
 mod moving;
@@ -17,6 +18,7 @@ mod rollback;
 mod token;
 
 pub use ca::*;
+pub use check::*;
 pub use kv::*;
 pub use lock::*;
 pub use moving::*;
@@ -55,6 +57,8 @@ pub enum Command {
     Join(JoinArgs),
     /// Run the member whose data is in a directory
     Run(RunArgs),
+    /// Say what is damaged in the data directory of a member that does not run; exits with 5 if anything is
+    Check(CheckArgs),
     /// Show a member and what it knows of the cluster
     Info(InfoArgs),
     /// List, add, promote and remove members

@@ -3,6 +3,7 @@
 
 mod ca;
 mod cert;
+mod check;
 mod cluster;
 mod import;
 pub mod kv;
@@ -104,6 +105,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Init(args) => serve::init(args, output).await,
         Command::Join(args) => serve::join(args, output).await,
         Command::Run(args) => serve::run(args, output).await,
+        Command::Check(args) => check::run(&args, output),
         Command::Info(args) => cluster::info(&args, output).await,
         Command::Token(args) => token::run(&args, output).await,
         Command::JoinToken(args) => token::join_token(&args, output).await,

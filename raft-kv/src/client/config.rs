@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::enrol::Readmission;
+use super::repair::REPORT_FILE;
+use super::spare::{self, SPARE_FILE};
 use super::trust::signer::ExternalSigner;
 use super::trust::unlock::Unlocking;
 use super::trust::vault::KEYRING_FILE;
@@ -19,9 +21,9 @@ use crate::types::{ClusterId, NodeId, OwnRoot};
 /// The layout of a data directory that this version writes and reads.
 const FORMAT: u32 = 1;
 /// The file that says whose data directory it is.
-const NODE_FILE: &str = "node";
+pub(super) const NODE_FILE: &str = "node";
 /// The file that a running process holds locked.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// What a new node needs.
 #[derive(Clone, Debug)]
@@ -152,7 +154,17 @@ pub(super) struct Remembered {
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
+}
+
+fn lock(file: &File) -> Result<(), String> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err("another process uses it; stop that one first, or give this one its own".into())
+        }
+        Err(TryLockError::Error(error)) => Err(format!("it can't be locked: {error}")),
+    }
 }
 
 impl DataDir {
@@ -164,7 +176,7 @@ impl DataDir {
             made.map_err(|error| {
                 wrong(format!("it can't be made: {error}; choose a folder that this user may write"))
             })?;
-        } else if !path.join(NODE_FILE).exists() && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        } else if !Self::holds_member(path) && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
             // Unreadable is told apart from empty below.
             fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
             return Err(wrong("it holds no member; make one with `raft-kv init` or `raft-kv join`".into()));
@@ -176,25 +188,33 @@ impl DataDir {
         let file =
             File::options().create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK_FILE));
         let file = file.map_err(|error| wrong(format!("its lock can't be opened: {error}; {RIGHTS}")))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(wrong(
-                    "another process uses it; stop that one first, or give this one its own".into(),
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(wrong(format!("it can't be locked: {error}"))),
-        }
+        lock(&file).map_err(wrong)?;
         if make {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700))
                 .map_err(|error| wrong(format!("its mode can't be set to 0700: {error}; {RIGHTS}")))?;
         }
+        Ok(Self { path: path.to_path_buf(), _lock: Some(file) })
+    }
+
+    /// A directory that is only looked at. Nothing is made; while this lives, no member can start there.
+    pub(super) fn look(path: &Path) -> Result<Self, StartError> {
+        let wrong = |why: String| StartError::DataDir { dir: path.display().to_string(), why };
+        fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
+        let parts = [NODE_FILE, SPARE_FILE, KEYRING_FILE, "log", "state"];
+        if !parts.iter().any(|name| path.join(name).exists()) {
+            return Err(wrong("it holds no member".into()));
+        }
+        // Without the file nobody runs there.
+        let file = File::open(path.join(LOCK_FILE)).ok();
+        file.as_ref().map_or(Ok(()), lock).map_err(wrong)?;
         Ok(Self { path: path.to_path_buf(), _lock: file })
     }
 
     /// Whether a member was made in `path`.
     pub(super) fn holds_member(path: &Path) -> bool {
-        path.join(NODE_FILE).exists()
+        let copied =
+            || spare::read(path).is_some_and(|copies| copies.iter().any(|(name, _)| name == NODE_FILE));
+        path.join(NODE_FILE).exists() || copied()
     }
 
     /// A folder or file within.
@@ -213,7 +233,8 @@ impl DataDir {
 
     /// Refuses a directory that holds a member; clears what a start that was cut short left.
     pub(super) fn expect_vacant(&self) -> Result<(), StartError> {
-        if self.join(NODE_FILE).exists() {
+        if Self::holds_member(&self.path) {
+            spare::mend(&self.path);
             let node = self.recall()?;
             let why = format!(
                 "it holds member {} ({}) of cluster {}; start that one with `raft-kv run`, or choose an empty folder",
@@ -263,18 +284,15 @@ impl DataDir {
 
     /// Removes everything but the lock.
     pub(super) fn clear(&self) -> Result<(), StartError> {
-        // First of all what says that a member is here: cut short, this leaves an empty place.
-        match fs::remove_file(self.join(NODE_FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.wrong(format!("its file `node` can't be removed: {error}; {RIGHTS}")));
+        // First of all what says that a member is here: cut short, this leaves an empty place. Its copy even
+        // before it, which would bring it back.
+        for name in [SPARE_FILE, NODE_FILE, KEYRING_FILE, REPORT_FILE] {
+            match fs::remove_file(self.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(self.wrong(format!("its file `{name}` can't be removed: {error}; {RIGHTS}")));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        match fs::remove_file(self.join(KEYRING_FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.wrong(format!("its keyring can't be removed: {error}; {RIGHTS}")));
-            }
-            _ => {}
         }
         for name in ["log", "state", "state.old", "checkpoints", "incoming", "copies", "cert"] {
             match fs::remove_dir_all(self.join(name)) {
@@ -296,8 +314,14 @@ impl DataDir {
 
     /// Remembers who the node is: the last step of making one.
     pub(super) fn remember(&self, node: &Remembered) -> Result<(), StartError> {
-        Ok(write_private(&self.join(NODE_FILE), format(node).as_bytes())?)
+        Ok(remember_in(&self.path, node)?)
     }
+}
+
+/// Writes the file that says who the node is, and its second copy.
+pub(super) fn remember_in(dir: &Path, node: &Remembered) -> Result<(), StorageFailed> {
+    write_private(&dir.join(NODE_FILE), format(node).as_bytes())?;
+    spare::refresh(dir)
 }
 
 const RIGHTS: &str = "check its owner and mode, or run as the user it belongs to";
@@ -321,10 +345,31 @@ fn format(node: &Remembered) -> String {
     for (id, addr) in &node.members {
         text.push_str(&format!("member = {id} {addr}\n"));
     }
+    let checksum = crc32c::crc32c(text.as_bytes());
+    text.push_str(&format!("{CHECKSUM}{checksum:08x}\n"));
     text
 }
 
+/// The front of the last line.
+const CHECKSUM: &str = "checksum = ";
+
+/// Whether a node file is as it was written, by this version or a newer one.
+pub(super) fn node_is_whole(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    match text.rfind(CHECKSUM) {
+        Some(_) => check_sum(text).is_ok(),
+        None => parse(text).is_err_and(|why| why.contains("newer version")),
+    }
+}
+
+fn check_sum(text: &str) -> Result<(), String> {
+    let Some(at) = text.rfind(CHECKSUM) else { return Ok(()) };
+    let right = format!("{CHECKSUM}{:08x}\n", crc32c::crc32c(&text.as_bytes()[..at]));
+    if text[at..] == right { Ok(()) } else { Err(format!("its file `node` is damaged; {DAMAGED}")) }
+}
+
 fn parse(text: &str) -> Result<Remembered, String> {
+    check_sum(text)?;
     let all = || text.lines().filter_map(|line| line.split_once(" = "));
     let field = |name: &str| {
         all()
@@ -350,7 +395,7 @@ fn parse(text: &str) -> Result<Remembered, String> {
         let (id, addr) = value.split_once(' ').ok_or_else(|| bad("member"))?;
         members.push((id.parse().map_err(|_| bad("member"))?, addr.to_owned()));
     }
-    Ok(Remembered {
+    let node = Remembered {
         cluster: field("cluster")?.parse().map_err(|_| bad("cluster"))?,
         node: field("node")?.parse().map_err(|_| bad("node"))?,
         name: field("name")?.to_owned(),
@@ -358,7 +403,8 @@ fn parse(text: &str) -> Result<Remembered, String> {
         advertise_addr: field("advertise")?.to_owned(),
         client: client.transpose()?,
         members,
-    })
+    };
+    field("checksum").map(|_| node)
 }
 
 const DAMAGED: &str = "remove this member from the cluster, empty the directory and let it join anew";
@@ -478,7 +524,10 @@ mod tests {
     #[test]
     fn a_newer_format_is_named() {
         let text = format(&sample()).replace("format = 1", "format = 2");
-        let why = parse(&text).unwrap_err();
+        assert!(parse(&text).unwrap_err().contains("damaged") && !node_is_whole(text.as_bytes()));
+        let text = &text[..text.rfind(CHECKSUM).unwrap()];
+        assert!(node_is_whole(text.as_bytes()));
+        let why = parse(text).unwrap_err();
         assert!(why.contains("format 2") && why.contains("newer version"), "{why}");
     }
 
@@ -487,10 +536,21 @@ mod tests {
         for field in ["cluster", "node", "listen", "format", "advertise", "name"] {
             let text: String = format(&sample())
                 .lines()
-                .filter(|line| !line.starts_with(field))
+                .filter(|line| !line.starts_with(field) && !line.starts_with(CHECKSUM))
                 .map(|l| format!("{l}\n"))
                 .collect();
             assert!(parse(&text).unwrap_err().contains(field), "{field}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_node_file_is_noticed() {
+        let text = format(&sample());
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let parsed = String::from_utf8(bytes.clone()).map(|text| parse(&text).is_ok());
+            assert!(!parsed.unwrap_or(false) && !node_is_whole(&bytes), "bit {bit}");
         }
     }
 

@@ -5,6 +5,8 @@ pub mod api;
 #[cfg(feature = "node")]
 mod auth;
 #[cfg(feature = "node")]
+mod check;
+#[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
 mod enrol;
@@ -29,11 +31,15 @@ mod remote;
 #[cfg(feature = "node")]
 mod renewing;
 #[cfg(feature = "node")]
+mod repair;
+#[cfg(feature = "node")]
 mod rollback;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 mod snapshot;
+#[cfg(feature = "node")]
+mod spare;
 #[cfg(feature = "node")]
 mod token;
 #[cfg(feature = "node")]
@@ -51,6 +57,8 @@ mod world;
 pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
+#[cfg(feature = "node")]
+pub use check::{CheckReport, check};
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]

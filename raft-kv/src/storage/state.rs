@@ -24,7 +24,7 @@ use rocksdb::{
 };
 
 pub use super::rocks::StateOptions;
-use super::rocks::{Setup, failed};
+use super::rocks::{Setup, failed, tables_of};
 use crate::error::StorageFailed;
 use crate::machine::store::{Batch, Pairs, Read, Store, Table};
 
@@ -112,6 +112,7 @@ impl State {
         };
         let folder = generation_folder(dir, generation);
         let db = setup.open(&folder, false)?;
+        refuse_cut_tables(&db, &folder)?;
         // Only now, with its lock held, is it certain that nobody else uses the directory.
         for older in generations.into_iter().filter(|other| *other != generation) {
             let folder = generation_folder(dir, older);
@@ -121,6 +122,24 @@ impl State {
         let shared =
             Shared { dir: dir.into(), setup, current, writing: Mutex::new(()), failure: OnceLock::new() };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The first failure, which every later call answers.
+    pub fn failure(&self) -> Option<StorageFailed> {
+        self.shared.failure.get().cloned()
+    }
+
+    /// Nothing is read from it or written to it any more: `failure` is the answer.
+    pub fn condemn(&self, failure: StorageFailed) {
+        self.shared.fail(failure);
+    }
+
+    /// The folder of the database in use, and the tables that it consists of.
+    pub fn tables(&self) -> Result<(PathBuf, Vec<PathBuf>), StorageFailed> {
+        let database = self.shared.current.load_full();
+        let tables = tables_of(database.db(), &database.folder)?;
+        let tables = tables.keys().map(|name| database.folder.join(name)).collect();
+        Ok((database.folder.clone(), tables))
     }
 
     /// Sizes now.
@@ -276,6 +295,15 @@ pub(super) fn family(db: &DB, table: Table) -> &ColumnFamily {
 
 pub(super) fn generation_folder(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("db-{generation:08}"))
+}
+
+/// RocksDB looks at a table when it first reads it; what can be seen at once is seen now.
+fn refuse_cut_tables(db: &DB, folder: &Path) -> Result<(), StorageFailed> {
+    let tables: Vec<PathBuf> = tables_of(db, folder)?.keys().map(|name| folder.join(name)).collect();
+    match super::check::check_ends(&tables).into_iter().next() {
+        None => Ok(()),
+        Some(problem) => Err(problem.into()),
+    }
 }
 
 /// The complete generations in `dir`, ascending.

@@ -6,6 +6,7 @@ mod permissions;
 mod ranges;
 mod recovery;
 mod renewing;
+mod repair;
 mod rollback;
 mod rotation;
 mod serving;

@@ -14,6 +14,8 @@ mod replay;
 mod segments;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
+#[cfg(feature = "node")]
+mod verify;
 mod view;
 mod writer;
 
@@ -25,6 +27,8 @@ use crate::limits;
 use crate::storage::files::Files;
 
 pub use format::{Identity, Position};
+#[cfg(feature = "node")]
+pub use verify::{LogFound, verify};
 pub use view::{Log, LogWrite};
 pub use writer::{Durable, LogWriter};
 

@@ -273,6 +273,12 @@ pub struct RunArgs {
     /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
     #[arg(long, value_name = "FILE")]
     pub unlock_key_file: Option<PathBuf>,
+    /// How fast the disk is read again to find what has rotted, in MiB a second; 0 for never
+    #[arg(long, value_name = "MIB", default_value = "16")]
+    pub scrub_rate: u64,
+    /// How often all of it is read again
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "24h")]
+    pub scrub_every: u64,
     /// Bring the member back, with its id and data, where its certificate is not believed any more: a join
     /// token for managers
     #[arg(long)]

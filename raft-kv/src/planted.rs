@@ -178,6 +178,10 @@ pub enum Bug {
     GiveToAnyKey,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
+    /// Blocks of the state are read without a look at their checksums.
+    SkipBlockChecksums,
+    /// A state that is known to be damaged is still read.
+    ServeDamaged,
 }
 
 #[cfg(feature = "sim")]

@@ -62,6 +62,11 @@ pub struct Tuning {
     pub block_cache_bytes: usize,
     /// How long certificates that this member makes are valid; at least a second.
     pub leaf_validity: Duration,
+    /// How fast the disk is read again to find what has rotted, in bytes a second; faster where it would not
+    /// come round in time. 0 for never.
+    pub scrub_bytes_per_second: u64,
+    /// How often all of it is read again.
+    pub scrub_every: Duration,
 }
 
 impl Default for Tuning {
@@ -70,6 +75,8 @@ impl Default for Tuning {
             log_segment_bytes: limits::LOG_SEGMENT_BYTES,
             block_cache_bytes: 64 * 1024 * 1024,
             leaf_validity: crate::pki::LEAF_VALIDITY,
+            scrub_bytes_per_second: limits::SCRUB_BYTES_PER_SECOND,
+            scrub_every: limits::SCRUB_EVERY,
         }
     }
 }

@@ -35,6 +35,8 @@ mod repair;
 #[cfg(feature = "node")]
 mod rollback;
 #[cfg(feature = "node")]
+mod scrub;
+#[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 mod snapshot;
@@ -73,6 +75,8 @@ pub use ranges::{RangeChunk, RangeStream};
 pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]
 pub use rollback::NewPoint;
+#[cfg(feature = "node")]
+pub use scrub::ScrubStatus;
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]

@@ -14,10 +14,11 @@ use super::api::{Call, JoinRequest, Joined, Reply};
 use super::config::{
     Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
 };
-use super::enrol::{JOIN_PATIENCE, ask, bring_back};
+use super::enrol::{ask, bring_back};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::repair;
+use super::scrub::{ScrubStatus, Scrubs};
 use super::serve;
 use super::snapshot::Copies;
 use super::spare;
@@ -217,6 +218,7 @@ impl Node {
             attempts: Attempts::default(),
             leaf_validity: tuning.leaf_validity,
             external_signer,
+            scrubs: Scrubs::default(),
         });
         outside.connect(&local);
         let kept_outside = |trusted: crate::types::Trusted| trusted.issuing().key.is_none();
@@ -239,6 +241,7 @@ impl Node {
             tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
             tokio::spawn(repair::remember_members(dir.path().to_path_buf(), node, outside.known())),
             tokio::spawn(repair::guard(local.clone(), dir.path().to_path_buf())),
+            tokio::spawn(super::scrub::keep(local.clone(), dir.path().to_path_buf(), tuning)),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }
@@ -315,6 +318,11 @@ impl Node {
             repair::note(self.dir.path(), &damage);
         }
         error.unwrap_or(Error::Stopped("the node has ended".into()))
+    }
+
+    /// How far the reading of this member's disk has come, which finds what has rotted.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.local.scrubs.status()
     }
 
     /// Whether it has stopped for damage on its disk: the next [`open`](Self::open) gets the data from the other
@@ -696,7 +704,7 @@ async fn rejoin(
             addr: node.advertise_addr.clone(),
             client_url: client_url(node.client.as_ref()),
         };
-        let handle = Handle::connect(&endpoints, credentials.clone()).await?.with_patience(JOIN_PATIENCE);
+        let handle = Handle::connect(&endpoints, credentials.clone()).await?.with_patience(repair::PATIENCE);
         match handle.call(call).await? {
             (_, Reply::Joined(joined)) => Ok(joined),
             (_, other) => Err(Refusal::Malformed { what: format!("a rejoin was answered {other:?}") }.into()),

@@ -26,6 +26,8 @@ pub(super) const REPORT_FILE: &str = "damage";
 const KEPT: [&str; 2] = ["log", "state"];
 /// How often it is looked whether a read has found damage.
 const WATCH: Duration = Duration::from_millis(250);
+/// How long the others may take to take it in: a lost answer can't be asked for again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Pauses between two tries to be taken in.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 

@@ -3,8 +3,7 @@
 //! It knows files alone and keeps nothing open but the one it reads. What it calls damaged it has looked at
 //! twice, with what is needed now in view: files come and go under a running member.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,7 @@ const LOOKS: usize = 3;
 /// What is to be read, and how fast.
 #[derive(Clone, Debug)]
 pub struct Round {
-    /// The state's folder, and its tables.
+    /// The folder of the database in use.
     pub state: PathBuf,
     /// Its tables.
     pub tables: Vec<PathBuf>,
@@ -41,16 +40,15 @@ pub struct Shared {
 
 impl Round {
     /// Reads all of it. Blocks for as long as the rate says. Gives what was damaged at the first and at
-    /// later looks, at most one problem a file; nothing where it was stopped. `needed` says whether a file is
-    /// still needed.
-    pub fn run(&self, shared: &Arc<Shared>, needed: impl Fn(&Path) -> bool) -> Option<Vec<Problem>> {
+    /// later looks, at most one problem a table; nothing where it was stopped.
+    pub fn run(&self, shared: &Shared) -> Option<Vec<Problem>> {
         let mut found = Vec::new();
         for table in &self.tables {
             found.extend(self.sure(shared, |pace| check_files(std::slice::from_ref(table), pace))?);
         }
         found.extend(self.sure(shared, |pace| Ok(check_manifest(&self.state, pace)?.into_iter().collect()))?);
         found.extend(self.sure(shared, |pace| Ok(check_log(&self.log, true, pace)?.0))?);
-        found.retain(|problem| problem.harm == Harm::Damage && needed(Path::new(&problem.file)));
+        found.retain(|problem| problem.harm == Harm::Damage);
         Some(found)
     }
 

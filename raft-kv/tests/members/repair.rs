@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raft_kv::client::{Node, Overrides, StartError, check};
+use raft_kv::client::{Node, Overrides, StartError, Tuning, check};
+use raft_kv::error::Error;
 use raft_kv::storage::check::Harm;
+use raft_kv::types::{KeyRange, RangeRequest};
 
 use crate::support::{cluster, config, eventually, put, tuning, value, voters};
 
@@ -46,6 +48,12 @@ fn named(dir: &Path, part: &str) -> PathBuf {
     all.max_by_key(|path| len(path)).unwrap_or_else(|| panic!("no {part}"))
 }
 
+/// The oldest segment of the log: others may be made ready ahead, and hold nothing.
+fn segment(dir: &Path) -> PathBuf {
+    let mut all = files(dir).into_iter().filter(|path| path.to_str().unwrap().contains("segment-"));
+    all.next().expect("a log has one")
+}
+
 /// The same data for each test: on disk as tables, and behind them in the log.
 async fn fill(node: &Node) {
     eventually("it leads", || async { node.handle().get("x").await.ok() }).await;
@@ -74,7 +82,8 @@ async fn a_flipped_bit_is_found_in_every_file_that_is_read() {
         assert!(all.iter().any(|path| path.to_str().unwrap().contains(class)), "no {class} in {all:?}");
     }
     assert!(all.contains(&dir.join("node")) && all.contains(&dir.join("spare")));
-    for path in &all {
+    let ahead = |path: &&PathBuf| path.to_str().unwrap().contains("segment-") && **path != segment(&dir);
+    for path in all.iter().filter(|path| !ahead(path)) {
         // Of a segment counts what was written: its header and the first records at least.
         let end = if path.to_str().unwrap().contains("segment-") { 400 } else { len(path) };
         for step in 0..8 {
@@ -103,7 +112,7 @@ fn break_file(dir: &Path, part: &str) {
 const DAMAGES: [Damage; 11] = [
     ("the manifest", |dir| break_file(dir, "MANIFEST"), false),
     ("CURRENT", |dir| break_file(dir, "CURRENT"), false),
-    ("a record of the log", |dir| flip(&named(dir, "segment-"), 80, 1), false),
+    ("a record of the log", |dir| flip(&segment(dir), 80, 1), false),
     ("all copies of the marker", |dir| fs::write(dir.join("log/marker"), [0; 8192]).unwrap(), false),
     ("a table's end", |dir| flip(&named(dir, ".sst"), len(&named(dir, ".sst")) - 2, 1), false),
     ("the state", |dir| fs::remove_dir_all(dir.join("state")).unwrap(), false),
@@ -204,4 +213,49 @@ async fn a_damaged_majority_waits_and_nothing_is_wiped() {
     assert!(b.id() == ids[1] && c.id() != ids[2]);
     eventually("all vote", || async { (voters(&nodes[0].handle()).await == 3).then_some(()) }).await;
     assert_eq!(value(&c.handle(), "key-049").await, Some("v".repeat(200)));
+}
+
+/// What rots while the member runs.
+const ROTS: [(&str, fn(&Path)); 3] = [
+    ("a block of a table", |dir| flip(&named(dir, ".sst"), len(&named(dir, ".sst")) / 2, 4)),
+    ("a record of the log", |dir| flip(&segment(dir), 80, 1)),
+    ("a table that is cut short", |dir| {
+        let path = named(dir, ".sst");
+        fs::File::options().write(true).open(&path).unwrap().set_len(len(&path) - 9).unwrap();
+    }),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_rots_while_a_member_runs_is_found_and_never_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(folder.path(), &["a", "b", "c"]).await;
+    fill(&nodes[0]).await;
+    let quick = Tuning { scrub_every: Duration::from_millis(300), ..tuning() };
+    let dir = folder.path().join("c");
+    nodes.pop().unwrap().shutdown().await.unwrap();
+    let mut member = Node::open(&dir, Overrides::default(), quick.clone()).await.unwrap();
+    for (what, rot) in ROTS {
+        eventually("it was read twice and is sound", || async {
+            (member.scrub_status().rounds > 1).then_some(())
+        })
+        .await;
+        let status = member.scrub_status();
+        assert!(status.problems == 0 && status.bytes > 0 && status.ended > 0, "{what}: {status:?}");
+        let id = member.id();
+        rot(&dir);
+        let Error::Stopped(why) = member.stopped().await else { panic!("{what}: it stops") };
+        assert!(why.contains("offset") && member.is_damaged(), "{what}: {why}");
+        let range = KeyRange::prefix("key-001");
+        let request = RangeRequest { range, serializable: true, ..RangeRequest::default() };
+        assert!(member.handle().range(request).await.is_err(), "{what}: nothing more is served");
+        assert!(member.shutdown().await.is_err());
+        assert!(dir.join("damage").exists(), "the next start is told");
+        member = Node::open(&dir, Overrides::default(), quick.clone()).await.unwrap();
+        assert!(member.id() != id && !dir.join("damage").exists(), "{what}");
+        eventually("all vote", || async { (voters(&nodes[0].handle()).await == 3).then_some(()) }).await;
+        assert_eq!(value(&member.handle(), "key-049").await, Some("v".repeat(200)), "{what}");
+        // With its state in files again.
+        member.shutdown().await.unwrap();
+        member = Node::open(&dir, Overrides::default(), quick.clone()).await.unwrap();
+    }
 }

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
 mod ca;
+mod check;
 mod kv;
 mod lock;
 mod moving;
@@ -19,6 +20,7 @@ mod rollback;
 mod token;
 
 pub use ca::*;
+pub use check::*;
 pub use kv::*;
 pub use lock::*;
 pub use moving::*;
@@ -61,6 +63,8 @@ pub enum Command {
     Run(RunArgs),
     /// Go on with the one member that is left where most are lost for good
     Recover(RecoverArgs),
+    /// Say what is damaged in the data directory of a member that does not run; exits with 5 if anything is
+    Check(CheckArgs),
     /// Show a member and what it knows of the cluster
     Info(InfoArgs),
     /// List, add, promote and remove members
@@ -277,6 +281,12 @@ pub struct RunArgs {
     /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
     #[arg(long, value_name = "FILE")]
     pub unlock_key_file: Option<PathBuf>,
+    /// How fast the disk is read again to find what has rotted, in MiB a second; 0 for never
+    #[arg(long, value_name = "MIB", default_value = "16")]
+    pub scrub_rate: u64,
+    /// How often all of it is read again
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "24h")]
+    pub scrub_every: u64,
     /// Bring the member back, with its id and data, where its certificate is not believed any more: a join
     /// token for managers
     #[arg(long)]

@@ -2,6 +2,7 @@
 //! one. A thin shell: what it can do is in the crate `raft-kv`; here is only what people and
 //! scripts type and read. It must never decide anything about the store itself.
 
+mod again;
 mod args;
 mod bytes_arg;
 mod cli;

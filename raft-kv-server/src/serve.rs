@@ -15,6 +15,7 @@ use raft_kv_server::door::Door;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::again::Again;
 use crate::args::{InitArgs, JoinArgs, PlaceArgs, RunArgs, SignerArgs};
 use crate::cli::lock;
 use crate::connect::{parse_endpoint, parse_endpoints};
@@ -29,21 +30,23 @@ pub async fn init(args: InitArgs, output: &mut Output) -> Result<(), Failure> {
     let own_root = args.ca_cert.as_deref();
     let own_root = own_root.map(|cert| read_own_root(cert, args.ca_key.as_deref(), None)).transpose();
     let own_root = own_root.map_err(StartError::Refused)?;
+    let again = Again::run(&args.data_dir, output.json(), &args.signer);
     let config = Config { own_root, ..config(&args.data_dir, args.place, args.signer) };
     let mut signals = Signals::new()?;
     let Some(started) = signals.unless_stopped(Node::init(config)).await else { return Ok(()) };
-    serve(started?, &args.data_dir, true, signals, output).await
+    serve(started?, true, &again, signals, output).await
 }
 
 /// Joins a cluster and runs the new member.
 pub async fn join(args: JoinArgs, output: &mut Output) -> Result<(), Failure> {
     let endpoints =
         args.endpoints.iter().map(|given| parse_endpoint(given)).collect::<Result<Vec<_>, _>>()?;
+    let again = Again::run(&args.data_dir, output.json(), &args.signer);
     let config = config(&args.data_dir, args.place, args.signer);
     let mut signals = Signals::new()?;
     let joining = Node::join(config, args.token.trim(), &endpoints);
     let Some(started) = signals.unless_stopped(joining).await else { return Ok(()) };
-    serve(started?, &args.data_dir, false, signals, output).await
+    serve(started?, false, &again, signals, output).await
 }
 
 /// Runs a member that was made before.
@@ -60,9 +63,14 @@ pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
         external_signer: signer(args.signer),
     };
     let mut signals = Signals::new()?;
-    let opening = Node::open(&args.data_dir, overrides, tuning(args.cert_validity));
+    let tuning = Tuning {
+        scrub_bytes_per_second: args.scrub_rate.saturating_mul(1024 * 1024),
+        scrub_every: Duration::from_secs(args.scrub_every),
+        ..tuning(args.cert_validity)
+    };
+    let opening = Node::open(&args.data_dir, overrides, tuning);
     let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
-    serve(started?, &args.data_dir, false, signals, output).await
+    serve(started?, false, &Again::same(), signals, output).await
 }
 
 /// What is done where the member's disk is locked: the key that is given is tried, and without one it
@@ -125,8 +133,8 @@ fn raise_descriptors() {
 /// Says that the member serves, and waits for its end.
 async fn serve(
     node: Node,
-    data_dir: &Path,
     is_first: bool,
+    again: &Again,
     mut signals: Signals,
     output: &mut Output,
 ) -> Result<(), Failure> {
@@ -137,7 +145,7 @@ async fn serve(
         None => None,
     };
     raise_descriptors();
-    announce(&node, data_dir, output)?;
+    announce(&node, output)?;
     if is_first && !output.json() {
         advise(&node, output).await?;
     }
@@ -146,6 +154,9 @@ async fn serve(
         () = signals.next() => None,
     };
     if let Some(error) = stopped {
+        if node.is_damaged() {
+            return Err(again.start(&error.to_string()));
+        }
         // Whatever the error is called, for this process it is the end.
         return Err(Failure::new(Kind::Stopped, error.to_string()));
     }
@@ -175,7 +186,8 @@ async fn stop(door: Option<Door>, node: Node) -> Result<(), Failure> {
 }
 
 /// The line that says where the member can be reached.
-fn announce(node: &Node, data_dir: &Path, output: &mut Output) -> Result<(), Failure> {
+fn announce(node: &Node, output: &mut Output) -> Result<(), Failure> {
+    let data_dir = node.data_dir();
     let data_dir = std::path::absolute(data_dir).unwrap_or_else(|_| data_dir.to_owned());
     let data_dir = data_dir.to_string_lossy();
     output.answer(

@@ -80,12 +80,16 @@ fn a_directory_of_a_newer_version_or_damaged_is_named() {
     stop(one);
     let file = data_dir.join(NODE_FILE);
     let good = fs::read_to_string(&file).unwrap();
-    fs::write(&file, good.replace("format = 1", "format = 9")).unwrap();
+    let body = &good[..good.rfind("checksum").unwrap()];
+    fs::write(&file, body.replace("format = 1", "format = 9")).unwrap();
     start(&["run"], &data_dir).refused(1, &["format 9", "newer version", "start it with that version"]);
     fs::write(&file, b"\xff\x00garbage").unwrap();
+    fs::rename(data_dir.join("spare"), data_dir.join("kept")).unwrap();
     start(&["run"], &data_dir).refused(1, &["node"]);
-    fs::write(&file, &good).unwrap();
-    Member::again(&data_dir);
+    // With its second copy it is made good.
+    fs::rename(data_dir.join("kept"), data_dir.join("spare")).unwrap();
+    stop(Member::again(&data_dir));
+    assert_eq!(fs::read_to_string(&file).unwrap(), good);
 }
 
 #[test]

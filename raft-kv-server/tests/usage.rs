@@ -43,6 +43,7 @@ const COMMANDS: &[&[&str]] = &[
     &["lease", "ttl"],
     &["lease", "ls"],
     &["compact"],
+    &["check"],
     &["cert"],
     &["cert", "issue"],
     &["cert", "renew"],

@@ -537,12 +537,21 @@ impl StorageFailed {
 
     /// `file` holds something that was never written by a healthy member.
     pub fn damaged(file: impl Into<String>, why: impl Into<String>) -> Self {
-        Self {
-            file: file.into(),
-            why: why.into(),
-            next: "this member's data can't be trusted: remove it from the cluster (`raft-kv \
-                   member rm`), empty its data directory and let it join anew"
-                .into(),
-        }
+        Self { file: file.into(), why: why.into(), next: DAMAGED.into() }
+    }
+
+    /// Whether it was [damage](Self::damaged): what is on the disk can't be used, the disk itself may be.
+    pub fn is_damage(&self) -> bool {
+        self.next == DAMAGED
+    }
+
+    /// Whether `text` is what damage is shown as.
+    pub fn tells_damage(text: &str) -> bool {
+        text.ends_with(DAMAGED)
     }
 }
+
+/// What is to be done about damage.
+const DAMAGED: &str = "this member's data can't be trusted: start it again, and it gets its data from the others by \
+                       itself; if they do not take it in, remove it from the cluster (`raft-kv member rm`), empty \
+                       its data directory and let it join anew";

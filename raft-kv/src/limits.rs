@@ -295,6 +295,11 @@ pub const MAX_BULK_FILES: u32 = 100_000;
 /// A sender of a snapshot that sends nothing for this long is given up.
 pub const BULK_STALL: Duration = Duration::from_secs(30);
 
+/// How fast a member's disk is read again to find what has rotted, in bytes a second.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;
+/// How often all of it is read again.
+pub const SCRUB_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Connections to one node's HTTPS door.
 pub const MAX_DOOR_CONNECTIONS: usize = 16 * 1024;
 /// TLS handshakes under way at the HTTPS door; more wait before they are accepted.

@@ -192,6 +192,10 @@ pub enum Bug {
     RecoverKeepsOldMembers,
     /// A new epoch goes on with the next revision, which the one before may have handed out.
     RecoverReusesRevisions,
+    /// Blocks of the state are read without a look at their checksums.
+    SkipBlockChecksums,
+    /// A state that is known to be damaged is still read.
+    ServeDamaged,
 }
 
 #[cfg(feature = "sim")]

@@ -3,6 +3,7 @@
 
 mod ca;
 mod cert;
+mod check;
 mod cluster;
 mod import;
 pub mod kv;
@@ -107,6 +108,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::Join(args) => serve::join(args, output).await,
         Command::Run(args) => serve::run(args, output).await,
         Command::Recover(args) => recover::run(args, output).await,
+        Command::Check(args) => check::run(&args, output),
         Command::Info(args) => cluster::info(&args, output).await,
         Command::Token(args) => token::run(&args, output).await,
         Command::JoinToken(args) => token::join_token(&args, output).await,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use super::disk::FreeSpace;
 use super::enrol::Readmission;
 use super::recover::is_unfinished;
+use super::repair::REPORT_FILE;
+use super::spare::{self, SPARE_FILE};
 use super::trust::signer::ExternalSigner;
 use super::trust::unlock::Unlocking;
 use super::trust::vault::KEYRING_FILE;
@@ -21,9 +23,9 @@ use crate::types::{ClusterId, NodeId, OwnRoot};
 /// The layout of a data directory that this version writes and reads.
 const FORMAT: u32 = 1;
 /// The file that says whose data directory it is.
-const NODE_FILE: &str = "node";
+pub(super) const NODE_FILE: &str = "node";
 /// The file that a running process holds locked.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// What a new node needs.
 #[derive(Clone, Debug)]
@@ -67,6 +69,11 @@ pub struct Tuning {
     pub disk_reserve_bytes: u64,
     /// Where the member learns how much is free.
     pub free_space: FreeSpace,
+    /// How fast the disk is read again to find what has rotted, in bytes a second; faster where it would not
+    /// come round in time. 0 for never.
+    pub scrub_bytes_per_second: u64,
+    /// How often all of it is read again.
+    pub scrub_every: Duration,
 }
 
 impl Default for Tuning {
@@ -77,6 +84,8 @@ impl Default for Tuning {
             leaf_validity: crate::pki::LEAF_VALIDITY,
             disk_reserve_bytes: limits::DISK_RESERVE_BYTES,
             free_space: FreeSpace::OfDisk,
+            scrub_bytes_per_second: limits::SCRUB_BYTES_PER_SECOND,
+            scrub_every: limits::SCRUB_EVERY,
         }
     }
 }
@@ -161,7 +170,17 @@ pub(super) struct Remembered {
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
+}
+
+fn lock(file: &File) -> Result<(), String> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            Err("another process uses it; stop that one first, or give this one its own".into())
+        }
+        Err(TryLockError::Error(error)) => Err(format!("it can't be locked: {error}")),
+    }
 }
 
 impl DataDir {
@@ -180,7 +199,7 @@ impl DataDir {
 
     fn take_as_it_is(path: &Path, make: bool) -> Result<Self, StartError> {
         let wrong = |why: String| StartError::DataDir { dir: path.display().to_string(), why };
-        let here = path.join(NODE_FILE).exists() || is_unfinished(path);
+        let here = Self::holds_member(path) || is_unfinished(path);
         if make {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(|error| {
@@ -198,25 +217,33 @@ impl DataDir {
         let file =
             File::options().create(true).truncate(false).write(true).mode(0o600).open(path.join(LOCK_FILE));
         let file = file.map_err(|error| wrong(format!("its lock can't be opened: {error}; {RIGHTS}")))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(wrong(
-                    "another process uses it; stop that one first, or give this one its own".into(),
-                ));
-            }
-            Err(TryLockError::Error(error)) => return Err(wrong(format!("it can't be locked: {error}"))),
-        }
+        lock(&file).map_err(wrong)?;
         if make {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700))
                 .map_err(|error| wrong(format!("its mode can't be set to 0700: {error}; {RIGHTS}")))?;
         }
+        Ok(Self { path: path.to_path_buf(), _lock: Some(file) })
+    }
+
+    /// A directory that is only looked at. Nothing is made; while this lives, no member can start there.
+    pub(super) fn look(path: &Path) -> Result<Self, StartError> {
+        let wrong = |why: String| StartError::DataDir { dir: path.display().to_string(), why };
+        fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
+        let parts = [NODE_FILE, SPARE_FILE, KEYRING_FILE, "log", "state"];
+        if !parts.iter().any(|name| path.join(name).exists()) {
+            return Err(wrong("it holds no member".into()));
+        }
+        // Without the file nobody runs there.
+        let file = File::open(path.join(LOCK_FILE)).ok();
+        file.as_ref().map_or(Ok(()), lock).map_err(wrong)?;
         Ok(Self { path: path.to_path_buf(), _lock: file })
     }
 
     /// Whether a member was made in `path`.
     pub(super) fn holds_member(path: &Path) -> bool {
-        path.join(NODE_FILE).exists()
+        let copied =
+            || spare::read(path).is_some_and(|copies| copies.iter().any(|(name, _)| name == NODE_FILE));
+        path.join(NODE_FILE).exists() || copied()
     }
 
     /// A folder or file within.
@@ -235,7 +262,8 @@ impl DataDir {
 
     /// Refuses a directory that holds a member; clears what a start that was cut short left.
     pub(super) fn expect_vacant(&self) -> Result<(), StartError> {
-        if self.join(NODE_FILE).exists() {
+        if Self::holds_member(&self.path) {
+            spare::mend(&self.path);
             let node = self.recall()?;
             let why = format!(
                 "it holds member {} ({}) of cluster {}; start that one with `raft-kv run`, or choose an empty folder",
@@ -285,18 +313,15 @@ impl DataDir {
 
     /// Removes everything but the lock.
     pub(super) fn clear(&self) -> Result<(), StartError> {
-        // First of all what says that a member is here: cut short, this leaves an empty place.
-        match fs::remove_file(self.join(NODE_FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.wrong(format!("its file `node` can't be removed: {error}; {RIGHTS}")));
+        // First of all what says that a member is here: cut short, this leaves an empty place. Its copy even
+        // before it, which would bring it back.
+        for name in [SPARE_FILE, NODE_FILE, KEYRING_FILE, REPORT_FILE] {
+            match fs::remove_file(self.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(self.wrong(format!("its file `{name}` can't be removed: {error}; {RIGHTS}")));
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        match fs::remove_file(self.join(KEYRING_FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(self.wrong(format!("its keyring can't be removed: {error}; {RIGHTS}")));
-            }
-            _ => {}
         }
         for name in [
             "log",
@@ -332,9 +357,10 @@ impl DataDir {
     }
 }
 
-/// Writes into `dir` who the node is.
+/// Writes into `dir` who the node is, and its second copy.
 pub(super) fn remember_in(dir: &Path, node: &Remembered) -> Result<(), StorageFailed> {
-    write_private(&dir.join(NODE_FILE), format(node).as_bytes())
+    write_private(&dir.join(NODE_FILE), format(node).as_bytes())?;
+    spare::refresh(dir)
 }
 
 fn cut_short(dir: &Path) -> String {
@@ -366,10 +392,31 @@ fn format(node: &Remembered) -> String {
     for (id, addr) in &node.members {
         text.push_str(&format!("member = {id} {addr}\n"));
     }
+    let checksum = crc32c::crc32c(text.as_bytes());
+    text.push_str(&format!("{CHECKSUM}{checksum:08x}\n"));
     text
 }
 
+/// The front of the last line.
+const CHECKSUM: &str = "checksum = ";
+
+/// Whether a node file is as it was written, by this version or a newer one.
+pub(super) fn node_is_whole(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    match text.rfind(CHECKSUM) {
+        Some(_) => check_sum(text).is_ok(),
+        None => parse(text).is_err_and(|why| why.contains("newer version")),
+    }
+}
+
+fn check_sum(text: &str) -> Result<(), String> {
+    let Some(at) = text.rfind(CHECKSUM) else { return Ok(()) };
+    let right = format!("{CHECKSUM}{:08x}\n", crc32c::crc32c(&text.as_bytes()[..at]));
+    if text[at..] == right { Ok(()) } else { Err(format!("its file `node` is damaged; {DAMAGED}")) }
+}
+
 fn parse(text: &str) -> Result<Remembered, String> {
+    check_sum(text)?;
     let all = || text.lines().filter_map(|line| line.split_once(" = "));
     let field = |name: &str| {
         all()
@@ -395,7 +442,7 @@ fn parse(text: &str) -> Result<Remembered, String> {
         let (id, addr) = value.split_once(' ').ok_or_else(|| bad("member"))?;
         members.push((id.parse().map_err(|_| bad("member"))?, addr.to_owned()));
     }
-    Ok(Remembered {
+    let node = Remembered {
         cluster: field("cluster")?.parse().map_err(|_| bad("cluster"))?,
         node: field("node")?.parse().map_err(|_| bad("node"))?,
         name: field("name")?.to_owned(),
@@ -403,7 +450,8 @@ fn parse(text: &str) -> Result<Remembered, String> {
         advertise_addr: field("advertise")?.to_owned(),
         client: client.transpose()?,
         members,
-    })
+    };
+    field("checksum").map(|_| node)
 }
 
 const DAMAGED: &str = "remove this member from the cluster, empty the directory and let it join anew";
@@ -523,7 +571,10 @@ mod tests {
     #[test]
     fn a_newer_format_is_named() {
         let text = format(&sample()).replace("format = 1", "format = 2");
-        let why = parse(&text).unwrap_err();
+        assert!(parse(&text).unwrap_err().contains("damaged") && !node_is_whole(text.as_bytes()));
+        let text = &text[..text.rfind(CHECKSUM).unwrap()];
+        assert!(node_is_whole(text.as_bytes()));
+        let why = parse(text).unwrap_err();
         assert!(why.contains("format 2") && why.contains("newer version"), "{why}");
     }
 
@@ -532,10 +583,21 @@ mod tests {
         for field in ["cluster", "node", "listen", "format", "advertise", "name"] {
             let text: String = format(&sample())
                 .lines()
-                .filter(|line| !line.starts_with(field))
+                .filter(|line| !line.starts_with(field) && !line.starts_with(CHECKSUM))
                 .map(|l| format!("{l}\n"))
                 .collect();
             assert!(parse(&text).unwrap_err().contains(field), "{field}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_node_file_is_noticed() {
+        let text = format(&sample());
+        for bit in 0..text.len() * 8 {
+            let mut bytes = text.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let parsed = String::from_utf8(bytes.clone()).map(|text| parse(&text).is_ok());
+            assert!(!parsed.unwrap_or(false) && !node_is_whole(&bytes), "bit {bit}");
         }
     }
 

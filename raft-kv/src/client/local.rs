@@ -13,6 +13,7 @@ use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
 use super::disk::Disk;
 use super::points::{ROLLBACK_PATIENCE, millis};
+use super::scrub::Scrubs;
 use super::snapshot::Copies;
 use super::trust::attempts::Attempts;
 use super::trust::authority::{Issued, Wanted};
@@ -68,6 +69,8 @@ pub(super) struct Local {
     pub(super) leaf_validity: Duration,
     /// What signs where the cluster's signing key is kept outside.
     pub(super) external_signer: Option<Signer>,
+    /// How far the reading of the disk has come.
+    pub(super) scrubs: Scrubs,
 }
 
 /// The id of a token in the state: one for each role.

@@ -5,6 +5,8 @@ pub mod api;
 #[cfg(feature = "node")]
 mod auth;
 #[cfg(feature = "node")]
+mod check;
+#[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
 mod disk;
@@ -35,11 +37,17 @@ mod remote;
 #[cfg(feature = "node")]
 mod renewing;
 #[cfg(feature = "node")]
+mod repair;
+#[cfg(feature = "node")]
 mod rollback;
+#[cfg(feature = "node")]
+mod scrub;
 #[cfg(feature = "node")]
 mod serve;
 #[cfg(feature = "node")]
 mod snapshot;
+#[cfg(feature = "node")]
+mod spare;
 #[cfg(feature = "node")]
 mod token;
 #[cfg(feature = "node")]
@@ -58,6 +66,8 @@ pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
 #[cfg(feature = "node")]
+pub use check::{CheckReport, check};
+#[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]
 pub use disk::FreeSpace;
@@ -75,6 +85,8 @@ pub use recover::{RecoverOptions, RecoverStatus, Recovery, recover, survey_recov
 pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]
 pub use rollback::NewPoint;
+#[cfg(feature = "node")]
+pub use scrub::ScrubStatus;
 #[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]

@@ -15,11 +15,14 @@ use super::config::{
     Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
 };
 use super::disk::Disk;
-use super::enrol::{JOIN_PATIENCE, ask, bring_back};
+use super::enrol::{ask, bring_back};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
+use super::repair;
+use super::scrub::{ScrubStatus, Scrubs};
 use super::serve;
 use super::snapshot::Copies;
+use super::spare;
 use super::trust::attempts::Attempts;
 use super::trust::authority::{Hand, TOKEN_SECRET, authority_of, now, record_of};
 use super::trust::own::authority_of_own;
@@ -144,9 +147,12 @@ impl Node {
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
         let signer = overrides.external_signer.as_ref().map(Signer::new).transpose()?;
         let dir = DataDir::take(data_dir, false)?;
+        spare::mend(dir.path());
         let mut remembered = dir.recall()?;
         dir.check_modes()?;
+        spare::refresh(dir.path())?;
         let vault = opened(dir.path(), &overrides.unlocking).await?;
+        vault.mend_key(&vault.load()?)?;
         if let Some(readmission) = &overrides.readmission {
             bring_back(&vault, &remembered, readmission).await?;
         }
@@ -214,6 +220,7 @@ impl Node {
             attempts: Attempts::default(),
             leaf_validity: tuning.leaf_validity,
             external_signer,
+            scrubs: Scrubs::default(),
         });
         outside.connect(&local);
         let kept_outside = |trusted: crate::types::Trusted| trusted.issuing().key.is_none();
@@ -235,6 +242,9 @@ impl Node {
             tokio::spawn(super::points::keep_schedules(local.clone())),
             tokio::spawn(super::disk::keep(local.clone())),
             tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
+            tokio::spawn(repair::remember_members(dir.path().to_path_buf(), node, outside.known())),
+            tokio::spawn(repair::guard(local.clone(), dir.path().to_path_buf())),
+            tokio::spawn(super::scrub::keep(local.clone(), dir.path().to_path_buf(), tuning)),
         ];
         Ok(Self { local, endpoint, served, tasks, dir, client_listener: Mutex::new(door.listener) })
     }
@@ -307,7 +317,23 @@ impl Node {
     pub async fn stopped(&self) -> Error {
         let mut ended = self.local.shell.ended();
         let error = ended.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        if let Some(damage) = repair::damage_of(&self.local) {
+            repair::note(self.dir.path(), &damage);
+        }
         error.unwrap_or(Error::Stopped("the node has ended".into()))
+    }
+
+    /// How far the reading of this member's disk has come, which finds what has rotted.
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.local.scrubs.status()
+    }
+
+    /// Whether it has stopped for damage on its disk: the next [`open`](Self::open) gets the data from the other
+    /// members.
+    pub fn is_damaged(&self) -> bool {
+        let ended = self.local.shell.ended();
+        let told = matches!(&*ended.borrow(), Some(Error::Stopped(why)) if StorageFailed::tells_damage(why));
+        told || repair::damage_of(&self.local).is_some()
     }
 
     /// Stops cleanly: leadership moves to another member, who waits is answered, the state is
@@ -627,7 +653,7 @@ pub fn credentials_unlocked(
     Ok((credentials, remembered.advertise_addr))
 }
 
-/// Opens the state and the log. A log that ends before what this member acknowledged may not be
+/// Opens the state and the log. What is damaged, or ends before what this member acknowledged, may not be
 /// used any more: the member asks the others to take it in again under a new id.
 async fn open_parts(
     dir: &DataDir,
@@ -636,53 +662,65 @@ async fn open_parts(
     credentials: Credentials,
     vault: Vault,
 ) -> Result<(Parts, Remembered, Vault), StartError> {
+    match open_disk(dir, &node, tuning) {
+        Ok(parts) => Ok((parts, node, vault)),
+        Err(StartError::Storage(damage)) if damage.is_damage() => {
+            repair::say(dir, &damage);
+            Box::pin(rejoin(dir, node, tuning, credentials, damage)).await
+        }
+        Err(other) => Err(other),
+    }
+}
+
+fn open_disk(dir: &DataDir, node: &Remembered, tuning: &Tuning) -> Result<Parts, StartError> {
+    if let Some(damage) = repair::noted(dir.path()) {
+        return Err(damage.into());
+    }
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
     let identity = log::Identity { cluster: node.cluster, node: node.node };
-    let opened = Log::open(log_files(dir)?, log_options(tuning), identity, applied)?;
-    let (log, writer) = match opened {
+    let (log, writer) = match Log::open(log_files(dir)?, log_options(tuning), identity, applied)? {
         Opened::Ready { log, writer, .. } => (log, writer),
         Opened::Behind { marker, end } => {
-            tracing::error!(
-                ?marker,
-                ?end,
-                "the raft log ends before what this member acknowledged; it rejoins under a new id"
+            let why = format!(
+                "it ends with entry {} of term {}, before what this member acknowledged: entry {} of term {}",
+                end.index, end.term, marker.index, marker.term
             );
-            let members = state.view(machine::read::members).unwrap_or_default();
-            drop(state);
-            return Box::pin(rejoin(dir, node, members, tuning, credentials)).await;
+            return Err(StorageFailed::damaged(dir.join("log").display().to_string(), why).into());
         }
     };
     let identity = Identity { me: node.node, boot: random(), seed: random() };
-    let folder = dir.path().to_path_buf();
-    Ok((Parts { identity, log, writer, state, folder }, node, vault))
+    Ok(Parts { identity, log, writer, state, folder: dir.path().to_path_buf() })
 }
 
 async fn rejoin(
     dir: &DataDir,
     node: Remembered,
-    members: Vec<Member>,
     tuning: &Tuning,
     credentials: Credentials,
+    damage: StorageFailed,
 ) -> Result<(Parts, Remembered, Vault), StartError> {
-    let mut endpoints: Vec<String> = members.into_iter().map(|member| member.record.addr).collect();
-    endpoints.extend(node.members.iter().map(|(_, addr)| addr.clone()));
-    endpoints.retain(|addr| *addr != node.advertise_addr);
-    endpoints.dedup();
+    let others = node.members.iter().filter(|(id, addr)| *id != node.node && *addr != node.advertise_addr);
+    let endpoints: Vec<String> = others.map(|(_, addr)| addr.clone()).collect();
+    if endpoints.is_empty() {
+        return Err(repair::alone(damage));
+    }
     let key = NodeKey::generate();
-    let call = Call::Rejoin {
-        request: key.request().into(),
-        name: node.name.clone(),
-        addr: node.advertise_addr.clone(),
-        client_url: client_url(node.client.as_ref()),
-    };
-    let handle = Handle::connect(&endpoints, credentials).await?.with_patience(JOIN_PATIENCE);
-    let joined = match handle.call(call).await? {
-        (_, Reply::Joined(joined)) => joined,
-        (_, other) => {
-            return Err(Refusal::Malformed { what: format!("a rejoin was answered {other:?}") }.into());
+    let ask = || async {
+        let call = Call::Rejoin {
+            request: key.request().into(),
+            name: node.name.clone(),
+            addr: node.advertise_addr.clone(),
+            client_url: client_url(node.client.as_ref()),
+        };
+        let handle = Handle::connect(&endpoints, credentials.clone()).await?.with_patience(repair::PATIENCE);
+        match handle.call(call).await? {
+            (_, Reply::Joined(joined)) => Ok(joined),
+            (_, other) => Err(Refusal::Malformed { what: format!("a rejoin was answered {other:?}") }.into()),
         }
     };
+    let joined = repair::insist(ask).await?;
+    repair::set_aside(dir, &damage)?;
     dir.clear()?;
     let place = Place {
         name: node.name,

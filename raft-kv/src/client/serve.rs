@@ -35,6 +35,9 @@ use crate::types::{
 const MAX_SNAPSHOT_BYTES: u64 = 1 << 40;
 /// Without a leader for this long a member asks whether it still is one.
 const LEADERLESS: Duration = Duration::from_secs(5);
+/// How often it is tried again to take a member in whose old id is removed already, and after what pause.
+const REJOIN_TRIES: u32 = 20;
+const REJOIN_PAUSE: Duration = Duration::from_millis(500);
 /// How long the last answer of a request may take to arrive.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
@@ -265,12 +268,33 @@ async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, plac
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
     };
     local.asks_with_newest(stream).await?;
-    // Its old id is removed on the way; the connection must live until it has the new one.
+    // Nothing is begun without a quorum, or for somebody who has gone: its old id is removed on the way, and
+    // with that it could not ask again.
+    tokio::select! {
+        () = stream.stopped() => return Err(Error::NotDone(NotDone::Deadline)),
+        confirmed = local.barrier(OWN_PATIENCE) => confirmed?,
+    }
+    // The connection must live until it has the new one.
     local.spared.lock().insert(identity.node);
-    admit_member(local, &request, place, None, Some(identity.node)).await
+    let mut tries = 0;
+    loop {
+        let answered = admit_member(local, &request, place.clone(), None, Some(identity.node)).await;
+        // What only has to be repeated is repeated here. Its name may be taken by a try of its own that is
+        // still under way elsewhere.
+        let taken = matches!(answered, Err(Error::Refused(Refusal::MemberTaken { .. })));
+        let repeatable = taken || matches!(answered, Err(Error::NotDone(_) | Error::Unknown(_)));
+        let members = local.shell.read(machine::read::members)?;
+        let known = members.iter().any(|member| member.record.id == identity.node);
+        if !repeatable || known || tries == REJOIN_TRIES {
+            return answered;
+        }
+        tries += 1;
+        tokio::time::sleep(REJOIN_PAUSE).await;
+    }
 }
 
 /// What a new member says of itself.
+#[derive(Clone)]
 struct Place {
     name: String,
     addr: String,

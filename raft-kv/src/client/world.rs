@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::local::Local;
 use crate::codec::Wire;
@@ -27,6 +28,7 @@ pub(super) struct Outside {
     addresses: Mutex<BTreeMap<NodeId, String>>,
     /// Members that the state does not know yet and others vouch for.
     acquaintances: Mutex<BTreeMap<NodeId, String>>,
+    known: watch::Sender<Vec<(NodeId, String)>>,
     local: OnceLock<Weak<Local>>,
 }
 
@@ -34,7 +36,13 @@ impl Outside {
     pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let (addresses, acquaintances) = Default::default();
-        Self { endpoint, peers, me, runtime, addresses, acquaintances, local: OnceLock::new() }
+        let (known, local) = (watch::Sender::default(), OnceLock::new());
+        Self { endpoint, peers, me, runtime, addresses, acquaintances, known, local }
+    }
+
+    /// The members and where they are, as they change.
+    pub(super) fn known(&self) -> watch::Receiver<Vec<(NodeId, String)>> {
+        self.known.subscribe()
     }
 
     /// Tells it whose world it is, once.
@@ -112,6 +120,7 @@ impl World for Outside {
         let addresses: BTreeMap<_, _> =
             members.iter().map(|member| (member.record.id, member.record.addr.clone())).collect();
         let known = addresses.contains_key(&self.me);
+        self.known.send_replace(addresses.iter().map(|(id, addr)| (*id, addr.clone())).collect());
         *self.addresses.lock() = addresses;
         self.reach();
         self.close_refused();

@@ -24,9 +24,10 @@ use rocksdb::{
 };
 
 pub use super::rocks::StateOptions;
-use super::rocks::{Setup, failed};
+use super::rocks::{Setup, failed, tables_of};
 use crate::error::StorageFailed;
 use crate::machine::store::{Batch, Pairs, Read, Store, Table};
+use crate::planted;
 
 /// The store of one member. Clones are handles of the same store; one of them writes.
 #[derive(Clone)]
@@ -112,6 +113,7 @@ impl State {
         };
         let folder = generation_folder(dir, generation);
         let db = setup.open(&folder, false)?;
+        refuse_cut_tables(&db, &folder)?;
         // Only now, with its lock held, is it certain that nobody else uses the directory.
         for older in generations.into_iter().filter(|other| *other != generation) {
             let folder = generation_folder(dir, older);
@@ -121,6 +123,24 @@ impl State {
         let shared =
             Shared { dir: dir.into(), setup, current, writing: Mutex::new(()), failure: OnceLock::new() };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The first failure, which every later call answers.
+    pub fn failure(&self) -> Option<StorageFailed> {
+        self.shared.failure.get().cloned()
+    }
+
+    /// Nothing is read from it or written to it any more: `failure` is the answer.
+    pub fn condemn(&self, failure: StorageFailed) {
+        self.shared.fail(failure);
+    }
+
+    /// The folder of the database in use, and the tables that it consists of.
+    pub fn tables(&self) -> Result<(PathBuf, Vec<PathBuf>), StorageFailed> {
+        let database = self.shared.current.load_full();
+        let tables = tables_of(database.db(), &database.folder)?;
+        let tables = tables.keys().map(|name| database.folder.join(name)).collect();
+        Ok((database.folder.clone(), tables))
     }
 
     /// Sizes now.
@@ -161,7 +181,7 @@ impl State {
 impl Store for State {
     fn view<R>(&self, read: impl FnOnce(&dyn Read) -> R) -> R {
         let database = self.shared.current.load_full();
-        let broken = self.shared.check(&database).err();
+        let broken = self.shared.check(&database).err().filter(|_| !planted!(ServeDamaged));
         read(&View {
             db: database.db(),
             snapshot: database.db().snapshot(),
@@ -245,7 +265,14 @@ impl Read for View<'_> {
         if let Some(failure) = &self.broken {
             return Err(failure.clone());
         }
-        let found = self.snapshot.get_pinned_cf(family(self.db, table), key).map_err(self.report)?;
+        let found = if planted!(SkipBlockChecksums) {
+            let mut options = ReadOptions::default();
+            options.set_verify_checksums(false);
+            self.snapshot.get_pinned_cf_opt(family(self.db, table), key, options)
+        } else {
+            self.snapshot.get_pinned_cf(family(self.db, table), key)
+        };
+        let found = found.map_err(self.report)?;
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 
@@ -255,6 +282,7 @@ impl Read for View<'_> {
         }
         let mut options = ReadOptions::default();
         options.set_total_order_seek(true);
+        options.set_verify_checksums(!planted!(SkipBlockChecksums));
         if let Some(to) = to {
             if to <= from {
                 return Box::new(std::iter::empty());
@@ -276,6 +304,15 @@ pub(super) fn family(db: &DB, table: Table) -> &ColumnFamily {
 
 pub(super) fn generation_folder(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("db-{generation:08}"))
+}
+
+/// RocksDB looks at a table when it first reads it; what can be seen at once is seen now.
+fn refuse_cut_tables(db: &DB, folder: &Path) -> Result<(), StorageFailed> {
+    let tables: Vec<PathBuf> = tables_of(db, folder)?.keys().map(|name| folder.join(name)).collect();
+    match super::check::check_ends(&tables).into_iter().next() {
+        None => Ok(()),
+        Some(problem) => Err(problem.into()),
+    }
 }
 
 /// The complete generations in `dir`, ascending.

@@ -214,6 +214,52 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Changes a value where it lies on disk, and reads it.
+#[cfg(feature = "sim")]
+fn read_a_changed_value() -> Result<Option<Bytes>, StorageFailed> {
+    let dir = TempDir::new().unwrap();
+    let state = State::open(dir.path(), small()).unwrap();
+    write(&state, vec![put(Table::Live, "a", "a value that nothing compresses")]);
+    state.flush().unwrap();
+    drop(state);
+    for path in files(&generation_folder(dir.path(), 1), ".sst") {
+        let bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(7).position(|part| part == b"a value") {
+            flip(&path, at);
+        }
+    }
+    let state = State::open(dir.path(), small()).unwrap();
+    let read = || state.view(|read| read.get(Table::Live, b"a"));
+    let first = read();
+    assert_eq!(first.is_err(), state.failure().is_some_and(|failure| failure.is_damage()));
+    // Also where the next look would not meet the damage itself.
+    first.and_then(|_| read())
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn a_changed_block_is_never_served() {
+    use crate::planted::{self, Bug};
+    assert!(read_a_changed_value().is_err());
+    let served = planted::with(Some(Bug::SkipBlockChecksums), read_a_changed_value);
+    assert_ne!(served.unwrap().unwrap(), "a value that nothing compresses");
+}
+
+#[cfg(feature = "sim")]
+#[test]
+fn nothing_is_read_from_a_condemned_state() {
+    use crate::planted::{self, Bug};
+    let dir = TempDir::new().unwrap();
+    let state = State::open(dir.path(), small()).unwrap();
+    write(&state, vec![put(Table::Live, "a", "1")]);
+    state.condemn(StorageFailed::damaged("a table", "it has rotted"));
+    let read = || state.view(|read| read.get(Table::Live, b"a"));
+    assert!(read().unwrap_err().is_damage());
+    assert!(state.view(|read| read.scan(Table::Live, b"", None).next().unwrap()).is_err());
+    assert!(state.write(Batch { writes: vec![put(Table::Live, "b", "1")] }).is_err());
+    assert!(planted::with(Some(Bug::ServeDamaged), read).is_ok(), "with the bug it is");
+}
+
 #[test]
 fn damage_is_noticed() {
     let untrusted = "can't be trusted";

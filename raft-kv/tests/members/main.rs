@@ -8,6 +8,7 @@ mod ranges;
 mod recover;
 mod recovery;
 mod renewing;
+mod repair;
 mod rollback;
 mod rotation;
 mod serving;

@@ -10,6 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::super::config::{DataDir, StartError};
+use super::super::spare::SPARE_FILE;
 use super::super::trust::vault::KEYRING_FILE;
 use super::{Recovery, Told};
 use crate::codec::Wire;
@@ -22,8 +23,9 @@ const BUILDING: &str = "recovering";
 const DECIDED: &str = "recovered";
 /// What is said of it; there until everything is in its place.
 const REPORT: &str = "report";
-/// The parts of a member's directory. Who it is moves last.
-const PARTS: [&str; 5] = ["log", "state", "cert", KEYRING_FILE, "node"];
+/// The parts of a member's directory. The second copies move first, which would bring the others back; who it
+/// is moves last.
+const PARTS: [&str; 6] = [SPARE_FILE, "log", "state", "cert", KEYRING_FILE, "node"];
 
 fn failed(path: &Path, action: &str) -> impl Fn(std::io::Error) -> StorageFailed {
     move |error| StorageFailed::io(path.display().to_string(), action, &error)

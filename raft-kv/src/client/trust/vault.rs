@@ -15,10 +15,12 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 use super::super::config::StartError;
+use super::super::spare;
 use crate::codec::{Wire, wire_enum, wire_struct};
 use crate::error::{Refusal, StorageFailed};
 use crate::net::{read_credentials, write_credentials, write_private};
 use crate::pki::{Credentials, Keyring, NodeKey, PemFiles, UnlockKey};
+use crate::storage::check::Problem;
 use crate::types::{DataKey, DataKeyId, HandedKeys, Sealed};
 
 /// The file's name in the data directory.
@@ -86,7 +88,9 @@ impl Open {
             member_key: self.held.clone(),
             content: self.member_key.seal(CONTENT, &plain),
         };
-        write_private(&dir.join(KEYRING_FILE), &file.to_bytes())
+        write_private(&dir.join(KEYRING_FILE), &spare::sealed(&file.to_bytes()))?;
+        // At once: the copy must not have in clear what was locked.
+        spare::refresh(dir)
     }
 
     /// With another member key, wrapped or not.
@@ -108,8 +112,9 @@ fn read(dir: &Path) -> Result<OnDisk, StartError> {
             "its file `{KEYRING_FILE}` can't be read: {error}; without it nothing can be opened: {DAMAGED}"
         ))
     })?;
-    let file = OnDisk::from_bytes(bytes.into())
-        .map_err(|_| wrong(format!("its file `{KEYRING_FILE}` is damaged; {DAMAGED}")))?;
+    let body = spare::unsealed(&bytes).map(Bytes::copy_from_slice);
+    let file = body.and_then(|body| OnDisk::from_bytes(body).ok());
+    let file = file.ok_or_else(|| wrong(format!("its file `{KEYRING_FILE}` is damaged; {DAMAGED}")))?;
     if file.format != FORMAT {
         return Err(wrong(format!(
             "its file `{KEYRING_FILE}` is of format {}, of a newer version",
@@ -120,6 +125,10 @@ fn read(dir: &Path) -> Result<OnDisk, StartError> {
 }
 
 const DAMAGED: &str = "remove this member from the cluster, empty the directory and let it join anew";
+
+fn key_text(key: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("PRIVATE KEY", key.to_vec()))
+}
 
 impl Vault {
     /// The first of a member that was just made or has just joined.
@@ -143,6 +152,11 @@ impl Vault {
         }
         open.save(dir)?;
         Ok(Self { dir: dir.into(), keyring, open: Mutex::new(open) })
+    }
+
+    /// Whether these are the bytes of a keyring's file as they were written.
+    pub(in crate::client) fn is_whole(bytes: &[u8]) -> bool {
+        spare::unsealed(bytes).is_some_and(|body| OnDisk::from_bytes(Bytes::copy_from_slice(body)).is_ok())
     }
 
     /// Whether the member in `dir` needs the unlock key to start.
@@ -272,11 +286,44 @@ impl Vault {
             open.content.node_keys.truncate(NODE_KEYS);
         })?;
         if matches!(self.open.lock().held, Held::Clear(_)) {
-            return write_credentials(&dir, credentials);
+            write_credentials(&dir, credentials)?;
+        } else {
+            let files = credentials.to_pem();
+            write_private(&dir.join("cacert.pem"), files.cacert.as_bytes())?;
+            write_private(&dir.join("cert.pem"), files.cert.as_bytes())?;
         }
-        let files = credentials.to_pem();
-        write_private(&dir.join("cacert.pem"), files.cacert.as_bytes())?;
-        write_private(&dir.join("cert.pem"), files.cert.as_bytes())
+        spare::refresh(&self.dir)
+    }
+
+    /// Whether the key of the certificate is where it should be; changes nothing.
+    pub(in crate::client) fn look(&self, certified: bool) -> Result<(), Problem> {
+        let path = self.dir.join("cert").join("key.pem");
+        let open = self.open.lock();
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let known = open.content.node_keys.iter().any(|key| text == key_text(key));
+        match &open.held {
+            Held::Clear(_) if !certified || known => Ok(()),
+            Held::Clear(_) => {
+                let what = "it is missing or damaged; the keyring has it, and the next start writes it anew";
+                Err(Problem::spare(&path, None, what))
+            }
+            Held::Wrapped { .. } if path.exists() => {
+                Err(Problem::note(&path, "left over from before it was locked; the next start removes it"))
+            }
+            Held::Wrapped { .. } => Ok(()),
+        }
+    }
+
+    /// Writes the certificate's key to its file, where that is to have it and has another or none.
+    pub(in crate::client) fn mend_key(&self, credentials: &Credentials) -> Result<(), StorageFailed> {
+        let pem = self.dir.join("cert").join("key.pem");
+        let there = fs::read(&pem).unwrap_or_default();
+        let right = credentials.to_pem().key;
+        if matches!(self.open.lock().held, Held::Wrapped { .. }) || there == right.as_bytes() {
+            return Ok(());
+        }
+        tracing::warn!(file = %pem.display(), "it was missing, damaged or of another certificate; it is written anew");
+        write_private(&pem, right.as_bytes())
     }
 
     /// Reads what this member proves itself with.
@@ -287,9 +334,9 @@ impl Vault {
         let mut last = Refusal::BadCertificate { why: "its private key is missing".into() };
         if matches!(open.held, Held::Clear(_)) {
             match read_credentials(&at("cacert.pem"), &at("cert.pem"), &at("key.pem")) {
-                // A renewal that was cut short: its key is in the vault.
-                Err(refusal @ Refusal::BadCertificate { .. }) => last = refusal,
-                read => return Ok(read?),
+                // A renewal that was cut short, or a damaged file: the key is in the vault.
+                Err(refusal) => last = refusal,
+                Ok(read) => return Ok(read),
             }
         } else {
             // A crash after it was locked may have left it.
@@ -301,7 +348,7 @@ impl Vault {
         };
         let (cacert, cert) = (text("cacert.pem")?, text("cert.pem")?);
         for key in &open.content.node_keys {
-            let key = pem::encode(&pem::Pem::new("PRIVATE KEY", key.to_vec()));
+            let key = key_text(key);
             match Credentials::from_pem(&PemFiles { cacert: cacert.clone(), cert: cert.clone(), key }) {
                 Ok(credentials) => return Ok(credentials),
                 Err(refusal) => last = refusal,
@@ -331,6 +378,7 @@ mod tests {
 
     fn files(dir: &Path) -> Vec<u8> {
         let mut all = fs::read(dir.join(KEYRING_FILE)).unwrap();
+        all.extend(fs::read(dir.join(spare::SPARE_FILE)).unwrap());
         for file in fs::read_dir(dir.join("cert")).unwrap() {
             all.extend(fs::read(file.unwrap().path()).unwrap());
         }

@@ -15,6 +15,8 @@ mod replay;
 mod segments;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
+#[cfg(feature = "node")]
+mod verify;
 mod view;
 mod writer;
 
@@ -27,6 +29,8 @@ use crate::storage::files::Files;
 
 pub use format::{Identity, Position};
 pub use look::Looked;
+#[cfg(feature = "node")]
+pub use verify::{LogFound, verify};
 pub use view::{Log, LogWrite};
 pub use writer::{Durable, LogWriter};
 

@@ -178,6 +178,10 @@ pub enum Bug {
     GiveToAnyKey,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
+    /// What a receiver says that it has of a snapshot's file is not compared with the sender's.
+    ResumeWithoutCheck,
+    /// A received file is taken for the sender's without its checksum.
+    InstallUnverified,
 }
 
 #[cfg(feature = "sim")]

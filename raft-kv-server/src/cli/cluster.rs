@@ -1,13 +1,14 @@
 //! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
+use raft_kv::client::{TransferCounts, TransferStatus};
 use serde_json::{Value, json};
 
 use crate::args::{CompactArgs, InfoArgs, TransferArgs};
 use crate::cli::member::resolve;
 use crate::connect::connect;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, transfer_json};
 
 /// `raft-kv info`.
 pub async fn info(args: &InfoArgs, output: &mut Output) -> Result<(), Failure> {
@@ -36,6 +37,27 @@ fn info_json(info: &Info) -> Value {
         "watchers": info.watchers,
         "syncs": info.syncs.0,
         "proposed": info.syncs.1,
+        "snapshots": snapshots_json(&info.snapshots),
+    })
+}
+
+fn snapshots_json(counts: &TransferCounts) -> Value {
+    let list = |all: &[TransferStatus]| -> Value {
+        all.iter()
+            .map(|one| {
+                let mut value = transfer_json(one);
+                value["member"] = one.member.to_string().into();
+                value
+            })
+            .collect()
+    };
+    json!({
+        "made": counts.made,
+        "sent_bytes": counts.sent,
+        "received_bytes": counts.received,
+        "spared_bytes": counts.spared,
+        "sending": list(&counts.sending),
+        "receiving": list(&counts.receiving),
     })
 }
 
@@ -132,6 +154,12 @@ mod tests {
             certificate_ends: 1_767_225_600,
             watchers: 1,
             syncs: (5, 6),
+            snapshots: TransferCounts {
+                made: 1,
+                sent: 9,
+                sending: vec![TransferStatus { member: NodeId(0xb), bytes: 8, done: 2, rate: 1 }],
+                ..TransferCounts::default()
+            },
             ..Info::default()
         };
         assert_eq!(
@@ -144,7 +172,9 @@ mod tests {
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6,"certificate_ends_soon":false}"#;
+            "syncs":5,"proposed":6,"certificate_ends_soon":false,
+            "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
+            "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
         assert_eq!(info_json(&Info::default())["leader"], Value::Null);
     }

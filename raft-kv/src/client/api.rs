@@ -7,6 +7,7 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
+use crate::net::TransferCounts;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
     Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
@@ -247,6 +248,8 @@ pub struct Info {
     pub syncs: (u64, u64),
     /// Whether its certificate should have been renewed by now: less than a fifth of its life is left.
     pub certificate_ends_soon: bool,
+    /// Snapshots that it has sent and received, and those under way.
+    pub snapshots: TransferCounts,
 }
 wire_struct!(Info {
     cluster,
@@ -267,6 +270,7 @@ wire_struct!(Info {
     watchers,
     syncs,
     certificate_ends_soon,
+    snapshots,
 });
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::trust::vault::KEYRING_FILE;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::net::write_private;
+use crate::node::replica::Bounds;
 use crate::types::{ClusterId, NodeId, OwnRoot};
 
 /// The layout of a data directory that this version writes and reads.
@@ -60,6 +61,26 @@ pub struct Tuning {
     pub block_cache_bytes: usize,
     /// How long certificates that this member makes are valid; at least a second.
     pub leaf_validity: Duration,
+    /// Bytes per second at which snapshots leave this member, all of them together; 0 for as fast as
+    /// it goes. Not remembered: give it at each start. At least [`limits::MIN_SNAPSHOT_RATE`].
+    pub snapshot_rate: u64,
+    /// When the state is flushed, and how much of the log is kept for others.
+    pub bounds: Bounds,
+}
+
+impl Tuning {
+    /// Refuses what can't be kept to.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        if (1..limits::MIN_SNAPSHOT_RATE).contains(&self.snapshot_rate) {
+            let why = format!(
+                "{} bytes per second are too few; give 0 for no bound, or at least {}",
+                self.snapshot_rate,
+                limits::MIN_SNAPSHOT_RATE
+            );
+            return Err(Refusal::invalid("snapshot rate", why));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Tuning {
@@ -68,6 +89,8 @@ impl Default for Tuning {
             log_segment_bytes: limits::LOG_SEGMENT_BYTES,
             block_cache_bytes: 64 * 1024 * 1024,
             leaf_validity: crate::pki::LEAF_VALIDITY,
+            snapshot_rate: 0,
+            bounds: Bounds::default(),
         }
     }
 }

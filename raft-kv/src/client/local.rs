@@ -25,7 +25,7 @@ use crate::machine::auth::Asked;
 use crate::machine::command::Command;
 use crate::machine::count::Counts;
 use crate::machine::{self, Read};
-use crate::net::LiveTrust;
+use crate::net::{LiveTrust, TransferCounts, Transfers};
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring};
@@ -65,6 +65,8 @@ pub(super) struct Local {
     pub(super) leaf_validity: Duration,
     /// What signs where the cluster's signing key is kept outside.
     pub(super) external_signer: Option<Signer>,
+    /// Snapshots to and from this member.
+    pub(super) transfers: Arc<Transfers>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -354,8 +356,14 @@ impl Local {
             watchers: self.shell.watches().len() as u64,
             syncs: (stats.fsyncs, stats.writes),
             certificate_ends_soon: pki::ends_soon(from, ends, SystemTime::now()),
+            snapshots: self.snapshots(),
         };
         Ok((self.header(revision), Reply::Info(info)))
+    }
+
+    /// Snapshots to and from this member.
+    pub(super) fn snapshots(&self) -> TransferCounts {
+        TransferCounts { made: self.shell.checkpoints_made(), ..self.transfers.counts() }
     }
 
     /// The join token of a role.

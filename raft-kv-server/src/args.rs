@@ -175,6 +175,9 @@ pub struct PlaceArgs {
     /// Where etcd's clients reach it [default: the host of --advertise-addr]
     #[arg(long, value_name = "HOST:PORT")]
     pub advertise_etcd_addr: Option<String>,
+    /// Bytes per second at which snapshots leave this member for others, all of them together [default: 0, no bound]
+    #[arg(long, value_name = "BYTES")]
+    pub snapshot_rate: Option<u64>,
     /// How long certificates that this member makes are valid
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
     pub cert_validity: Option<u64>,
@@ -294,6 +297,9 @@ pub struct RunArgs {
     /// With --token: members to ask, as HOST:PORT, separated by commas [default: those it knew]
     #[arg(long, value_name = "LIST", requires = "token")]
     pub endpoints: Option<String>,
+    /// Bytes per second at which snapshots leave this member for others, all of them together [default: 0, no bound]
+    #[arg(long, value_name = "BYTES")]
+    pub snapshot_rate: Option<u64>,
     /// How long certificates that this member makes are valid
     #[arg(long, value_name = "TIME", value_parser = parse_time, hide = true)]
     pub cert_validity: Option<u64>,

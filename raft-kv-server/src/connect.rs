@@ -35,6 +35,12 @@ pub async fn connect(args: &ConnectArgs) -> Result<Handle, Failure> {
     reach(plan(args, |name| std::env::var_os(name))?).await
 }
 
+/// As [`connect`], but to the member at `addr` alone.
+pub async fn connect_to(args: &ConnectArgs, addr: &str) -> Result<Handle, Failure> {
+    let plan = plan(args, |name| std::env::var_os(name))?;
+    reach(Plan { endpoints: vec![addr.to_owned()], ..plan }).await
+}
+
 /// As [`connect`], for what outlives a certificate: that of a client whose three files lie in one
 /// folder under their usual names is kept current there.
 pub async fn connect_for_long(args: &ConnectArgs) -> Result<Handle, Failure> {

@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 
+use raft_kv::client::TransferStatus;
 use raft_kv::types::{Event, EventKind, KeyValue, LeaseId, LeaseStatus, Member, MemberRole, Revision};
 use serde_json::{Map, Value, json};
 
@@ -165,7 +166,11 @@ pub fn role_word(role: MemberRole) -> &'static str {
 }
 
 /// Members in JSON.
-pub fn members_json(members: &[Member], leader: Option<raft_kv::types::NodeId>) -> Value {
+pub fn members_json(
+    members: &[Member],
+    leader: Option<raft_kv::types::NodeId>,
+    snapshots: &[TransferStatus],
+) -> Value {
     let list: Value = members
         .iter()
         .map(|member| {
@@ -176,25 +181,52 @@ pub fn members_json(members: &[Member], leader: Option<raft_kv::types::NodeId>) 
                 "etcd_url": member.record.client_url,
                 "role": role_word(member.role),
                 "leader": Some(member.record.id) == leader,
+                "snapshot": of_member(snapshots, member).map(transfer_json),
             })
         })
         .collect();
     json!({ "members": list })
 }
 
+fn of_member<'a>(snapshots: &'a [TransferStatus], member: &Member) -> Option<&'a TransferStatus> {
+    snapshots.iter().find(|transfer| transfer.member == member.record.id)
+}
+
 /// Members for people.
-pub fn members_text(members: &[Member], leader: Option<raft_kv::types::NodeId>) -> String {
+pub fn members_text(
+    members: &[Member],
+    leader: Option<raft_kv::types::NodeId>,
+    snapshots: &[TransferStatus],
+) -> String {
     let mut rows = vec![["ID", "NAME", "ADDRESS", "ROLE"].map(str::to_owned)];
     rows.extend(members.iter().map(|member| {
         let role = if Some(member.record.id) == leader { "voter, leader" } else { role_word(member.role) };
-        [
-            member.record.id.to_string(),
-            member.record.name.clone(),
-            member.record.addr.clone(),
-            role.to_owned(),
-        ]
+        let role = of_member(snapshots, member)
+            .map_or_else(|| role.to_owned(), |transfer| format!("{role}, {}", transfer_text(transfer)));
+        [member.record.id.to_string(), member.record.name.clone(), member.record.addr.clone(), role]
     }));
     table(&rows)
+}
+
+/// How far a snapshot is on its way, for machines.
+pub fn transfer_json(transfer: &TransferStatus) -> Value {
+    json!({
+        "bytes": transfer.bytes,
+        "done": transfer.done,
+        "percent": transfer.percent(),
+        "rate": transfer.rate,
+    })
+}
+
+/// The same for people.
+pub fn transfer_text(transfer: &TransferStatus) -> String {
+    format!(
+        "receiving a snapshot: {} of {} bytes, {} %, {} bytes/s",
+        transfer.done,
+        transfer.bytes,
+        transfer.percent(),
+        transfer.rate
+    )
 }
 
 /// Rows in columns, separated by two spaces at least.
@@ -296,15 +328,17 @@ mod tests {
             Member { record, role }
         };
         let members = [member(1, "one", MemberRole::Voter), member(2, "second", MemberRole::Learner)];
+        let snapshots = [TransferStatus { member: NodeId(2), bytes: 1000, done: 250, rate: 50 }];
         check(
-            members_json(&members, Some(NodeId(1))),
-            members_text(&members, Some(NodeId(1))),
+            members_json(&members, Some(NodeId(1)), &snapshots),
+            members_text(&members, Some(NodeId(1)), &snapshots),
             r#"{"members":[
-                {"id":"0000000000000001","name":"one","addr":"h:1","etcd_url":"","role":"voter","leader":true},
-                {"id":"0000000000000002","name":"second","addr":"h:1","etcd_url":"","role":"learner","leader":false}]}"#,
+                {"id":"0000000000000001","name":"one","addr":"h:1","etcd_url":"","role":"voter","leader":true,"snapshot":null},
+                {"id":"0000000000000002","name":"second","addr":"h:1","etcd_url":"","role":"learner","leader":false,
+                    "snapshot":{"bytes":1000,"done":250,"percent":25,"rate":50}}]}"#,
             "ID                NAME    ADDRESS  ROLE\n\
              0000000000000001  one     h:1      voter, leader\n\
-             0000000000000002  second  h:1      learner\n",
+             0000000000000002  second  h:1      learner, receiving a snapshot: 250 of 1000 bytes, 25 %, 50 bytes/s\n",
         );
     }
 

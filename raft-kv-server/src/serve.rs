@@ -66,7 +66,7 @@ pub async fn run(args: RunArgs, output: &mut Output) -> Result<(), Failure> {
     let tuning = Tuning {
         scrub_bytes_per_second: args.scrub_rate.saturating_mul(1024 * 1024),
         scrub_every: Duration::from_secs(args.scrub_every),
-        ..tuning(args.cert_validity)
+        ..tuning(args.cert_validity, args.snapshot_rate)
     };
     let opening = Node::open(&args.data_dir, overrides, tuning);
     let Some(started) = signals.unless_stopped(opening).await else { return Ok(()) };
@@ -111,13 +111,14 @@ fn config(data_dir: &Path, place: PlaceArgs, args: SignerArgs) -> Config {
         advertise_client_addr: place.advertise_etcd_addr,
         own_root: None,
         external_signer: signer(args),
-        tuning: tuning(place.cert_validity),
+        tuning: tuning(place.cert_validity, place.snapshot_rate),
     }
 }
 
-fn tuning(cert_validity: Option<u64>) -> Tuning {
+fn tuning(cert_validity: Option<u64>, snapshot_rate: Option<u64>) -> Tuning {
     let usual = Tuning::default();
-    Tuning { leaf_validity: cert_validity.map_or(usual.leaf_validity, Duration::from_secs), ..usual }
+    let leaf_validity = cert_validity.map_or(usual.leaf_validity, Duration::from_secs);
+    Tuning { leaf_validity, snapshot_rate: snapshot_rate.unwrap_or(usual.snapshot_rate), ..usual }
 }
 
 /// Takes as many file descriptors as the system grants: each connection is one, and what shells

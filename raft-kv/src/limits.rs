@@ -288,6 +288,15 @@ pub const MIN_DIAL_PAUSE: Duration = Duration::from_millis(50);
 pub const MAX_DIAL_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a snapshot's file under one checksum.
 pub const BULK_CHUNK_BYTES: usize = 256 * 1024;
+/// The same where the rate is small.
+pub const MIN_BULK_CHUNK_BYTES: usize = 16 * 1024;
+/// The smallest rate to which snapshots may be bound, in bytes per second: below it a receiver could
+/// think that the sender is gone.
+pub const MIN_SNAPSHOT_RATE: u64 = 64 * 1024;
+/// How long what arrived of a snapshot that broke is kept for another try.
+pub const PARTIAL_SNAPSHOT_KEPT: Duration = Duration::from_secs(600);
+/// How long the checkpoint of a transfer that broke, and the log behind it, are kept for another try.
+pub const CHECKPOINT_KEPT: Duration = Duration::from_secs(60);
 /// Largest frame of a snapshot, in bytes: a chunk with its checksum, or the header.
 pub const MAX_BULK_FRAME_BYTES: usize = 1024 * 1024;
 /// Files of one snapshot.

@@ -196,6 +196,10 @@ pub enum Bug {
     SkipBlockChecksums,
     /// A state that is known to be damaged is still read.
     ServeDamaged,
+    /// What a receiver says that it has of a snapshot's file is not compared with the sender's.
+    ResumeWithoutCheck,
+    /// A received file is taken for the sender's without its checksum.
+    InstallUnverified,
 }
 
 #[cfg(feature = "sim")]

@@ -1,6 +1,7 @@
 //! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
+use raft_kv::client::{TransferCounts, TransferStatus};
 use raft_kv::types::{NodeId, Usage};
 use serde_json::{Value, json};
 
@@ -8,7 +9,7 @@ use crate::args::{CompactArgs, InfoArgs, TransferArgs};
 use crate::cli::member::resolve;
 use crate::connect::connect;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, transfer_json};
 
 /// `raft-kv info`.
 pub async fn info(args: &InfoArgs, output: &mut Output) -> Result<(), Failure> {
@@ -42,6 +43,27 @@ fn info_json(info: &Info) -> Value {
         "quota": info.usage.quota,
         "disk_free": info.disk_free,
         "disk_short": info.disk_short.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "snapshots": snapshots_json(&info.snapshots),
+    })
+}
+
+fn snapshots_json(counts: &TransferCounts) -> Value {
+    let list = |all: &[TransferStatus]| -> Value {
+        all.iter()
+            .map(|one| {
+                let mut value = transfer_json(one);
+                value["member"] = one.member.to_string().into();
+                value
+            })
+            .collect()
+    };
+    json!({
+        "made": counts.made,
+        "sent_bytes": counts.sent,
+        "received_bytes": counts.received,
+        "spared_bytes": counts.spared,
+        "sending": list(&counts.sending),
+        "receiving": list(&counts.receiving),
     })
 }
 
@@ -159,6 +181,12 @@ mod tests {
             syncs: (5, 6),
             usage: Usage { bytes: 30, keys: 2, quota: Some(100) },
             disk_free: 5000,
+            snapshots: TransferCounts {
+                made: 1,
+                sent: 9,
+                sending: vec![TransferStatus { member: NodeId(0xb), bytes: 8, done: 2, rate: 1 }],
+                ..TransferCounts::default()
+            },
             ..Info::default()
         };
         assert_eq!(
@@ -172,7 +200,10 @@ mod tests {
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],"certificate_ends_soon":false}"#;
+             "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],
+             "certificate_ends_soon":false,
+             "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
+             "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
         assert_eq!(info_json(&Info::default())["leader"], Value::Null);
         let short = Info { disk_short: vec![NodeId(0xa), NodeId(0xb)], ..info };

@@ -1,20 +1,25 @@
 //! `member`: who is in the group, who may come, who goes. Members come by token: `add` checks what
 //! can be checked beforehand and prints the command for the new machine; it changes nothing.
 
-use raft_kv::client::Handle;
+use std::time::Duration;
+
+use raft_kv::client::api::Info;
+use raft_kv::client::{Handle, TransferStatus};
 use raft_kv::error::Refusal;
 use raft_kv::limits::{MAX_ADDR_BYTES, MAX_MEMBERS, MAX_NAME_BYTES};
 use raft_kv::types::{Member, MemberRole, NodeId, Role};
 use serde_json::json;
 
-use crate::args::{MemberArgs, MemberCommand};
-use crate::connect::{connect, parse_endpoint};
+use crate::args::{ConnectArgs, MemberArgs, MemberCommand};
+use crate::connect::{connect, connect_to, parse_endpoint};
 use crate::failure::{Failure, Kind};
 use crate::output::{Output, members_json, members_text};
 use crate::serve::join_command;
 
 /// Endpoints in a printed join command: enough that one of them is up.
 const JOIN_ENDPOINTS: usize = 3;
+/// How long the list of members waits for the leader, which may be out of reach from here.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// `raft-kv member`.
 pub async fn run(args: &MemberArgs, output: &mut Output) -> Result<(), Failure> {
@@ -22,8 +27,13 @@ pub async fn run(args: &MemberArgs, output: &mut Output) -> Result<(), Failure> 
     match &args.command {
         MemberCommand::Ls => {
             let (_, members) = handle.members().await?;
-            let leader = leader(&handle).await?;
-            output.answer(|| members_json(&members, leader), || members_text(&members, leader))
+            let asked = handle.info().await?.1;
+            let leader = asked.leader;
+            let snapshots = snapshots(&args.connect, &members, asked).await;
+            output.answer(
+                || members_json(&members, leader, &snapshots),
+                || members_text(&members, leader, &snapshots),
+            )
         }
         MemberCommand::Add { name, addr } => add(&handle, name, addr, output).await,
         MemberCommand::Promote { member } => {
@@ -40,6 +50,21 @@ pub async fn run(args: &MemberArgs, output: &mut Output) -> Result<(), Failure> 
     }
 }
 
+/// How far the snapshots are that the leader sends, as far as it can be asked: it alone knows.
+async fn snapshots(args: &ConnectArgs, members: &[Member], asked: Info) -> Vec<TransferStatus> {
+    if asked.leader == Some(asked.member) {
+        return asked.snapshots.sending;
+    }
+    let Some(leader) = members.iter().find(|member| Some(member.record.id) == asked.leader) else {
+        return Vec::new();
+    };
+    let ask = async {
+        let handle = connect_to(args, &leader.record.addr).await.ok()?;
+        Some(handle.info().await.ok()?.1.snapshots.sending)
+    };
+    tokio::time::timeout(LEADER_PATIENCE, ask).await.ok().flatten().unwrap_or_default()
+}
+
 async fn leader(handle: &Handle) -> Result<Option<NodeId>, Failure> {
     Ok(handle.info().await?.1.leader)
 }
@@ -53,7 +78,7 @@ async fn changed(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let leader = if output.json() { leader(handle).await.unwrap_or(None) } else { None };
-    output.answer(|| members_json(members, leader), || format!("member {id} {what}"))
+    output.answer(|| members_json(members, leader, &[]), || format!("member {id} {what}"))
 }
 
 async fn add(handle: &Handle, name: &str, addr: &str, output: &mut Output) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use raft_kv::client::TransferCounts;
 use raft_kv::client::api::Info;
 use raft_kv::types::Phase;
 
@@ -23,6 +24,9 @@ pub(super) async fn page(etcd: Etcd, metrics: Arc<Metrics>) -> Response {
     let mut registry = Registry::default();
     if let Ok((_, info)) = etcd.own_handle().info().await {
         member(&mut registry, &info);
+    }
+    if let Some(counts) = etcd.own_handle().snapshots_here() {
+        snapshots(&mut registry, &counts);
     }
     let rotation = etcd.own_handle().rotation_here().unwrap_or_default();
     rotating(&mut registry, rotation.as_ref().map(|(rotation, late)| (rotation.phase, *late)));
@@ -40,7 +44,7 @@ fn has_leader(etcd: &Etcd) -> i64 {
     i64::from(leadership.is_some_and(|leadership| leadership.borrow().leader.is_some()))
 }
 
-fn gauge(registry: &mut Registry, name: &str, help: &str, value: i64) {
+fn gauge(registry: &mut Registry, name: impl Into<String>, help: &str, value: i64) {
     let gauge = Gauge::<i64>::default();
     gauge.set(value);
     registry.register(name, help, gauge);
@@ -151,6 +155,28 @@ fn member(registry: &mut Registry, info: &Info) {
     gauge(registry, "raft_kv_certificate_expires_seconds", help, info.certificate_ends);
     gauge(registry, "raft_kv_watchers", "Watchers", signed(info.watchers));
     counter(registry, "raft_kv_log_syncs", "Syncs of the raft log to disk since the start", info.syncs.0);
+}
+
+/// Snapshots between members: also while this one has no state yet.
+fn snapshots(registry: &mut Registry, counts: &TransferCounts) {
+    let help = "Copies of the state made to be sent to other members since the start";
+    counter(registry, "raft_kv_snapshot_checkpoints", help, counts.made);
+    let help = "Bytes of snapshots sent since the start";
+    counter(registry, "raft_kv_snapshot_sent_bytes", help, counts.sent);
+    let help = "Bytes of snapshots received since the start";
+    counter(registry, "raft_kv_snapshot_received_bytes", help, counts.received);
+    let help = "Bytes of snapshots that receivers had from a transfer that broke";
+    counter(registry, "raft_kv_snapshot_spared_bytes", help, counts.spared);
+    for (name, help, all) in [
+        ("raft_kv_snapshot_sending", "Snapshots on their way from this member", &counts.sending),
+        ("raft_kv_snapshot_receiving", "Snapshots on their way to this member", &counts.receiving),
+    ] {
+        gauge(registry, name, help, signed(all.len() as u64));
+        let (done, bytes) =
+            all.iter().fold((0, 0), |(done, bytes), one| (done + one.done, bytes + one.bytes));
+        gauge(registry, format!("{name}_bytes"), "Bytes of them", signed(bytes));
+        gauge(registry, format!("{name}_done_bytes"), "Bytes of them that have arrived", signed(done));
+    }
 }
 
 /// What Prometheus' own libraries tell of every process, as far as /proc says it.

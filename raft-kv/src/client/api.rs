@@ -7,6 +7,7 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
+use crate::net::TransferCounts;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
     Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
@@ -259,6 +260,8 @@ pub struct Info {
     pub disk_free: u64,
     /// Members whose disk is short, as this one knows it.
     pub disk_short: Vec<NodeId>,
+    /// Snapshots that it has sent and received, and those under way.
+    pub snapshots: TransferCounts,
 }
 wire_struct!(Info {
     cluster,
@@ -282,6 +285,7 @@ wire_struct!(Info {
     usage,
     disk_free,
     disk_short,
+    snapshots,
 });
 
 #[cfg(test)]

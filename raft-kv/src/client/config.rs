@@ -18,6 +18,7 @@ use super::trust::vault::KEYRING_FILE;
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::limits;
 use crate::net::write_private;
+use crate::node::replica::Bounds;
 use crate::types::{ClusterId, NodeId, OwnRoot};
 
 /// The layout of a data directory that this version writes and reads.
@@ -74,6 +75,26 @@ pub struct Tuning {
     pub scrub_bytes_per_second: u64,
     /// How often all of it is read again.
     pub scrub_every: Duration,
+    /// Bytes per second at which snapshots leave this member, all of them together; 0 for as fast as
+    /// it goes. Not remembered: give it at each start. At least [`limits::MIN_SNAPSHOT_RATE`].
+    pub snapshot_rate: u64,
+    /// When the state is flushed, and how much of the log is kept for others.
+    pub bounds: Bounds,
+}
+
+impl Tuning {
+    /// Refuses what can't be kept to.
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        if (1..limits::MIN_SNAPSHOT_RATE).contains(&self.snapshot_rate) {
+            let why = format!(
+                "{} bytes per second are too few; give 0 for no bound, or at least {}",
+                self.snapshot_rate,
+                limits::MIN_SNAPSHOT_RATE
+            );
+            return Err(Refusal::invalid("snapshot rate", why));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Tuning {
@@ -86,6 +107,8 @@ impl Default for Tuning {
             free_space: FreeSpace::OfDisk,
             scrub_bytes_per_second: limits::SCRUB_BYTES_PER_SECOND,
             scrub_every: limits::SCRUB_EVERY,
+            snapshot_rate: 0,
+            bounds: Bounds::default(),
         }
     }
 }

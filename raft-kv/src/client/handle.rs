@@ -172,6 +172,15 @@ impl Handle {
         }
     }
 
+    /// Snapshots to and from the member in this process, also while it has no state yet. Only for a handle
+    /// in the member's own process; elsewhere there is none, and [`info`](Self::info) says it.
+    pub fn snapshots_here(&self) -> Option<crate::net::TransferCounts> {
+        match &self.door {
+            Door::Local(local) => Some(local.snapshots()),
+            Door::Remote(_) => None,
+        }
+    }
+
     /// The same door with another patience: how long a request may take, at most
     /// (a day is the longest). A member elsewhere answers within its own
     /// [`limits::REQUEST_DEADLINE`].

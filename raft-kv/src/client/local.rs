@@ -27,7 +27,7 @@ use crate::machine::auth::Asked;
 use crate::machine::command::Command;
 use crate::machine::count::Counts;
 use crate::machine::{self, Read};
-use crate::net::LiveTrust;
+use crate::net::{LiveTrust, TransferCounts, Transfers};
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring};
@@ -71,6 +71,8 @@ pub(super) struct Local {
     pub(super) external_signer: Option<Signer>,
     /// How far the reading of the disk has come.
     pub(super) scrubs: Scrubs,
+    /// Snapshots to and from this member.
+    pub(super) transfers: Arc<Transfers>,
 }
 
 /// The id of a token in the state: one for each role.
@@ -371,8 +373,14 @@ impl Local {
             usage,
             disk_free: self.disk.free(),
             disk_short: disk_short.map(|(member, _)| member).collect(),
+            snapshots: self.snapshots(),
         };
         Ok((self.header(revision), Reply::Info(info)))
+    }
+
+    /// Snapshots to and from this member.
+    pub(super) fn snapshots(&self) -> TransferCounts {
+        TransferCounts { made: self.shell.checkpoints_made(), ..self.transfers.counts() }
     }
 
     /// The join token of a role.

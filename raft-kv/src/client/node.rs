@@ -145,6 +145,7 @@ impl Node {
     /// [`StartError`]: the directory holds no member, is in use, unreadable, damaged or of a newer
     /// version; the certificate has expired; the address is taken.
     pub async fn open(data_dir: &Path, overrides: Overrides, tuning: Tuning) -> Result<Self, StartError> {
+        tuning.check()?;
         let signer = overrides.external_signer.as_ref().map(Signer::new).transpose()?;
         let dir = DataDir::take(data_dir, false)?;
         spare::mend(dir.path());
@@ -200,7 +201,8 @@ impl Node {
         let (events, incoming) = mpsc::channel(1024);
         let peers = PeerNet::new(endpoint.clone(), events);
         peers.set_peers(node.members.clone());
-        let outside = Arc::new(Outside::new(endpoint.clone(), peers.clone(), node.node));
+        let outside =
+            Arc::new(Outside::new(endpoint.clone(), peers.clone(), node.node, tuning.snapshot_rate));
         let shell = Arc::new(Shell::start(parts, outside.clone())?);
         let local = Arc::new(Local {
             shell,
@@ -221,6 +223,7 @@ impl Node {
             leaf_validity: tuning.leaf_validity,
             external_signer,
             scrubs: Scrubs::default(),
+            transfers: outside.transfers(),
         });
         outside.connect(&local);
         let kept_outside = |trusted: crate::types::Trusted| trusted.issuing().key.is_none();
@@ -234,6 +237,7 @@ impl Node {
         let tasks = vec![
             tokio::spawn(serve::pump(local.clone(), incoming)),
             tokio::spawn(serve::accept(local.clone(), endpoint.clone(), peers, served.clone())),
+            tokio::spawn(serve::forget_partial(local.shell.incoming(), 0)),
             tokio::spawn(serve::notice_removal(local.clone(), endpoint.clone())),
             tokio::spawn(serve::announce_address(local.clone())),
             tokio::spawn(super::trust::keep(local.clone(), endpoint.clone())),
@@ -422,6 +426,7 @@ fn standing(state: &State, who: &pki::Identity) -> Standing {
 
 fn checked(config: &Config) -> Result<String, StartError> {
     check_name(&config.name)?;
+    config.tuning.check()?;
     Ok(advertised(config.listen_addr, config.advertise_addr.as_deref())?)
 }
 
@@ -690,7 +695,8 @@ fn open_disk(dir: &DataDir, node: &Remembered, tuning: &Tuning) -> Result<Parts,
         }
     };
     let identity = Identity { me: node.node, boot: random(), seed: random() };
-    Ok(Parts { identity, log, writer, state, folder: dir.path().to_path_buf() })
+    let folder = dir.path().to_path_buf();
+    Ok(Parts { identity, log, writer, state, folder, bounds: tuning.bounds })
 }
 
 async fn rejoin(

@@ -20,10 +20,12 @@ use super::worker;
 use super::world::removed_text;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
+use crate::limits;
 use crate::machine;
 use crate::machine::command::Command;
 use crate::net::{Accepted, BulkConn, ClientConn, Endpoint, JoinConn, PeerEvent, PeerNet, RequestStream};
 use crate::node::ask::What;
+use crate::node::shell::Incoming;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
 use crate::types::{
@@ -89,12 +91,35 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
     let Some(folder) = local.shell.incoming().start() else {
         return incoming.refuse(Error::NotDone(NotDone::Busy)).await;
     };
-    tracing::info!(%from, bytes = incoming.bytes, "receiving a snapshot");
-    match incoming.receive_into(&folder, MAX_SNAPSHOT_BYTES).await {
-        Ok(()) => local.shell.snapshot_arrived(from, message, folder),
+    let index = message.snapshot_meta().map_or(0, |meta| meta.index);
+    tracing::info!(%from, index, bytes = incoming.bytes, "receiving a snapshot");
+    let transfer = local.transfers.receive(from);
+    let received = incoming.receive_into(&folder, MAX_SNAPSHOT_BYTES, &transfer).await;
+    let (bytes, spared, took) = transfer.so_far();
+    drop(transfer);
+    match received {
+        Ok(()) => {
+            tracing::info!(%from, index, bytes, spared, ?took, "received a snapshot");
+            local.shell.snapshot_arrived(from, message, folder);
+        }
         Err(error) => {
-            tracing::warn!(%from, %error, "a snapshot did not arrive");
-            local.shell.incoming().broken(&folder);
+            tracing::warn!(%from, index, bytes, spared, ?took, %error, "a snapshot did not arrive");
+            let incoming = local.shell.incoming();
+            let counter = incoming.broken(error.may_go_on());
+            let forget = forget_partial(incoming, counter);
+            drop(local);
+            forget.await;
+        }
+    }
+}
+
+/// What has arrived of a snapshot is kept for another try, but not for ever.
+pub(super) fn forget_partial(incoming: &Arc<Incoming>, counter: u64) -> impl Future<Output = ()> + use<> {
+    let incoming = Arc::downgrade(incoming);
+    async move {
+        tokio::time::sleep(limits::PARTIAL_SNAPSHOT_KEPT).await;
+        if let Some(incoming) = incoming.upgrade() {
+            incoming.forget(counter);
         }
     }
 }

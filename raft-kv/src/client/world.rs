@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use super::local::Local;
 use crate::codec::Wire;
 use crate::error::{Error, Refusal};
-use crate::net::{Dialer, Endpoint, PeerNet, Priority};
+use crate::net::{Dialer, Endpoint, Pace, PeerNet, Priority, Transfers};
 use crate::node::shell::World;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
@@ -30,19 +31,31 @@ pub(super) struct Outside {
     acquaintances: Mutex<BTreeMap<NodeId, String>>,
     known: watch::Sender<Vec<(NodeId, String)>>,
     local: OnceLock<Weak<Local>>,
+    /// How fast snapshots may leave, all together.
+    pace: Arc<Pace>,
+    transfers: Arc<Transfers>,
 }
 
+/// How long it waits before a transfer that broke is tried again.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(500);
+
 impl Outside {
-    pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId) -> Self {
+    pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId, snapshot_rate: u64) -> Self {
         let runtime = tokio::runtime::Handle::current();
         let (addresses, acquaintances) = Default::default();
         let (known, local) = (watch::Sender::default(), OnceLock::new());
-        Self { endpoint, peers, me, runtime, addresses, acquaintances, known, local }
+        let (pace, transfers) = (Arc::new(Pace::new(snapshot_rate)), Arc::default());
+        Self { endpoint, peers, me, runtime, addresses, acquaintances, known, local, pace, transfers }
     }
 
     /// The members and where they are, as they change.
     pub(super) fn known(&self) -> watch::Receiver<Vec<(NodeId, String)>> {
         self.known.subscribe()
+    }
+
+    /// Snapshots to and from this member.
+    pub(super) fn transfers(&self) -> Arc<Transfers> {
+        self.transfers.clone()
     }
 
     /// Tells it whose world it is, once.
@@ -100,15 +113,24 @@ impl World for Outside {
 
     fn send_snapshot(&self, to: NodeId, message: PeerMessage, folder: PathBuf) {
         let (endpoint, addr) = (self.endpoint.clone(), self.addresses.lock().get(&to).cloned());
-        let local = self.local();
+        let (local, pace, transfers) = (self.local(), self.pace.clone(), self.transfers.clone());
+        let index = message.snapshot_meta().map_or(0, |meta| meta.index);
         self.runtime.spawn(async move {
+            let transfer = transfers.send(to);
+            tracing::info!(%to, index, "sending a snapshot");
+            let counted = (&*pace, &transfer);
             let sent = match addr {
-                Some(addr) => endpoint.send_snapshot(to, &addr, message.to_bytes(), &folder, None).await,
+                Some(addr) => endpoint.send_snapshot(to, &addr, message.to_bytes(), &folder, counted).await,
                 None => Err(Error::Refused(Refusal::MemberNotFound { id: to }).into()),
             };
+            let (bytes, spared, took) = transfer.so_far();
+            drop(transfer);
             match &sent {
-                Ok(()) => tracing::info!(%to, "sent a snapshot"),
-                Err(error) => tracing::warn!(%to, %error, "a snapshot was not sent; it is tried again"),
+                Ok(()) => tracing::info!(%to, index, bytes, spared, ?took, "sent a snapshot"),
+                Err(error) => {
+                    tracing::warn!(%to, index, bytes, spared, ?took, %error, "a snapshot was not sent; it is tried again");
+                    tokio::time::sleep(SNAPSHOT_PAUSE).await;
+                }
             }
             if let Some(local) = local {
                 local.shell.snapshot_sent(to, sent.is_ok());

@@ -372,7 +372,8 @@ impl<L: LogView> Replica<L> {
         for progress in status.progress.values().filter(|progress| progress.recent_active) {
             keep_from = keep_from.min(progress.matched);
         }
-        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.sending.is_empty()) {
+        let wanted = !self.sending.is_empty() || now < self.checkpoint_until;
+        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| wanted) {
             keep_from = keep_from.min(checkpoint.index);
         }
         let cut = keep_from.max(meta.index.saturating_sub(self.bounds.keep_at_most));

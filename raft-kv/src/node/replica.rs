@@ -14,6 +14,7 @@ use super::reads::{Reader, Reads};
 use super::waiting::Waiting;
 use super::wire::PeerFrame;
 use crate::error::{Error, StorageFailed};
+use crate::limits;
 use crate::machine::Proposal;
 use crate::raft::{self, Core, Leadership, LogView, PeerMessage};
 use crate::types::{Index, Member, NodeId, Revision, SnapshotMeta};
@@ -176,6 +177,8 @@ pub struct Replica<L: LogView> {
     pub(super) checkpoint: Option<SnapshotMeta>,
     pub(super) making_checkpoint: bool,
     pub(super) sending: BTreeSet<NodeId>,
+    /// The checkpoint is kept until then for those whose transfer broke.
+    pub(super) checkpoint_until: Duration,
     pub(super) stopping: Option<Duration>,
     pub(super) internal_seq: u64,
 }
@@ -224,6 +227,7 @@ impl<L: LogView> Replica<L> {
             checkpoint: None,
             making_checkpoint: false,
             sending: BTreeSet::new(),
+            checkpoint_until: Duration::ZERO,
             stopping: None,
             internal_seq: 0,
         })
@@ -302,6 +306,9 @@ impl<L: LogView> Replica<L> {
             }
             Input::SnapshotSent { to, ok } => {
                 self.sending.remove(&to);
+                if !ok {
+                    self.checkpoint_until = now + limits::CHECKPOINT_KEPT;
+                }
                 self.step(now, raft::Input::SnapshotSent { to, ok }, out)
             }
             Input::Flushed(meta) => self.flushed(now, &meta, out),

@@ -23,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::apply::{Applier, Report};
 use super::ask::{Told, What};
-use super::replica::{Identity, Replica};
+use super::replica::{Bounds, Identity, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::limits;
@@ -75,6 +75,8 @@ pub struct Parts {
     pub state: State,
     /// The member's folder; checkpoints and incoming snapshots go below it.
     pub folder: PathBuf,
+    /// When the state is flushed and how much of the log is kept.
+    pub bounds: Bounds,
 }
 
 /// A running loop.
@@ -92,13 +94,14 @@ pub struct Shell {
     trust: watch::Receiver<u64>,
     room: Arc<Mutex<Room>>,
     incoming: Arc<Incoming>,
+    checkpoints: snapshots::Checkpoints,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Shell {
     /// Starts the threads.
     pub fn start(parts: Parts, world: Arc<dyn World>) -> Result<Self, StorageFailed> {
-        let Parts { identity, log, writer, state, folder } = parts;
+        let Parts { identity, log, writer, state, folder, bounds } = parts;
         let incoming = Arc::new(Incoming::new(&folder)?);
         let checkpoints = snapshots::Checkpoints::new(&folder)?;
         let applier = Applier::open(state.clone(), identity.me, identity.boot)?;
@@ -112,7 +115,7 @@ impl Shell {
         let auth_counts = Arc::new(AtomicBool::new(auth_counts));
         let (trust_sender, trust) = watch::channel(0);
         let room = Arc::new(Mutex::new(start.room));
-        let replica = Replica::new(&identity, log, start)?;
+        let replica = Replica::new(&identity, log, start)?.with_bounds(bounds);
         let (to_decide, decide_inbox) = channel();
         let (to_persist, persist_inbox) = channel();
         let (to_apply, apply_inbox) = channel();
@@ -146,7 +149,7 @@ impl Shell {
             to_persist,
             to_apply,
             world,
-            checkpoints,
+            checkpoints: checkpoints.clone(),
             incoming: incoming.clone(),
             leadership: leadership_sender,
             ended: ended_sender,
@@ -172,6 +175,7 @@ impl Shell {
             trust,
             room,
             incoming,
+            checkpoints,
             threads: Mutex::new(threads),
         })
     }
@@ -258,6 +262,11 @@ impl Shell {
         &self.incoming
     }
 
+    /// How many checkpoints were made to be sent since the start.
+    pub fn checkpoints_made(&self) -> u64 {
+        self.checkpoints.count()
+    }
+
     /// Raft's view of itself, and how many callers wait.
     pub async fn status(&self) -> Result<(Status, usize), Error> {
         let (answer, status) = oneshot::channel();
@@ -280,7 +289,8 @@ impl Shell {
     /// A snapshot has arrived whole in `folder`, which came from [`Incoming::start`].
     pub fn snapshot_arrived(&self, from: NodeId, message: PeerMessage, folder: PathBuf) {
         let Some(meta) = message.snapshot_meta() else {
-            return self.incoming.broken(&folder);
+            self.incoming.broken(false);
+            return;
         };
         self.incoming.whole(meta, folder);
         let _ = self.to_decide.send(ToDecide::Frame(from, PeerFrame::Raft(message), 0));

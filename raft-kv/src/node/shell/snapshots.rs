@@ -1,11 +1,14 @@
 //! Folders of snapshots: checkpoints to send, and one being received.
 //!
-//! A checkpoint that is being sent stays; others go as soon as the log no longer reaches back to
-//! them. A received folder is installed only if raft accepted exactly that snapshot.
+//! A checkpoint is shared by all to whom it is sent, and stays for them; others go as soon as the
+//! log no longer reaches back to them. What has arrived of a snapshot whose transfer broke stays
+//! for another try, across a start too, and goes after a while. A received folder is installed
+//! only if raft accepted exactly that snapshot.
 
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,6 +21,7 @@ struct Made {
     newest: Option<(Index, PathBuf)>,
     older: Vec<(Index, PathBuf)>,
     sending: usize,
+    count: u64,
 }
 
 /// Checkpoints of this member's state.
@@ -27,26 +31,31 @@ pub(super) struct Checkpoints {
     made: Arc<Mutex<Made>>,
 }
 
-fn fresh(folder: &Path) -> Result<(), StorageFailed> {
-    let describe = || folder.display().to_string();
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StorageFailed::io(describe(), "removing left-over files", &error));
+/// Makes a folder, and takes everything in it away but what has the name `keep`.
+fn fresh(folder: &Path, keep: &str) -> Result<(), StorageFailed> {
+    let fail =
+        |action: &'static str| move |error| StorageFailed::io(folder.display().to_string(), action, &error);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(fail("making the folder"))?;
+    for entry in std::fs::read_dir(folder).map_err(fail("listing it"))? {
+        let entry = entry.map_err(fail("listing it"))?;
+        if entry.file_name() != keep {
+            std::fs::remove_dir_all(entry.path()).map_err(fail("removing left-over files"))?;
         }
-        _ => {}
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| StorageFailed::io(describe(), "making the folder", &error))
+    Ok(())
 }
 
 impl Checkpoints {
     pub(super) fn new(member: &Path) -> Result<Self, StorageFailed> {
         let folder = member.join("checkpoints");
-        fresh(&folder)?;
+        fresh(&folder, "")?;
         Ok(Self { folder, made: Arc::default() })
+    }
+
+    /// How many were made since the start.
+    pub(super) fn count(&self) -> u64 {
+        self.made.lock().count
     }
 
     /// Makes one of the state as it is at `meta`. Called by one thread alone; the others are not
@@ -72,6 +81,7 @@ impl Checkpoints {
         let again = taken_up(&mut self.made.lock());
         if again.is_none() {
             write(&path)?;
+            self.made.lock().count += 1;
         }
         let mut made = self.made.lock();
         let before = made.newest.replace((index, path));
@@ -122,20 +132,24 @@ struct Receiving {
     counter: u64,
 }
 
-/// The snapshot being received, at most one.
+/// The snapshot being received, at most one, and always in the same folder.
 pub struct Incoming {
     folder: PathBuf,
     receiving: Mutex<Receiving>,
 }
 
+/// The folder of what is being received. It holds nothing that counts before it is verified whole.
+const PARTIAL: &str = "partial";
+
 impl Incoming {
     pub(super) fn new(member: &Path) -> Result<Self, StorageFailed> {
         let folder = member.join("incoming");
-        fresh(&folder)?;
+        fresh(&folder, PARTIAL)?;
         Ok(Self { folder, receiving: Mutex::default() })
     }
 
-    /// A folder to receive into; `None` while another snapshot is under way.
+    /// The folder to receive into, with what a transfer that broke has left there; `None` while
+    /// another snapshot is under way.
     pub fn start(&self) -> Option<PathBuf> {
         let mut receiving = self.receiving.lock();
         if receiving.busy {
@@ -143,13 +157,27 @@ impl Incoming {
         }
         receiving.busy = true;
         receiving.counter += 1;
-        Some(self.folder.join(receiving.counter.to_string()))
+        Some(self.folder.join(PARTIAL))
     }
 
-    /// The transfer broke: nothing of it stays.
-    pub fn broken(&self, folder: &Path) {
-        put_away(folder.to_path_buf());
-        self.receiving.lock().busy = false;
+    /// The transfer broke. What has arrived stays for another try where `keep` says so, until
+    /// [`forget`](Self::forget) is called with what this returns.
+    pub fn broken(&self, keep: bool) -> u64 {
+        if !keep {
+            put_away(self.folder.join(PARTIAL));
+        }
+        let mut receiving = self.receiving.lock();
+        receiving.busy = false;
+        receiving.counter
+    }
+
+    /// Takes away what a transfer left that broke, unless another one has begun since the one
+    /// with that number; 0 is for what was there at the start.
+    pub fn forget(&self, counter: u64) {
+        let receiving = self.receiving.lock();
+        if !receiving.busy && receiving.counter == counter {
+            put_away(self.folder.join(PARTIAL));
+        }
     }
 
     /// All files are there; raft decides next.
@@ -190,7 +218,9 @@ impl Incoming {
 /// Removes a folder; what can't be removed now goes at the next start. The files may be many and
 /// large, and the callers carry the loop: a thread of its own does it. Its name is free at once.
 fn put_away(folder: PathBuf) {
-    let aside = folder.with_extension("gone");
+    // One of that name may be on its way out still.
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let aside = folder.with_extension(format!("gone{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
     if let Err(error) = std::fs::rename(&folder, &aside) {
         if error.kind() != std::io::ErrorKind::NotFound {
             tracing::warn!(%error, folder = %folder.display(), "could not put a folder away");
@@ -224,6 +254,7 @@ mod tests {
         let first = all.take(5);
         all.add(9, write).unwrap();
         all.add(9, |_| panic!("it is there already")).unwrap();
+        assert_eq!(all.count(), 2);
         assert!(first.ends_with(format!("{:020}", 5)) && first.exists(), "kept while it is sent");
         assert_eq!(all.take(5), first);
         assert!(all.take(9).exists());
@@ -267,12 +298,33 @@ mod tests {
     }
 
     #[test]
-    fn left_overs_go_at_the_start() {
+    fn left_overs_go_at_the_start_but_what_has_arrived() {
         let dir = tempfile::tempdir().unwrap();
-        let old = Incoming::new(dir.path()).unwrap().start().unwrap();
+        let partial = Incoming::new(dir.path()).unwrap().start().unwrap();
+        let old = partial.with_extension("gone7");
+        std::fs::create_dir(&partial).unwrap();
         std::fs::create_dir(&old).unwrap();
-        Incoming::new(dir.path()).unwrap();
-        assert!(!old.exists());
+        let incoming = Incoming::new(dir.path()).unwrap();
+        assert!(partial.exists() && !old.exists());
+        incoming.forget(0);
+        assert!(!partial.exists());
+    }
+
+    #[test]
+    fn what_has_arrived_goes_after_a_while_but_not_from_under_another_try() {
+        let dir = tempfile::tempdir().unwrap();
+        let incoming = Incoming::new(dir.path()).unwrap();
+        let folder = incoming.start().unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        let first = incoming.broken(true);
+        assert_eq!(incoming.start().as_ref(), Some(&folder), "where the first try was");
+        incoming.forget(first);
+        assert!(folder.exists(), "it is being received");
+        let second = incoming.broken(true);
+        incoming.forget(first);
+        assert!(folder.exists(), "another try has been since");
+        incoming.forget(second);
+        assert!(!folder.exists());
     }
 
     #[test]
@@ -288,7 +340,7 @@ mod tests {
         // Broken on the way.
         let folder = begin();
         busy();
-        incoming.broken(&folder);
+        incoming.broken(false);
         assert!(!folder.exists());
         // Whole, and ignored by raft.
         let folder = begin();
@@ -303,6 +355,8 @@ mod tests {
         busy();
         assert_eq!(incoming.take(&meta(4)).unwrap(), folder);
         busy();
+        // To install it moves it.
+        std::fs::remove_dir(&folder).unwrap();
         incoming.installed();
         begin();
     }

@@ -193,7 +193,6 @@ impl<S: Store> Machine<S> {
 
     /// The same machine, with steps of a rollback that look at so many keys: members of one cluster
     /// have the same.
-    #[cfg(any(test, feature = "sim"))]
     #[must_use]
     pub fn with_steps(mut self, keys: usize) -> Self {
         self.step_keys = keys;
@@ -239,34 +238,49 @@ impl<S: Store> Machine<S> {
     /// If the entries do not follow directly on what is applied, or one holds no proposals: both
     /// can only come from a bug here or in raft.
     pub fn apply(&mut self, entries: Vec<Committed>) -> Result<Applied, StorageFailed> {
-        let mut all = Applied { last: self.applied.index, ..Applied::default() };
-        let mut rest = entries.into_iter();
-        loop {
-            let (drafted, alone) = self.store.view(|view| self.draft(view, &mut rest))?;
+        let mut work = self.begin(entries);
+        while self.advance(&mut work)? {}
+        Ok(work.done)
+    }
+
+    /// Begins to [`apply`](Self::apply) entries; nothing is written before [`advance`](Self::advance).
+    pub fn begin(&self, entries: Vec<Committed>) -> Applying {
+        let done = Applied { last: self.applied.index, ..Applied::default() };
+        Applying { rest: entries.into_iter(), alone: None, done }
+    }
+
+    /// Writes the next batch of entries that were begun; whether there are more. Nothing else may be
+    /// applied, removed or put in the state's place before the last.
+    pub fn advance(&mut self, work: &mut Applying) -> Result<bool, StorageFailed> {
+        let Some(alone) = work.alone.take() else {
+            let (drafted, alone) = self.store.view(|view| self.draft(view, &mut work.rest))?;
             if drafted.applied.index != self.applied.index {
-                self.take_on(drafted, &mut all)?;
+                self.take_on(drafted, &mut work.done)?;
             }
-            let Some(alone) = alone else { return Ok(all) };
-            crate::crash_point!(RollbackBegins);
-            loop {
-                match self.store.view(|view| self.step(view, &alone))? {
-                    Step::More(batch) => {
-                        crate::crash_point!(RollbackStepDrafted);
-                        self.store.write(batch)?;
-                        crate::crash_point!(RollbackStepWritten);
-                        if crash::is_due(Point::RollbackStepFlushed) {
-                            self.store.flush()?;
-                        }
-                        crate::crash_point!(RollbackStepFlushed);
-                    }
-                    Step::Last(drafted) => {
-                        crate::crash_point!(RollbackLastDrafted);
-                        break self.take_on(*drafted, &mut all)?;
-                    }
+            if alone.is_some() {
+                crate::crash_point!(RollbackBegins);
+            }
+            work.alone = alone;
+            return Ok(work.alone.is_some());
+        };
+        match self.store.view(|view| self.step(view, &alone))? {
+            Step::More(batch) => {
+                crate::crash_point!(RollbackStepDrafted);
+                self.store.write(batch)?;
+                crate::crash_point!(RollbackStepWritten);
+                if crash::is_due(Point::RollbackStepFlushed) {
+                    self.store.flush()?;
                 }
+                crate::crash_point!(RollbackStepFlushed);
+                work.alone = Some(alone);
             }
-            crate::crash_point!(RollbackDone);
+            Step::Last(drafted) => {
+                crate::crash_point!(RollbackLastDrafted);
+                self.take_on(*drafted, &mut work.done)?;
+                crate::crash_point!(RollbackDone);
+            }
         }
+        Ok(true)
     }
 
     /// Writes a batch and, now that it is stored, adds what it did.
@@ -352,7 +366,29 @@ impl<S: Store> Machine<S> {
     }
 }
 
+/// Entries on their way into the store, batch by batch.
+#[derive(Debug)]
+pub struct Applying {
+    rest: std::vec::IntoIter<Committed>,
+    alone: Option<Alone>,
+    done: Applied,
+}
+
+impl Applying {
+    /// What came of the entries that are in the store so far.
+    pub fn done(&self) -> &Applied {
+        &self.done
+    }
+
+    /// What came of all of them, once [`Machine::advance`] has said that there are no more.
+    pub fn into_done(self) -> Applied {
+        debug_assert!(self.alone.is_none() && self.rest.len() == 0, "some are not in the store yet");
+        self.done
+    }
+}
+
 /// An entry whose one command needs batches of its own.
+#[derive(Debug)]
 struct Alone {
     index: Index,
     term: Term,

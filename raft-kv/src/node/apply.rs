@@ -4,7 +4,8 @@
 //! Nothing is answered and no watcher sees anything before the batch is in the store.
 
 use crate::error::StorageFailed;
-use crate::machine::{self, LeaseChange, Machine, Outcome, Store};
+use crate::limits::ROLLBACK_STEP_KEYS;
+use crate::machine::{self, Applying, LeaseChange, Machine, Outcome, Store};
 use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, Room, SnapshotMeta};
 
 /// What the loop hands to apply, in order.
@@ -59,6 +60,21 @@ pub struct Applier<S: Store> {
     short: bool,
     me: NodeId,
     boot: u64,
+    step_keys: usize,
+}
+
+/// Committed entries on their way through the state machine.
+#[derive(Debug)]
+pub struct Under {
+    work: Applying,
+    bytes: usize,
+}
+
+impl Under {
+    /// What came of the entries that are in the store so far.
+    pub fn done(&self) -> &machine::Applied {
+        self.work.done()
+    }
 }
 
 impl<S: Store> Applier<S> {
@@ -66,7 +82,16 @@ impl<S: Store> Applier<S> {
     pub fn open(store: S, me: NodeId, boot: u64) -> Result<Self, StorageFailed> {
         let machine = Machine::open(store.clone())?;
         let short = machine.is_some() && store.view(machine::read::short)?;
-        Ok(Self { store, machine, short, me, boot })
+        Ok(Self { store, machine, short, me, boot, step_keys: ROLLBACK_STEP_KEYS })
+    }
+
+    /// The same, with steps of a rollback that look at so many keys: members of one cluster have the
+    /// same.
+    #[must_use]
+    pub fn with_steps(mut self, keys: usize) -> Self {
+        self.step_keys = keys;
+        self.machine = self.machine.map(|machine| machine.with_steps(keys));
+        self
     }
 
     /// What the loop has to know at start.
@@ -115,9 +140,26 @@ impl<S: Store> Applier<S> {
 
     /// Applies committed entries. Returns the report and what watchers are owed.
     pub fn entries(&mut self, entries: Vec<Committed>) -> Result<(Report, Vec<Change>), StorageFailed> {
-        let machine = self.machine.as_mut().expect("entries come after a state");
-        let bytes = entries.iter().map(size_of_entry).sum();
-        let applied = machine.apply(entries)?;
+        let mut under = self.begin(entries);
+        while self.advance(&mut under)? {}
+        self.finish(under)
+    }
+
+    /// Begins to apply committed entries; nothing is written before [`advance`](Self::advance).
+    pub fn begin(&self, entries: Vec<Committed>) -> Under {
+        let machine = self.machine.as_ref().expect("entries come after a state");
+        Under { bytes: entries.iter().map(size_of_entry).sum(), work: machine.begin(entries) }
+    }
+
+    /// Writes the next batch; whether there are more. Nothing else may be done here before the last.
+    pub fn advance(&mut self, under: &mut Under) -> Result<bool, StorageFailed> {
+        self.machine.as_mut().expect("they were begun on a state").advance(&mut under.work)
+    }
+
+    /// After the last batch: the report and what watchers are owed.
+    pub fn finish(&mut self, under: Under) -> Result<(Report, Vec<Change>), StorageFailed> {
+        let Under { work, bytes } = under;
+        let applied = work.into_done();
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
@@ -148,7 +190,8 @@ impl<S: Store> Applier<S> {
 
     /// The store was replaced by a received snapshot that ends at `meta`.
     pub fn installed(&mut self, meta: &SnapshotMeta) -> Result<Report, StorageFailed> {
-        self.machine = Machine::open(self.store.clone())?;
+        let machine = Machine::open(self.store.clone())?;
+        self.machine = machine.map(|machine| machine.with_steps(self.step_keys));
         self.short = self.store.view(machine::read::short)?;
         let at = self.applied();
         if at.index != meta.index || at.term != meta.term {

@@ -19,16 +19,16 @@ use super::trust::{Believed, Leaf, Papers, Trusts, authority};
 use crate::codec::Wire;
 use crate::error::{Error, Refusal, StorageFailed, Unknown};
 use crate::machine::read::History;
-use crate::machine::{self, Genesis, LeaseChange, MemoryStore, Read, Store};
-use crate::node::apply::Work;
+use crate::machine::{self, Answer, Genesis, LeaseChange, MemoryStore, Read, Store};
+use crate::node::apply::{Under, Work};
 use crate::node::ask::{Ask, Ticket, Told, What};
 use crate::node::replica::{Bounds, Effects, Input};
 use crate::node::wire::PeerFrame;
 use crate::raft::{Leadership, PeerMessage};
 use crate::storage::log::{self, Durable, LogWrite};
 use crate::types::{
-    Change, ClusterId, Committed, Index, MemberRecord, NodeId, Revision, Role, Sealed, SnapshotMeta, Term,
-    TokenRecord, Trusted, WatchBatch, WatchRequest,
+    Change, ClusterId, Committed, Index, LeaseId, MemberRecord, NodeId, PointReply, Revision, Role, Sealed,
+    SnapshotMeta, Term, TokenRecord, Trusted, WatchBatch, WatchRequest,
 };
 use crate::watch::{Hub, Poll, WatcherId};
 
@@ -57,6 +57,8 @@ pub struct ClusterOptions {
     pub bounds: Bounds,
     /// Recent changes kept for watchers, in bytes.
     pub ring_bytes: usize,
+    /// Keys that one step of a rollback looks at, at every member.
+    pub step_keys: usize,
     /// Keep the trace as text too.
     pub text: bool,
 }
@@ -69,6 +71,7 @@ impl Default for ClusterOptions {
             log: log::Options { segment_bytes: 16 * 1024, spare_segments: 2, cache_bytes: 16 * 1024 },
             bounds: Bounds::default(),
             ring_bytes: 4096,
+            step_keys: crate::limits::ROLLBACK_STEP_KEYS,
             text: false,
         }
     }
@@ -121,9 +124,15 @@ pub enum Happening {
         changes: Vec<Change>,
         /// What happened to leases.
         leases: Vec<LeaseChange>,
+        /// What came of each request, in order.
+        outcomes: Vec<machine::Outcome>,
+        /// After an entry that went alone: the leases that live.
+        living: Option<Vec<LeaseId>>,
         /// Whether a snapshot was installed.
         installed: bool,
     },
+    /// A member has done a part of an entry that takes several batches.
+    Half(HostId),
     /// A caller was answered.
     Answer(HostId, Ticket, Result<Told, Error>),
     /// A watcher was handed something.
@@ -179,6 +188,14 @@ pub struct ClusterCounts {
     pub joins: u64,
     /// Members turned away after their removal.
     pub evictions: u64,
+    /// Times a member was seen with an entry half done.
+    pub half: u64,
+    /// Ends of processes while an entry was half done in their state.
+    pub half_ends: u64,
+    /// Starts that found an entry half done.
+    pub half_starts: u64,
+    /// Checkpoints with an entry half done.
+    pub half_checkpoints: u64,
     /// Batches of the state that a crash took back.
     pub batches_lost: u64,
     /// History read for watchers that had fallen behind.
@@ -538,10 +555,12 @@ impl Cluster {
             log: self.options.log,
             bounds: self.options.bounds,
             ring_bytes: self.options.ring_bytes,
+            step_keys: self.options.step_keys,
         };
         match self.hosts[host].start(&start) {
             Ok(()) => {
                 let life = self.hosts[host].life;
+                self.counts.half_starts += u64::from(self.is_half(host));
                 self.trace
                     .line(self.scheduler.now(), || format!("m{host} starts as {}", self.hosts[host].id));
                 self.scheduler.after(tick(&self.hosts[host].speed), Event::Tick(host, life));
@@ -566,6 +585,7 @@ impl Cluster {
         self.trace.line(self.scheduler.now(), || format!("m{host} ends: {why:?}, power {power}"));
         self.trace.fold(&[host as u64, u64::from(power)]);
         self.disconnect(host);
+        self.counts.half_ends += u64::from(self.is_half(host));
         let (callers, lost) = self.hosts[host].kill(power, &mut self.chances.crashes);
         self.counts.batches_lost += lost as u64;
         let told = if why == Stop::Clean { Unknown::ShuttingDown } else { Unknown::ConnectionLost };
@@ -832,6 +852,12 @@ impl Cluster {
     fn feed(&mut self, host: HostId) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         process.feeding = false;
+        if process.under.is_some() {
+            return match self.advance(host) {
+                Ok(()) => self.feed_soon(host),
+                Err(failed) => self.failed(host, failed),
+            };
+        }
         let Some(item) = process.next_feed(COMPARE_EVERY) else { return };
         let done = match item {
             Feed::Work(Work::Entries(entries)) => self.apply(host, entries),
@@ -853,8 +879,55 @@ impl Cluster {
 
     fn apply(&mut self, host: HostId, entries: Vec<Committed>) -> Result<(), StorageFailed> {
         let process = self.hosts[host].process.as_mut().expect("it runs");
-        let (report, mut changes) = process.applier.entries(entries)?;
+        process.under = Some(process.applier.begin(entries));
+        self.advance(host)
+    }
+
+    /// Whether a member's state has an entry half done.
+    fn is_half(&self, host: HostId) -> bool {
+        self.hosts[host].store.view(machine::read::half_done).expect("memory does not fail")
+    }
+
+    /// Writes the next batches of what is applied. Where an entry is half done then, everything else
+    /// may happen before it goes on, but for what the feed does.
+    fn advance(&mut self, host: HostId) -> Result<(), StorageFailed> {
+        let process = self.hosts[host].process.as_mut().expect("it runs");
+        let mut under = process.under.take().expect("something was begun");
+        while process.applier.advance(&mut under)? {
+            if process.applier.store().view(machine::read::half_done)? {
+                process.under = Some(under);
+                process.feeding = true;
+                let life = process.life;
+                let longest =
+                    Duration::from_millis(if self.chances.delays.random_bool(0.2) { 40 } else { 4 });
+                let delay = span(&mut self.chances.delays, Duration::from_micros(10), longest);
+                self.scheduler.after(delay, Event::Feed(host, life));
+                self.counts.half += 1;
+                self.happened.push(Happening::Half(host));
+                if self.chances.delays.random_bool(0.05) {
+                    self.hosts[host].store.flush()?;
+                }
+                return Ok(());
+            }
+        }
+        self.applied(host, under)
+    }
+
+    /// The last batch is written: everyone is told.
+    fn applied(&mut self, host: HostId, under: Under) -> Result<(), StorageFailed> {
+        let process = self.hosts[host].process.as_mut().expect("it runs");
+        let outcomes = under.done().outcomes.clone();
+        let (report, mut changes) = process.applier.finish(under)?;
         let life = process.life;
+        let rolled = |outcome: &machine::Outcome| {
+            matches!(outcome.result, Ok(Answer::Point(PointReply::RolledBack(_))))
+        };
+        let living = if outcomes.iter().any(rolled) {
+            let leases = process.applier.store().view(machine::read::leases)?;
+            Some(leases.into_iter().map(|(id, _)| id).collect())
+        } else {
+            None
+        };
         let mut woken = Vec::new();
         let mut done = 0;
         for &revision in &report.large {
@@ -878,6 +951,8 @@ impl Cluster {
             revision: report.revision,
             changes,
             leases: report.leases.clone(),
+            outcomes,
+            living,
             installed: false,
         });
         if report.trust {
@@ -917,6 +992,8 @@ impl Cluster {
             revision: report.revision,
             changes: Vec::new(),
             leases: Vec::new(),
+            outcomes: Vec::new(),
+            living: None,
             installed: true,
         });
         self.trust_changed(host);
@@ -925,6 +1002,7 @@ impl Cluster {
     }
 
     fn checkpoint(&mut self, host: HostId) {
+        self.counts.half_checkpoints += u64::from(self.is_half(host));
         let store = self.hosts[host].store.snapshot();
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let meta = process.applier.applied();
@@ -1077,7 +1155,6 @@ fn place_of(event: &Event) -> Option<(HostId, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Answer;
     use crate::machine::command::Command;
     use crate::types::PutRequest;
 

@@ -4,6 +4,7 @@ use super::checks::changes::Changes;
 use super::checks::commits::Commits;
 use super::checks::elections::Elections;
 use super::checks::logs::Logs;
+use super::checks::points::Points;
 use super::checks::states::States;
 use super::checks::trust::{Standpoint, Trust};
 use super::checks::{Verdict, Violation, promises};
@@ -30,6 +31,7 @@ pub(super) struct Judge {
     pub(super) ended: Vec<(LeaseId, bool)>,
     promised: Vec<Promise>,
     pub(super) trust: Trust,
+    pub(super) points: Points,
 }
 
 impl Judge {
@@ -51,12 +53,15 @@ impl Judge {
             Happening::Voted { voter, term, candidate } => self.elections.voted(*voter, *term, *candidate),
             Happening::Wrote(host) => self.scan(cluster, *host),
             Happening::Committed(host, entries) => self.committed(cluster, *host, entries),
-            Happening::Applied { host, at, revision, changes, leases, .. } => {
+            Happening::Applied { host, at, revision, changes, leases, outcomes, living, .. } => {
+                self.points.applied(at.index, outcomes, living.as_ref())?;
                 self.applied(cluster, *host, at, *revision)?;
                 self.changed(cluster, changes, leases)
             }
             Happening::Trusted(host) => self.trusted(cluster, *host),
-            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
+            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) | Happening::Half(_) => {
+                Ok(())
+            }
         }
     }
 
@@ -103,7 +108,7 @@ impl Judge {
         for entry in entries {
             if self.commits.committed(entry, by)? {
                 news = true;
-                self.note_expiry(entry);
+                self.note_asked(entry);
             }
         }
         if !news {
@@ -118,10 +123,11 @@ impl Judge {
         Ok(())
     }
 
-    fn note_expiry(&mut self, entry: &Committed) {
+    fn note_asked(&mut self, entry: &Committed) {
         let Payload::Proposals(bytes) = &entry.payload else { return };
         let proposals = Vec::<Proposal>::from_bytes(bytes.clone()).unwrap_or_default();
         for proposal in proposals {
+            self.points.committed(entry.index, &proposal);
             match proposal.command {
                 Command::LeaseExpire { ids, .. } => self.expiring.extend(ids),
                 Command::Trust(TrustChange::Settle { id, now, .. }) => self.trust.settles(id, now),

@@ -13,16 +13,17 @@ use rand_chacha::ChaCha8Rng;
 
 use super::disk::SimDisk;
 use super::trust::Papers;
+use crate::codec::Wire;
 use crate::error::StorageFailed;
 use crate::limits;
-use crate::machine::{Genesis, Machine, MemoryStore};
-use crate::node::apply::{Applier, Work};
+use crate::machine::{Genesis, Machine, MemoryStore, Proposal};
+use crate::node::apply::{Applier, Under, Work};
 use crate::node::ask::{Ask, Ticket};
 use crate::node::replica::{Bounds, Identity, Input, Replica};
 use crate::node::wire::PeerFrame;
 use crate::raft::LogView;
 use crate::storage::log::{self, Durable, Log, LogWrite, LogWriter, Opened};
-use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, SnapshotMeta, Term};
+use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, Payload, SnapshotMeta, Term};
 use crate::watch::{Hub, HubOptions};
 
 /// How fast a machine is.
@@ -88,6 +89,8 @@ pub(super) struct Process {
     pub(super) persisting: bool,
     pub(super) feed: VecDeque<Feed>,
     pub(super) feeding: bool,
+    /// Entries of which some batches are written and others are to follow.
+    pub(super) under: Option<Under>,
     pub(super) checkpoint: Option<(SnapshotMeta, MemoryStore)>,
     pub(super) incoming: Incoming,
     pub(super) callers: BTreeSet<Ticket>,
@@ -131,6 +134,7 @@ pub(super) struct Start {
     pub(super) log: log::Options,
     pub(super) bounds: Bounds,
     pub(super) ring_bytes: usize,
+    pub(super) step_keys: usize,
 }
 
 impl Host {
@@ -253,6 +257,7 @@ impl Host {
             Opened::Behind { .. } => return Err(Stop::Behind),
         };
         let applier = Applier::open(self.store.clone(), self.id, start.boot).map_err(Stop::Storage)?;
+        let applier = applier.with_steps(start.step_keys);
         let report = applier.start().map_err(Stop::Storage)?;
         let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
         let identity = Identity { me: self.id, boot: start.boot, seed: start.seed };
@@ -274,6 +279,7 @@ impl Host {
             persisting: false,
             feed: VecDeque::new(),
             feeding: false,
+            under: None,
             checkpoint: None,
             incoming: Incoming::default(),
             callers: BTreeSet::new(),
@@ -340,21 +346,30 @@ impl Process {
     }
 
     /// The next piece for the state machine: entries of several pieces in one, up to a multiple
-    /// of `stop_at`, so that members can be compared there.
+    /// of `stop_at`, so that members can be compared there. What may take several batches comes alone:
+    /// a crash between two of them must not take with it that what stood before was seen to happen.
     pub(super) fn next_feed(&mut self, stop_at: Index) -> Option<Feed> {
         let mut entries: Vec<Committed> = Vec::new();
         while let Some(item) = self.feed.pop_front() {
             match item {
                 Feed::Work(Work::Entries(mut more)) => {
-                    let at = more.iter().position(|entry| entry.index % stop_at == 0);
-                    if let Some(at) = at {
-                        let rest = more.split_off(at + 1);
+                    let ends = |entry: &Committed| entry.index % stop_at == 0;
+                    let alone = more.iter().position(goes_alone);
+                    let first = entries.is_empty();
+                    let take = match (more.iter().position(ends), alone) {
+                        (Some(end), Some(alone)) if end < alone => Some(end + 1),
+                        (_, Some(0)) if first => Some(1),
+                        (_, Some(alone)) => Some(alone),
+                        (end, None) => end.map(|end| end + 1),
+                    };
+                    if let Some(take) = take {
+                        let rest = more.split_off(take);
                         if !rest.is_empty() {
                             self.feed.push_front(Feed::Work(Work::Entries(rest)));
                         }
                     }
                     entries.extend(more);
-                    if at.is_some() {
+                    if take.is_some() {
                         break;
                     }
                 }
@@ -367,6 +382,15 @@ impl Process {
         }
         (!entries.is_empty()).then_some(Feed::Work(Work::Entries(entries)))
     }
+}
+
+/// Whether the entry may take batches of its own.
+fn goes_alone(entry: &Committed) -> bool {
+    let Payload::Proposals(bytes) = &entry.payload else { return false };
+    // What goes alone is small.
+    bytes.len() < 4096
+        && Vec::<Proposal>::from_bytes(bytes.clone())
+            .is_ok_and(|proposals| proposals.len() == 1 && proposals[0].command.goes_alone())
 }
 
 /// Whether the frame may come twice: the transport never repeats, but raft's own must bear it.

@@ -18,6 +18,7 @@ mod network;
 mod operator;
 mod run;
 mod scheduler;
+mod surveyor;
 mod trust;
 mod workload;
 

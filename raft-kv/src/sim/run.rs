@@ -10,6 +10,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::checks::history::{Operation, Outcome};
+use super::checks::points::Rolled;
 use super::checks::{Verdict, Violation, promises, witness};
 use super::cluster::{Cluster, ClusterOptions, Happening, HostId};
 use super::faults::{Alarm, Nemesis};
@@ -18,6 +19,7 @@ use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
 use super::operator::{self, Operator};
 use super::scheduler::stream;
+use super::surveyor::PointHabits;
 use super::workload::{Bell, Habits, Workload};
 use crate::limits;
 use crate::machine::{self, Store};
@@ -156,7 +158,7 @@ struct World {
 
 const FIRST_ALARM: u64 = 1 << 32;
 
-fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
+fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, PointHabits, f64) {
     let mut random = stream(seed, "setting");
     let ms = |random: &mut ChaCha8Rng, least: u64, most: u64| {
         Duration::from_millis(random.random_range(least..most))
@@ -191,12 +193,16 @@ fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, f64) {
         serializable: if random.random_bool(0.5) { 0.3 } else { 0.0 },
     };
     let drift = if random.random_bool(0.5) { 0.05 } else { 0.0 };
-    (ClusterOptions { hosts, network, log, bounds, ring_bytes, text }, habits, drift)
+    let points = PointHabits::of(seed);
+    let step_keys = points.step_keys;
+    let options = ClusterOptions { hosts, network, log, bounds, ring_bytes, step_keys, text };
+    (options, habits, points, drift)
 }
 
 impl World {
     fn new(seed: u64, options: &Options) -> Self {
-        let (setting, habits, drift) = setting(seed, options.text);
+        let (setting, habits, points, drift) = setting(seed, options.text);
+        let hosts = setting.hosts;
         let calm = setting.network;
         let mut cluster = Cluster::new(seed, setting);
         let mut random = stream(seed, "clocks");
@@ -204,7 +210,7 @@ impl World {
             let clock = 1.0 + (random.random::<f64>() * 2.0 - 1.0) * drift;
             cluster.set_speed(host, Speed { clock, ..Speed::default() });
         }
-        let workload = Workload::new(seed, habits, 1.0 + drift);
+        let workload = Workload::new(seed, habits, points, hosts, 1.0 + drift);
         let bells = workload.bells();
         Self {
             seed,
@@ -337,7 +343,7 @@ impl World {
         });
         let living: Vec<_> = living.unwrap_or_default().into_iter().map(|(id, _)| id).collect();
         self.workload.leases.at_end(&living, healed, LEASE_SLACK, self.cluster.now())?;
-        witness::check(&self.workload.history, &self.judge.changes)
+        witness::check(&self.workload.history, &self.judge.changes, &self.judge.points)
     }
 
     fn has_converged(&self) -> bool {
@@ -419,6 +425,14 @@ impl World {
             Happening::Watched(key, batch) => self.workload.watched(key, &batch, &self.judge.changes),
             Happening::Timer(token) => self.ring(token),
             Happening::Stopped(host, why) => self.stopped(host, &why),
+            Happening::Half(host) => {
+                if !self.healthy
+                    && let Some(micros) = self.workload.surveyor.crashes()
+                {
+                    self.alarm(Duration::from_micros(micros), Alarm::Kill(host));
+                }
+                Ok(())
+            }
             Happening::Trusted(host) => {
                 if let Some((delay, alarm)) = self.operator.step(&self.cluster, host) {
                     self.alarm(delay, alarm);
@@ -500,7 +514,10 @@ impl World {
         for (what, count) in &self.operator.counts {
             counts.insert((*what).to_owned(), *count);
         }
-        for (what, count) in self.mattered().into_iter().chain(self.rotated()) {
+        for (what, count) in &self.workload.surveyor.counts {
+            counts.insert((*what).to_owned(), *count);
+        }
+        for (what, count) in self.mattered().into_iter().chain(self.rotated()).chain(self.rolled_back()) {
             *counts.entry(what.to_owned()).or_default() += count;
         }
         counts.retain(|_, count| *count > 0);
@@ -544,6 +561,22 @@ impl World {
             ("handshakes refused", cluster.refused),
             ("connections closed", cluster.closed),
             ("members readmitted", cluster.readmitted),
+        ]
+    }
+
+    /// What happened to rollback points.
+    fn rolled_back(&self) -> Vec<(&'static str, u64)> {
+        let (cluster, all) = (self.cluster.counts(), &self.judge.points.rolled);
+        let many = |of: fn(&Rolled) -> bool| all.iter().filter(|rolled| of(rolled)).count() as u64;
+        vec![
+            ("rollbacks done", many(|it| it.done.events > 0)),
+            ("rollbacks undone", many(|it| it.done.events > 0 && it.is_undo())),
+            ("rollbacks of nothing", many(|it| it.done.events == 0)),
+            ("keys rolled back", all.iter().map(|rolled| rolled.done.events).sum()),
+            ("rollbacks seen half done", cluster.half),
+            ("rollbacks interrupted by a crash", cluster.half_ends),
+            ("starts with a rollback half done", cluster.half_starts),
+            ("checkpoints with a rollback half done", cluster.half_checkpoints),
         ]
     }
 

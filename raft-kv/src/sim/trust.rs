@@ -173,6 +173,13 @@ impl Cluster {
         EPOCH + self.now().mul_f64(self.hosts[host].speed.clock).as_secs() as i64
     }
 
+    /// The time that a member says when it asks something about rollback points, in milliseconds since
+    /// 1970: sixty times as fast as all else, and ahead by more from member to member.
+    pub fn millis(&self, host: HostId) -> i64 {
+        let since = self.now().mul_f64(60.0 * self.hosts[host].speed.clock).as_millis() as i64;
+        EPOCH * 1000 + since + 4_000 * host as i64
+    }
+
     /// What a member believes by its own state, if it has one.
     pub fn trusted(&self, host: HostId) -> Option<Trusted> {
         self.read(host, |view| {

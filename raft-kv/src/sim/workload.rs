@@ -10,24 +10,28 @@ use bytes::Bytes;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::checks::Verdict;
 use super::checks::changes::Changes;
 use super::checks::history::{Asked, Operation, Outcome};
 use super::checks::leases::Leases;
 use super::checks::watches::Watching;
+use super::checks::{Verdict, Violation, violation};
 use super::cluster::{Cluster, HostId, WatchKey};
 use super::scheduler::{span, stream};
-use crate::error::Error;
+use super::surveyor::{PointHabits, Surveyor, Wish};
+use crate::error::{Error, Refusal, StorageFailed};
 use crate::machine::command::Command;
-use crate::machine::{self, Answer};
+use crate::machine::{self, Answer, Read};
 use crate::node::ask::{Ticket, Told, What};
 use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, KeyRange, KeyValue, LeaseId, OnceId, PutRequest,
-    RangeRequest, Revision, TxnOp, TxnRequest, WatchBatch, WatchRequest,
+    Compare, CompareOp, CompareTarget, DeleteRequest, KeyRange, KeyValue, LeaseId, OnceId, PointChange,
+    PointDiffRequest, PointList, PutRequest, RangeRequest, RangeResponse, Revision, TxnOp, TxnRequest,
+    WatchBatch, WatchRequest,
 };
 
 /// Keys that clients use.
 const KEYS: u64 = 8;
+/// How often a leader looks whether something is due about rollback points.
+const KEEP: Duration = Duration::from_secs(1);
 /// Times a named request is sent again at most.
 const REPEATS: u32 = 4;
 
@@ -55,6 +59,8 @@ pub struct Habits {
 pub(super) enum Bell {
     Client(usize),
     Watcher(usize),
+    /// A member that looks, where it leads, whether something is due about rollback points.
+    Keeper(HostId),
 }
 
 struct Client {
@@ -96,11 +102,13 @@ pub(super) struct Workload {
     pub(super) compacted: Revision,
     pub(super) handed: u64,
     pub(super) resumed: u64,
+    pub(super) surveyor: Surveyor,
+    hosts: usize,
     quiet: bool,
 }
 
 impl Workload {
-    pub(super) fn new(seed: u64, habits: Habits, fastest: f64) -> Self {
+    pub(super) fn new(seed: u64, habits: Habits, points: PointHabits, hosts: usize, fastest: f64) -> Self {
         let mut random = stream(seed, "workload");
         let client = |_| Client { busy: None, once: 0, leases: Vec::new(), made: 0 };
         let clients = (0..habits.clients).map(client).collect();
@@ -120,6 +128,8 @@ impl Workload {
             compacted: -1,
             handed: 0,
             resumed: 0,
+            surveyor: Surveyor::new(seed, points),
+            hosts,
             quiet: false,
         }
     }
@@ -127,7 +137,9 @@ impl Workload {
     /// Everybody who is to be woken at the start.
     pub(super) fn bells(&self) -> Vec<Bell> {
         let clients = (0..self.clients.len()).map(Bell::Client);
-        clients.chain((0..self.watchers.len()).map(Bell::Watcher)).collect()
+        let keepers = if self.surveyor.is_busy() { self.hosts } else { 0 };
+        let watchers = (0..self.watchers.len()).map(Bell::Watcher);
+        clients.chain(watchers).chain((0..keepers).map(Bell::Keeper)).collect()
     }
 
     /// No new requests from now on.
@@ -153,9 +165,16 @@ impl Workload {
                     return Ok(None);
                 }
                 if self.clients[client].busy.is_none() {
-                    self.request(cluster, client);
+                    self.request(cluster, client)?;
                 }
                 Ok(Some(span(&mut self.random, Duration::from_millis(1), self.habits.think)))
+            }
+            Bell::Keeper(host) => {
+                if self.quiet {
+                    return Ok(None);
+                }
+                self.keep_schedules(cluster, host);
+                Ok(Some(KEEP))
             }
             Bell::Watcher(place) => {
                 self.tend_watcher(cluster, place, changes)?;
@@ -170,31 +189,68 @@ impl Workload {
 
     // ---- requests ----
 
-    fn request(&mut self, cluster: &mut Cluster, client: usize) {
+    fn request(&mut self, cluster: &mut Cluster, client: usize) -> Verdict {
         let host = self.host(cluster);
         if !cluster.hosts()[host].runs() {
-            return;
+            return Ok(());
+        }
+        if self.surveyor.wants() {
+            return self.survey(cluster, client, host);
         }
         match self.pick() {
             1..=3 => {}
-            7 => return self.renew(cluster, client, host),
+            7 => {
+                self.renew(cluster, client, host);
+                return Ok(());
+            }
             kind => {
-                let Some(command) = self.command(cluster, client, kind) else { return };
-                return self.change(cluster, client, host, command);
+                if let Some(command) = self.command(cluster, client, kind) {
+                    self.change(cluster, client, host, command);
+                }
+                return Ok(());
             }
         }
         let request = self.range();
-        if request.serializable {
-            let place = self.begin(cluster, Asked::Range(request.clone()));
-            return self.read(cluster, host, place, &request);
+        self.look(cluster, client, host, Asked::Range(request))
+    }
+
+    /// Asks for something that is read.
+    fn look(&mut self, cluster: &mut Cluster, client: usize, host: HostId, asked: Asked) -> Verdict {
+        let old = matches!(&asked, Asked::Range(request) if request.serializable);
+        let place = self.begin(cluster, asked);
+        if old {
+            return self.read(cluster, host, place);
         }
-        let place = self.begin(cluster, Asked::Range(request));
-        self.send(
-            cluster,
-            host,
-            What::Barrier,
-            Pending { client, place, once: None, repeats: 0, lease: None },
-        );
+        let pending = Pending { client, place, once: None, repeats: 0, lease: None };
+        self.send(cluster, host, What::Barrier, pending);
+        Ok(())
+    }
+
+    /// Something about rollback points.
+    fn survey(&mut self, cluster: &mut Cluster, client: usize, host: HostId) -> Verdict {
+        match self.surveyor.draw(self.newest, cluster.millis(host)) {
+            None => {}
+            Some(Wish::Change(change)) => self.change(cluster, client, host, Command::Point(change)),
+            Some(Wish::List) => self.look(cluster, client, host, Asked::Points)?,
+            Some(Wish::Diff(request)) => self.look(cluster, client, host, Asked::Diff(request))?,
+            Some(Wish::Read(request)) => self.look(cluster, client, host, Asked::Range(request))?,
+        }
+        Ok(())
+    }
+
+    /// As the product's leader does once a second: `client/points`.
+    fn keep_schedules(&mut self, cluster: &mut Cluster, host: HostId) {
+        let member = &cluster.hosts()[host];
+        let leads = member.replica().is_some_and(|it| it.leadership().leader == Some(member.id()));
+        let now = cluster.millis(host);
+        let due = |view: &dyn Read| {
+            machine::read::points_due(view, now).map_err(|failed| Error::Stopped(failed.to_string()))
+        };
+        if leads && cluster.read(host, due).unwrap_or(false) {
+            let command = Command::Point(PointChange::Tidy { now });
+            cluster.ask(host, What::Command { command, once: None }, Duration::from_secs(5));
+            self.surveyor.count("rollback points looked after");
+        }
     }
 
     fn pick(&mut self) -> usize {
@@ -400,16 +456,17 @@ impl Workload {
         let now = cluster.now();
         let outcome = match result {
             Ok(Told::MayRead) => {
-                let Asked::Range(request) = self.history[place].asked.clone() else {
-                    unreachable!("it reads")
-                };
-                self.read(cluster, host, place, &request);
                 self.clients[client].busy = None;
-                return Ok(());
+                return self.read(cluster, host, place);
             }
             Ok(Told::Applied { revision, answer, .. }) => {
                 if let (Answer::Lease { id, .. }, Some(_)) = (&answer, pending.lease) {
                     self.leases.acknowledged(*id, self.history[place].invoked, now)?;
+                }
+                if let (Asked::Command(Command::Point(change)), Answer::Point(reply)) =
+                    (&self.history[place].asked, &answer)
+                {
+                    self.surveyor.told(change, reply);
                 }
                 Outcome::Done(revision, answer)
             }
@@ -455,8 +512,62 @@ impl Workload {
         Ok(())
     }
 
-    fn read(&mut self, cluster: &Cluster, host: HostId, place: usize, request: &RangeRequest) {
+    fn read(&mut self, cluster: &Cluster, host: HostId, place: usize) -> Verdict {
+        let outcome = match self.history[place].asked.clone() {
+            Asked::Range(request) => self.read_range(cluster, host, &request)?,
+            Asked::Points => self.read_points(cluster, host),
+            Asked::Diff(request) => self.read_difference(cluster, host, &request)?,
+            Asked::Command(_) | Asked::KeepAlive(_) => unreachable!("it reads"),
+        };
+        self.settle(cluster, place, outcome);
+        Ok(())
+    }
+
+    fn read_points(&mut self, cluster: &Cluster, host: HostId) -> Outcome {
+        let found = whole(cluster, host, |view| {
+            let (points, schedules) = (machine::read::points(view)?, machine::read::schedules(view)?);
+            let (applied, revision) = (machine::read::applied(view)?, machine::read::current_revision(view)?);
+            Ok((revision, applied.index, PointList { points, schedules }))
+        });
+        let Some((revision, index, list)) = found else { return Outcome::NotDone };
+        self.surveyor.listed(&list);
+        Outcome::Listed { revision, index, list }
+    }
+
+    fn read_difference(
+        &mut self,
+        cluster: &Cluster,
+        host: HostId,
+        request: &PointDiffRequest,
+    ) -> Result<Outcome, Violation> {
+        let found = whole(cluster, host, |view| {
+            let (page, named) =
+                (machine::read::point_diff(view, request)?, machine::read::point(view, &request.point)?);
+            Ok((page, named, machine::read::applied(view)?, machine::read::leases(view)?))
+        });
+        Ok(match found {
+            Some((Ok(page), _, applied, leases)) => {
+                self.surveyor.paged(request, &page);
+                let living = leases.into_iter().map(|(id, _)| id).collect();
+                Outcome::Page { index: applied.index, page, living }
+            }
+            Some((Err(refusal), Some(point), ..)) if request.revision == 0 => {
+                let detail = format!("what differs from {point:?} was refused: {refusal}");
+                return Err(Violation::new("rollback points are readable", detail));
+            }
+            Some((Err(refusal), ..)) => Outcome::Refused(refusal),
+            None => Outcome::NotDone,
+        })
+    }
+
+    fn read_range(
+        &mut self,
+        cluster: &Cluster,
+        host: HostId,
+        request: &RangeRequest,
+    ) -> Result<Outcome, Violation> {
         let found = cluster.read(host, |view| Ok(machine::read::range(view, request)));
+        self.note_points(cluster, host, request, &found)?;
         let outcome = match found {
             Ok(Ok(Ok((revision, response)))) => {
                 if request.revision == 0
@@ -471,7 +582,40 @@ impl Workload {
             Ok(Ok(Err(refusal))) => Outcome::Refused(refusal),
             Ok(Err(_)) | Err(_) => Outcome::NotDone,
         };
-        self.settle(cluster, place, outcome);
+        Ok(outcome)
+    }
+
+    /// A point's revision can be read, whatever is compacted.
+    fn note_points<E>(
+        &mut self,
+        cluster: &Cluster,
+        host: HostId,
+        request: &RangeRequest,
+        found: &Result<Result<Result<(Revision, RangeResponse), Refusal>, E>, Error>,
+    ) -> Verdict {
+        let state = whole(cluster, host, |view| {
+            let named = machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
+            Ok((machine::read::half_done(view)?, machine::read::compacted(view)?, named))
+        });
+        let (Some((half, compacted, named)), Ok(Ok(read))) = (state, found) else { return Ok(()) };
+        if half {
+            self.surveyor.count("reads while a rollback was half done");
+        }
+        if request.revision <= 0 || request.revision >= compacted {
+            return Ok(());
+        }
+        match read {
+            Ok(_) if named => {
+                self.surveyor.count("reads at points below the compaction");
+                Ok(())
+            }
+            Err(Refusal::Compacted { .. }) if !named => Ok(()),
+            _ => {
+                let detail =
+                    format!("{request:?} below {compacted}, a point there: {named}, was told {read:?}");
+                violation("rollback points are readable", detail)
+            }
+        }
     }
 
     fn note(&mut self, key: &Bytes, kv: Option<&KeyValue>) {
@@ -487,7 +631,9 @@ impl Workload {
     }
 
     fn settle(&mut self, cluster: &Cluster, place: usize, outcome: Outcome) {
-        if let Outcome::Done(revision, _) | Outcome::Read(revision, _) = &outcome {
+        if let Outcome::Done(revision, _) | Outcome::Read(revision, _) | Outcome::Listed { revision, .. } =
+            &outcome
+        {
             self.newest = self.newest.max(*revision);
         }
         let operation = &mut self.history[place];
@@ -514,6 +660,7 @@ impl Workload {
         let request = WatchRequest { start_revision, ..self.watchers[place].request.clone() };
         if let Some(Ok(key)) = cluster.watch(host, request) {
             self.watchers[place].key = Some(key);
+            self.watchers[place].watching.resumed();
             self.resumed += 1;
         }
         Ok(())
@@ -549,6 +696,16 @@ impl Workload {
     pub(super) fn slowest_watcher(&self) -> Revision {
         self.ends().into_iter().min().unwrap_or(Revision::MAX)
     }
+}
+
+/// Reads a member's state; `None` where it has none.
+fn whole<R>(
+    cluster: &Cluster,
+    host: HostId,
+    read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>,
+) -> Option<R> {
+    let read = |view: &dyn Read| read(view).map_err(|failed| Error::Stopped(failed.to_string()));
+    cluster.read(host, read).ok()
 }
 
 fn watcher(random: &mut ChaCha8Rng) -> Watcher {

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::error::Refusal;
 use crate::machine::Answer;
 use crate::machine::command::Command;
-use crate::types::{LeaseId, RangeRequest, RangeResponse, Revision};
+use crate::types::{
+    Index, LeaseId, PointDiffPage, PointDiffRequest, PointList, RangeRequest, RangeResponse, Revision,
+};
 
 /// What a client asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +18,10 @@ pub enum Asked {
     Range(RangeRequest),
     /// The renewal of a lease.
     KeepAlive(LeaseId),
+    /// All rollback points.
+    Points,
+    /// A page of what differs from a rollback point.
+    Diff(PointDiffRequest),
 }
 
 /// What it was told.
@@ -27,6 +33,24 @@ pub enum Outcome {
     Done(Revision, Answer),
     /// What a read found; the revision of the state it was read from.
     Read(Revision, RangeResponse),
+    /// The points and schedules after an entry, at the revision.
+    Listed {
+        /// The store's revision.
+        revision: Revision,
+        /// The entry.
+        index: Index,
+        /// What was listed.
+        list: PointList,
+    },
+    /// A page of a difference, read after an entry, and the leases that lived there.
+    Page {
+        /// The entry.
+        index: Index,
+        /// The page.
+        page: PointDiffPage,
+        /// The leases.
+        living: Vec<LeaseId>,
+    },
     /// A lease was renewed.
     Renewed,
     /// Refused: certainly not done.
@@ -56,7 +80,8 @@ impl Operation {
 
     /// Whether it was done or answered.
     pub fn is_ok(&self) -> bool {
-        matches!(self.outcome, Outcome::Done(..) | Outcome::Read(..) | Outcome::Renewed)
+        use Outcome::{Done, Listed, Page, Read, Renewed};
+        matches!(self.outcome, Done(..) | Read(..) | Listed { .. } | Page { .. } | Renewed)
     }
 
     /// Whether the answer is to be the newest at the time: all but reads that may be old.

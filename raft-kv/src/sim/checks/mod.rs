@@ -8,6 +8,7 @@ pub mod history;
 pub mod leases;
 pub mod logs;
 pub mod model;
+pub mod points;
 pub mod promises;
 pub mod states;
 pub mod trust;

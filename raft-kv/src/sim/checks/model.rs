@@ -1,15 +1,15 @@
 //! A naive model of the key space: one map, no history, as little code as can be. The product's
 //! answers and events are held against it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use crate::machine::Answer;
 use crate::machine::command::Command;
 use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Event, EventKind, KeyRange, KeyValue,
-    LeaseId, PutRequest, PutResponse, RangeRequest, RangeResponse, Revision, TxnOp, TxnOpResponse,
+    Compare, CompareOp, CompareTarget, DeleteRequest, DeleteResponse, Difference, Event, EventKind, KeyRange,
+    KeyValue, LeaseId, PutRequest, PutResponse, RangeRequest, RangeResponse, Revision, TxnOp, TxnOpResponse,
     TxnRequest, TxnResponse,
 };
 
@@ -150,6 +150,54 @@ impl Model {
             _ => return None,
         };
         Some((events, answer))
+    }
+}
+
+/// What differs between an older state and a later one, by key, as long as these leases live.
+pub fn difference(
+    then: &Model,
+    now: &Model,
+    range: &KeyRange,
+    living: &BTreeSet<LeaseId>,
+) -> Vec<Difference> {
+    let keys: BTreeSet<&Bytes> = then.within(range).chain(now.within(range)).map(|kv| &kv.key).collect();
+    let differs = |key: &&Bytes| match (then.get(key), now.get(key)) {
+        (Some(then), Some(now)) => {
+            let ended = then.lease != 0 && !living.contains(&then.lease);
+            then.mod_revision != now.mod_revision
+                && (then.value != now.value || (then.lease != now.lease && !ended))
+        }
+        _ => true,
+    };
+    let pair = |key: &Bytes| Difference {
+        key: key.clone(),
+        then: then.get(key).cloned(),
+        now: now.get(key).cloned(),
+    };
+    keys.into_iter().filter(differs).map(pair).collect()
+}
+
+impl Model {
+    /// Makes the keys of a range as they were, in one revision.
+    pub fn roll_back(
+        &mut self,
+        then: &Model,
+        range: &KeyRange,
+        living: &BTreeSet<LeaseId>,
+        revision: Revision,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        for Difference { key, then, .. } in difference(then, self, range, living) {
+            match then {
+                Some(then) => {
+                    let lease = if living.contains(&then.lease) { then.lease } else { 0 };
+                    let request = PutRequest { key, value: then.value, lease, ..PutRequest::default() };
+                    self.put(&request, revision, &mut events);
+                }
+                None => events.extend(self.remove(&key, revision)),
+            }
+        }
+        events
     }
 }
 

@@ -26,6 +26,11 @@ impl Watching {
         self.done
     }
 
+    /// It goes on at another member, or anew: what it has of a revision that came in parts is void.
+    pub fn resumed(&mut self) {
+        self.parts = None;
+    }
+
     fn wants(&self, event: &Event) -> bool {
         let filtered = match event.kind {
             EventKind::Put => self.request.no_put,

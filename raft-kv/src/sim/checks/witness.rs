@@ -12,19 +12,25 @@ use bytes::Bytes;
 
 use super::changes::{Changes, FIRST};
 use super::history::{Asked, Operation, Outcome};
-use super::model::{Model, values};
+use super::model::{Model, difference, values};
+use super::points::{Points, Rolled};
 use super::{Verdict, Violation, violation};
 use crate::machine::Answer;
 use crate::machine::command::Command;
-use crate::types::{Change, EventKind, Revision, TxnOpResponse, TxnResponse};
+use crate::types::{
+    Change, DiffCounts, Difference, EventKind, KeyRange, PointChange, PointReply, Revision, TxnOpResponse,
+    TxnResponse, point_range,
+};
 
 const CHECK: &str = "linearizability";
 
 /// Judges all requests against the changes that were made.
-pub fn check(history: &[Operation], changes: &Changes) -> Verdict {
+pub fn check(history: &[Operation], changes: &Changes, points: &Points) -> Verdict {
     real_time(history)?;
-    let writers = writers(history, changes)?;
-    replay(history, changes, &writers)
+    let writers = writers(history, changes, points)?;
+    let states = replay(history, changes, points, &writers)?;
+    differences(history, points, &states)?;
+    points.judge_lists(history)
 }
 
 /// A request that began after another had been answered must not come before it.
@@ -67,7 +73,12 @@ fn real_time(history: &[Operation]) -> Verdict {
 
 fn revision(operation: &Operation) -> Option<Revision> {
     match operation.outcome {
-        Outcome::Done(revision, _) | Outcome::Read(revision, _) => Some(revision),
+        Outcome::Done(revision, _) | Outcome::Read(revision, _) | Outcome::Listed { revision, .. } => {
+            Some(revision)
+        }
+        Outcome::Page { ref page, .. } if matches!(&operation.asked, Asked::Diff(asked) if asked.revision == 0) => {
+            Some(page.to)
+        }
         _ => None,
     }
 }
@@ -88,13 +99,18 @@ fn wrote(operation: &Operation) -> Option<bool> {
         Answer::Put(_) => Some(true),
         Answer::Delete(response) => Some(response.deleted > 0),
         Answer::Txn(response) => Some(txn_wrote(response)),
+        Answer::Point(PointReply::RolledBack(done)) => Some(done.events > 0),
         _ if matches!(operation.asked, Asked::Command(Command::LeaseRevoke { .. })) => None,
         _ => Some(false),
     }
 }
 
 /// Which request made which revision, by what they were told and by the values, which are unique.
-fn writers(history: &[Operation], changes: &Changes) -> Result<BTreeMap<Revision, usize>, Violation> {
+fn writers(
+    history: &[Operation],
+    changes: &Changes,
+    points: &Points,
+) -> Result<BTreeMap<Revision, usize>, Violation> {
     let mut writers = BTreeMap::new();
     let mut authors: BTreeMap<Bytes, usize> = BTreeMap::new();
     for (place, operation) in history.iter().enumerate() {
@@ -115,7 +131,8 @@ fn writers(history: &[Operation], changes: &Changes) -> Result<BTreeMap<Revision
     }
     let mut done: BTreeMap<usize, Revision> =
         writers.iter().map(|(revision, place)| (*place, *revision)).collect();
-    for change in changes.iter() {
+    // What a rollback puts back somebody else has written before.
+    for change in changes.iter().filter(|change| points.made(change.revision).is_none()) {
         let put = change.events.iter().find(|event| event.kind == EventKind::Put);
         let Some(event) = put else { continue };
         let Some(&place) = authors.get(&event.kv.value) else {
@@ -153,7 +170,13 @@ fn fail<T>(detail: String) -> Result<T, Violation> {
 }
 
 /// Carries everything out on the model, revision by revision.
-fn replay(history: &[Operation], changes: &Changes, writers: &BTreeMap<Revision, usize>) -> Verdict {
+/// Gives the states before the first revision and after each.
+fn replay(
+    history: &[Operation],
+    changes: &Changes,
+    points: &Points,
+    writers: &BTreeMap<Revision, usize>,
+) -> Result<Vec<Model>, Violation> {
     let mut reads: BTreeMap<Revision, Vec<usize>> = BTreeMap::new();
     for (place, operation) in history.iter().enumerate() {
         if let Some(at) = state_of(operation) {
@@ -166,13 +189,97 @@ fn replay(history: &[Operation], changes: &Changes, writers: &BTreeMap<Revision,
     let mut deletes = Deletes::new(history);
     let mut model = Model::default();
     judge_reads(history, &model, reads.remove(&(FIRST - 1)), FIRST - 1)?;
+    let mut states = vec![model.clone()];
     for change in changes.iter() {
         let at = change.revision;
-        match writers.get(&at) {
-            Some(place) => write(&history[*place], &mut model, change)?,
-            None => deletes.explain(history, &mut model, change, changes.time(at).unwrap_or_default())?,
+        match (points.made(at), writers.get(&at)) {
+            (Some(rolled), place) => {
+                roll_back(rolled, &states, &mut model, change)?;
+                let asked = place.map(|place| &history[*place].asked);
+                if asked.is_some_and(|asked| *asked != Asked::Command(Command::Point(rolled.change.clone())))
+                {
+                    return fail(format!("{asked:?} was told the revision of {rolled:?}"));
+                }
+            }
+            (None, Some(place)) => write(&history[*place], &mut model, change)?,
+            (None, None) => {
+                deletes.explain(history, &mut model, change, changes.time(at).unwrap_or_default())?;
+            }
         }
         judge_reads(history, &model, reads.remove(&at), at)?;
+        states.push(model.clone());
+    }
+    for rolled in points.rolled.iter().filter(|rolled| rolled.done.events == 0) {
+        let mut model = state(&states, rolled.done.revision)?.clone();
+        let events = model.roll_back(state(&states, rolled.done.to)?, &range(rolled), &rolled.living, 1);
+        if !events.is_empty() {
+            return fail(format!("{rolled:?} should have made {events:?}"));
+        }
+    }
+    Ok(states)
+}
+
+/// The state after a revision; before the first it is empty.
+fn state(states: &[Model], revision: Revision) -> Result<&Model, Violation> {
+    let at = usize::try_from((revision - (FIRST - 1)).max(0)).ok();
+    match at.and_then(|at| states.get(at)) {
+        Some(state) => Ok(state),
+        None => fail(format!("revision {revision} was never made")),
+    }
+}
+
+fn range(rolled: &Rolled) -> KeyRange {
+    let PointChange::Rollback { prefix, .. } = &rolled.change else { unreachable!("it rolled back") };
+    point_range(prefix.as_ref())
+}
+
+/// A rollback made the change: exactly the differences, one event each, and it was told so.
+fn roll_back(rolled: &Rolled, states: &[Model], model: &mut Model, change: &Change) -> Verdict {
+    let then = state(states, rolled.done.to)?;
+    let events = model.roll_back(then, &range(rolled), &rolled.living, change.revision);
+    if events != change.events {
+        return fail(format!("{rolled:?} made {change:?}, should have made {events:?}"));
+    }
+    if rolled.done.events != events.len() as u64 || rolled.done.compared < rolled.done.events {
+        return fail(format!("{rolled:?} has made {} events", events.len()));
+    }
+    Ok(())
+}
+
+/// Every page of a difference is what a rollback would do.
+fn differences(history: &[Operation], points: &Points, states: &[Model]) -> Verdict {
+    for operation in history {
+        let (Asked::Diff(asked), Outcome::Page { index, page, living }) =
+            (&operation.asked, &operation.outcome)
+        else {
+            continue;
+        };
+        let list = points.at(*index);
+        let named = list.points.iter().find(|point| point.name == asked.point);
+        let of = named.map(|point| point.revision);
+        if of != Some(page.from) || (asked.revision > 0 && page.to != asked.revision) {
+            return fail(format!("{operation:?} is of a point at {of:?}"));
+        }
+        let living = living.iter().copied().collect();
+        let (then, now) = (state(states, page.from)?, state(states, page.to)?);
+        let mut right = difference(then, now, &point_range(asked.prefix.as_ref()), &living);
+        right.retain(|it| asked.after.as_ref().is_none_or(|after| it.key > *after));
+        right.retain(|it| page.next.as_ref().is_none_or(|next| it.key <= *next));
+        let many = |of: fn(&Difference) -> bool| right.iter().filter(|it| of(it)).count() as u64;
+        let counts = DiffCounts {
+            created: many(|it| it.then.is_none()),
+            changed: many(|it| it.then.is_some() && it.now.is_some()),
+            deleted: many(|it| it.now.is_none()),
+            compared: page.counts.compared,
+        };
+        if asked.count_only {
+            right.clear();
+        }
+        let fits = asked.limit == 0 || counts.differing() <= asked.limit;
+        if page.differences != right || page.counts != counts || counts.compared < counts.differing() || !fits
+        {
+            return fail(format!("{operation:?} should be {right:?}, {counts:?}"));
+        }
     }
     Ok(())
 }
@@ -279,7 +386,7 @@ impl Deletes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{DeleteRequest, KeyRange, PutRequest, PutResponse, RangeRequest};
+    use crate::types::{DeleteRequest, PutRequest, PutResponse, RangeRequest};
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -316,6 +423,10 @@ mod tests {
             changes.made(&Change { revision, events }, MS(1000)).unwrap();
         }
         changes
+    }
+
+    fn check(history: &[Operation], changes: &Changes) -> Verdict {
+        super::check(history, changes, &Points::default())
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub const DISK_LOOK: Duration = Duration::from_secs(1);
 /// The same where not much more is free than the reserve.
 pub const DISK_LOOK_CLOSELY: Duration = Duration::from_millis(100);
 /// A member whose disk was short and that its leader has not heard of for this long stops nothing any more.
-pub const DISK_SILENCE: Duration = Duration::from_secs(30);
+pub const DISK_SILENCE: Duration = Duration::from_secs(10);
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 /// Rollback points, those not counted that rollbacks make. A difference opens a scan for each.

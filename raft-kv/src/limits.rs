@@ -111,6 +111,7 @@ pub const RECOVERY_REVISIONS: i64 = 1_000_000_000;
 pub const RECOVERY_TERMS: u64 = 1_000_000_000;
 /// Bytes of entries that a recovery carries out at once.
 pub const RECOVERY_READ_BYTES: u64 = 8 * 1024 * 1024;
+pub const DISK_SILENCE: Duration = Duration::from_secs(10);
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 /// Rollback points, those not counted that rollbacks make. A difference opens a scan for each.

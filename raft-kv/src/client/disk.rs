@@ -261,17 +261,17 @@ mod tests {
     #[test]
     fn who_is_silent_for_long_stops_nothing_any_more() {
         let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
+        let at = |tenths: u32| start + DISK_SILENCE / 10 * tenths;
         let (one, two) = (NodeId(1), NodeId(2));
         let mut heard = Heard::default();
         assert_eq!(heard.silent(at(0), &[one, two], &[two]), []);
-        assert_eq!(heard.silent(at(29), &[one, two], &[two]), []);
-        assert_eq!(heard.silent(at(30), &[one, two], &[two]), [one]);
-        assert_eq!(heard.silent(at(58), &[one, two], &[one]), []);
-        // Its alarm was ended and raised again meanwhile: the time begins anew.
-        assert_eq!(heard.silent(at(59), &[one], &[]), []);
-        assert_eq!(heard.silent(at(60), &[one, two], &[]), []);
-        assert_eq!(heard.silent(at(89), &[one, two], &[]), [one]);
-        assert_eq!(heard.silent(at(90), &[two], &[]), [two]);
+        assert_eq!(heard.silent(at(9), &[one, two], &[two]), []);
+        assert_eq!(heard.silent(at(10), &[one, two], &[two]), [one]);
+        assert_eq!(heard.silent(at(19), &[one, two], &[one]), []);
+        // The other's alarm was ended and raised again meanwhile: its time begins anew.
+        assert_eq!(heard.silent(at(20), &[one], &[]), []);
+        assert_eq!(heard.silent(at(21), &[one, two], &[]), []);
+        assert_eq!(heard.silent(at(29), &[one, two], &[]), [one]);
+        assert_eq!(heard.silent(at(31), &[two], &[]), [two]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use raft_kv::client::{Config, FreeSpace, Handle, Node, Tuning};
+use raft_kv::client::{Config, FreeSpace, Handle, Node, Overrides, Tuning};
 use raft_kv::error::{Error, Refusal};
 use raft_kv::machine::command::Command;
 use raft_kv::types::{
@@ -159,6 +159,45 @@ async fn a_short_disk_stops_what_takes_space_until_there_is_room_again() {
     one.alarm(AlarmRequest::End(ids[0], AlarmKind::NoSpace)).await.unwrap();
     two.put(put("k", "w")).await.unwrap();
     for node in [first, second] {
+        node.shutdown().await.unwrap();
+    }
+}
+
+/// Who is off fills no disk, and must not keep the others from writing for as long as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_alarm_of_a_member_that_is_off_is_ended_by_the_leader() {
+    logs();
+    let dir = tempfile::tempdir().unwrap();
+    let free = [Arc::new(AtomicU64::new(1 << 40)), Arc::new(AtomicU64::new(1 << 40))];
+    let first = Node::init(told(config(dir.path(), "a"), &free[0])).await.unwrap();
+    let token = first.handle().join_token(Role::Manager).await.unwrap();
+    let endpoints = vec![first.addr().to_owned()];
+    let others = ["b", "c"].map(|name| told(config(dir.path(), name), &free[usize::from(name == "c")]));
+    let [second, third] = others;
+    let second = Node::join(second, &token, &endpoints).await.unwrap();
+    let place = third.data_dir.clone();
+    let third = Node::join(third, &token, &endpoints).await.unwrap();
+    let one = first.handle().with_patience(Duration::from_secs(60));
+    eventually("all vote", || async { (voters(&one).await == 3).then_some(()) }).await;
+    free[1].store(0, Ordering::Relaxed);
+    short(&one, 1).await;
+    third.shutdown().await.unwrap();
+    let refused = Error::from(Refusal::Alarmed { kind: AlarmKind::DiskShort });
+    let goes_on = async {
+        while let Err(error) = one.put(put("k", "v")).await {
+            assert_eq!(error, refused);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(90), goes_on).await.expect("writes go on without it");
+    // Back, and still short, it says so again.
+    let tuning = Tuning { disk_reserve_bytes: u64::MAX, ..tuning() };
+    let none = FreeSpace::Told(Arc::new(|| 0));
+    let third =
+        Node::open(&place, Overrides::default(), Tuning { free_space: none, ..tuning }).await.unwrap();
+    short(&one, 1).await;
+    assert_eq!(one.put(put("k", "w")).await.unwrap_err(), refused);
+    for node in [third, second, first] {
         node.shutdown().await.unwrap();
     }
 }

@@ -228,3 +228,42 @@ fn a_locked_directory_needs_its_key() {
     let member = Member::started(start, &dir).unwrap_or_else(|ended| panic!("{ended:?}"));
     assert_eq!(member.id, done["new"]["id"].as_str().unwrap());
 }
+
+/// The example of docs/external-roots.md: the cluster has no signing key.
+#[test]
+fn where_the_signing_key_is_kept_outside_the_signer_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = |name: &str| format!("{}/../docs/examples/{name}", env!("CARGO_MANIFEST_DIR"));
+    let ca = folder.path().join("ca");
+    fs::create_dir(&ca).unwrap();
+    let made = std::process::Command::new(example("own-root.sh")).arg(&ca).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = |name: &str| ca.join(name).to_str().unwrap().to_owned();
+    let mut signer = vec!["--external-signer".to_owned(), example("signer.sh")];
+    for name in ["signing.pem", "signing.key"] {
+        signer.extend(["--external-signer-arg".to_owned(), file(name)]);
+    }
+    let start = |words: &[&str], name: &str| {
+        let listen = free_address();
+        let (chain, mut all) = (file("chain.pem"), words.to_vec());
+        all.extend(["--name", name, "--listen-addr", &listen, "--etcd-addr", "127.0.0.1:0"]);
+        all.extend(signer.iter().map(String::as_str));
+        if words[0] == "init" {
+            all.extend(["--ca-cert", &chain]);
+        }
+        Member::start(&all, &folder.path().join(name)).unwrap_or_else(|ended| panic!("{ended:?}"))
+    };
+    let mut one = start(&["init"], "one");
+    let token = one.token();
+    let mut two = start(&["join", "--token", &token, &one.addr], "two");
+    until("both vote", || (voters(&one) == 2).then_some(()));
+    two.running.kill();
+    one.running.kill();
+    let dir = one.data_dir.clone();
+    recover(&dir, &["--yes"]).refused(1, &["--external-signer"]);
+    assert_eq!(status(&recover(&dir, &["--dry-run"]).json()), "possible", "nothing was changed");
+    let mut words = vec!["--yes"];
+    words.extend(signer.iter().map(String::as_str));
+    let done = recover(&dir, &words).json();
+    assert_eq!(Member::again(&dir).id, done["new"]["id"].as_str().unwrap());
+}

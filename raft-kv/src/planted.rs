@@ -188,6 +188,8 @@ pub enum Bug {
     IgnoreDiskShort,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
+    /// A removed member is asked, where it is at the address of another.
+    AskRemoved,
     /// A new epoch keeps the members of the one before.
     RecoverKeepsOldMembers,
     /// A new epoch goes on with the next revision, which the one before may have handed out.

@@ -21,6 +21,9 @@ pub struct RecoverArgs {
     /// By how much the revision goes up: more than the lost members can have made without this one
     #[arg(long, value_name = "N", default_value_t = raft_kv::limits::RECOVERY_REVISIONS)]
     pub margin: i64,
+    /// Where the log is damaged: go on with the state alone; what only the log has is lost
+    #[arg(long)]
+    pub without_log: bool,
     /// Where the unlock key is, `-` for standard input [env: RAFT_KV_UNLOCK_KEY, the key itself]
     #[arg(long, value_name = "FILE")]
     pub unlock_key_file: Option<PathBuf>,

@@ -20,6 +20,7 @@ pub async fn run(args: RecoverArgs, output: &mut Output) -> Result<(), Failure> 
         unlock: lock::given_key(args.unlock_key_file.as_deref())?,
         external_signer: signer(args.signer),
         revisions: args.margin,
+        without_log: args.without_log,
         ..RecoverOptions::default()
     };
     let (data_dir, margin) = (args.data_dir.as_path(), args.margin);
@@ -71,6 +72,7 @@ fn as_json(status: &RecoverStatus, data_dir: &Path) -> Value {
             "epoch": recovery.epoch,
             "id": recovery.old_id.to_string(),
             "others": recovery.others.iter().map(other).collect::<Vec<_>>(),
+            "without_log": recovery.without_log,
             "term": recovery.last.0,
             "last_durable": recovery.last.1,
             "last_committed": recovery.committed,
@@ -145,6 +147,9 @@ fn what_is_known(recovery: &Recovery) -> String {
         recovery.last.1, recovery.last.0, recovery.committed, recovery.applied, recovery.revision,
     );
     match recovery.uncertain() {
+        0 if recovery.without_log => text.push_str(
+            "  the log can't be read: what only it has is LOST, acknowledged writes among it\n",
+        ),
         0 => text.push_str("  every entry here is known to be committed\n"),
         entries => text.push_str(&format!(
             "  {entries} entries are not known to be committed, and are kept: they may have been acknowledged\n",
@@ -184,6 +189,7 @@ mod tests {
             role: Some(MemberRole::Voter),
             epoch: 1,
             others: vec![Member { record, role: MemberRole::Voter }],
+            without_log: false,
             last: (3, 20),
             committed: 18,
             applied: 15,
@@ -228,6 +234,8 @@ mod tests {
         assert_eq!((&new["epoch"], &new["revision"]), (&json!(2), &json!(112)));
         let learner = RecoverStatus::Possible(Recovery { role: Some(MemberRole::Learner), ..sample() });
         assert!(as_text(&learner, Path::new("/d"), 5).contains("this learner"));
+        let damaged = Recovery { without_log: true, committed: 20, applied: 20, ..sample() };
+        assert!(as_text(&RecoverStatus::Possible(damaged), Path::new("/d"), 5).contains("log can't be read"));
         let gone = RecoverStatus::Possible(Recovery { role: None, ..sample() });
         assert!(as_text(&gone, Path::new("/d"), 5).contains("REMOVED"));
     }

@@ -65,7 +65,7 @@ use crate::types::{
 };
 use compact::Collected;
 use draft::Draft;
-use format::{FORMAT, STORE, load, member_key, meta};
+use format::{FORMAT, member_key, meta};
 use overlay::Overlay;
 use quota::Used;
 use range::Budget;
@@ -161,13 +161,8 @@ impl<S: Store> Machine<S> {
     /// of a newer format than this version's is not touched.
     pub fn open(store: S) -> Result<Option<Self>, StorageFailed> {
         let held = store.view(|view| -> Result<_, StorageFailed> {
-            let Some(found) = load::<u32>(view, Table::Meta, meta::FORMAT)? else { return Ok(None) };
-            if found != FORMAT {
-                return Err(StorageFailed {
-                    file: STORE.into(),
-                    why: format!("it has format {found}, this version knows format {FORMAT}"),
-                    next: "run the version of raft-kv that wrote it, or a newer one".into(),
-                });
+            if !read::holds_known(view)? {
+                return Ok(None);
             }
             Ok(Some((
                 read::applied(view)?,

@@ -7,10 +7,10 @@ use bytes::Bytes;
 
 use super::compact::Collected;
 use super::count::{self, Remembered};
-use super::format::{load_meta, meta};
+use super::format::{FORMAT, STORE, load, load_meta, meta};
 use super::range::{self, Budget, check_revision};
 use super::stop::{Settled, Stop, settle};
-use super::store::Read;
+use super::store::{Read, Table};
 use super::trust::{SealStep, Verdict};
 use super::validate::{validate_range, validate_txn};
 use super::{history, lease, members, points, trust, txn};
@@ -308,7 +308,20 @@ pub fn half_done(view: &dyn Read) -> Result<bool, StorageFailed> {
 
 /// Whether there is a state at all: a member that has just joined waits for its first.
 pub fn holds_state(view: &dyn Read) -> Result<bool, StorageFailed> {
-    Ok(view.get(super::store::Table::Meta, meta::FORMAT)?.is_some())
+    Ok(view.get(Table::Meta, meta::FORMAT)?.is_some())
+}
+
+/// As [`holds_state`], refused where the state is of another format than this version's.
+pub fn holds_known(view: &dyn Read) -> Result<bool, StorageFailed> {
+    match load::<u32>(view, Table::Meta, meta::FORMAT)? {
+        None => Ok(false),
+        Some(FORMAT) => Ok(true),
+        Some(found) => Err(StorageFailed {
+            file: STORE.into(),
+            why: format!("it has format {found}, this version knows format {FORMAT}"),
+            next: "run the version of raft-kv that wrote it, or a newer one".into(),
+        }),
+    }
 }
 
 /// The last applied entry and the configuration there.

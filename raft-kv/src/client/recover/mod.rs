@@ -7,126 +7,34 @@
 //! leave a directory in which a member could run that is neither the old nor the new one.
 
 mod place;
+mod report;
 #[cfg(all(test, feature = "sim"))]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config::{DataDir, Remembered, StartError, Tuning, remember_in};
+use super::config::{DataDir, Remembered, StartError, remember_in};
 use super::local::random;
 use super::node::{hosts_of, log_options, state_options};
 use super::trust::authority::{Hand, Wanted, record_of, roots_of};
-use super::trust::signer::{ExternalSigner, Signer};
+use super::trust::signer::Signer;
 use super::trust::vault::{KEYRING_FILE, Vault};
-use crate::codec::wire_struct;
 use crate::error::{Error, Refusal, StorageFailed};
-use crate::limits::{MAX_RAISED_REVISION, RECOVERY_READ_BYTES, RECOVERY_REVISIONS, RECOVERY_TERMS};
-use crate::machine::{self, Machine, NewEpoch};
+use crate::limits::{MAX_RAISED_REVISION, RECOVERY_READ_BYTES, RECOVERY_TERMS};
+use crate::machine::{self, Machine, NewEpoch, Store};
 use crate::net::write_private;
-use crate::pki::{Credentials, NodeKey, Subject, UnlockKey};
+use crate::pki::{Credentials, NodeKey, Subject};
 use crate::storage::checkpoint;
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{self, Log, Looked};
 use crate::storage::state::State;
 use crate::types::{
-    ClusterId, ConfChange, ConfState, HardState, Index, Member, MemberRecord, MemberRole, NodeId, Payload,
-    Revision, Role, SnapshotMeta, Term,
+    ConfChange, ConfState, HardState, Member, MemberRecord, MemberRole, NodeId, Payload, Revision, Role,
+    SnapshotMeta,
 };
 pub(super) use place::is_unfinished;
-
-/// What a recovery needs besides the data directory.
-#[derive(Clone, Debug)]
-pub struct RecoverOptions {
-    /// The cluster's unlock key, where the member's disk is locked.
-    pub unlock: Option<UnlockKey>,
-    /// What signs, where the cluster's signing key is kept outside.
-    pub external_signer: Option<ExternalSigner>,
-    /// By how much the revision goes up, at least 1: more than the epoch before can have handed out behind
-    /// this member's back.
-    pub revisions: Revision,
-    /// As for a member that runs.
-    pub tuning: Tuning,
-}
-
-impl Default for RecoverOptions {
-    fn default() -> Self {
-        Self { unlock: None, external_signer: None, revisions: RECOVERY_REVISIONS, tuning: Tuning::default() }
-    }
-}
-
-/// What a recovery finds, keeps and may lose.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Recovery {
-    /// The cluster; it stays.
-    pub cluster: ClusterId,
-    /// The member's name; it stays.
-    pub name: String,
-    /// Where it is reached; it stays.
-    pub addr: String,
-    /// Its id in the epoch before.
-    pub old_id: NodeId,
-    /// Its id in the new epoch; `NodeId(0)` before there is one.
-    pub new_id: NodeId,
-    /// Its place in the group before; `None` where it had been removed.
-    pub role: Option<MemberRole>,
-    /// The epoch before; the new one is one more.
-    pub epoch: u64,
-    /// The other members of the epoch before, as this member knew them: they are shut out.
-    pub others: Vec<Member>,
-    /// The last entry on this member's disk: (term, index).
-    pub last: (Term, Index),
-    /// The last entry that it knows to be committed.
-    pub committed: Index,
-    /// The last entry in its state on disk.
-    pub applied: Index,
-    /// The revision of that state.
-    pub revision: Revision,
-    /// The revision with every entry up to `last`; 0 before they were carried out.
-    pub kept_revision: Revision,
-    /// The revision at which the new epoch begins; 0 before that.
-    pub new_revision: Revision,
-    /// The folder within the data directory with all that was there before; empty before that.
-    pub set_aside: String,
-}
-wire_struct!(Recovery {
-    cluster,
-    name,
-    addr,
-    old_id,
-    new_id,
-    role,
-    epoch,
-    others,
-    last,
-    committed,
-    applied,
-    revision,
-    kept_revision,
-    new_revision,
-    set_aside
-});
-
-impl Recovery {
-    /// Entries that are on this member's disk and that it does not know to be committed. They are kept: each may
-    /// have been acknowledged by a quorum that this member was in.
-    pub fn uncertain(&self) -> u64 {
-        self.last.1.saturating_sub(self.committed.max(self.applied))
-    }
-}
-
-/// What is to be done, or was done.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum RecoverStatus {
-    /// A new epoch can be made. Nothing was changed.
-    Possible(Recovery),
-    /// This member alone is the quorum: it starts as it is. Nothing was changed.
-    Alone(Recovery),
-    /// A recovery was decided and then cut short; another call completes it.
-    Unfinished(Recovery),
-    /// The new epoch is made; the member can run.
-    Done(Recovery),
-}
+pub use report::{RecoverOptions, RecoverStatus, Recovery};
 
 /// Says what [`recover`] would do. Changes nothing.
 ///
@@ -137,7 +45,8 @@ pub fn survey_recovery(data_dir: &Path, options: &RecoverOptions) -> Result<Reco
     if let Some(unfinished) = place::unfinished(&dir)? {
         return Ok(RecoverStatus::Unfinished(unfinished));
     }
-    let found = Found::look(&dir, options)?;
+    let seen = checkpoint::look(&dir.join("state"), see)?;
+    let found = Found::look(&dir, seen, options)?;
     Ok(match found.alone {
         true => RecoverStatus::Alone(found.recovery),
         false => RecoverStatus::Possible(found.recovery),
@@ -171,15 +80,32 @@ async fn recover_in_steps(
     if options.revisions < 1 {
         return Err(Refusal::invalid("revisions", "the revision must go up: at least by 1").into());
     }
-    let found = Found::look(&dir, options)?;
-    if found.alone {
+    // Held open from here on: a member in this process may have it for a little after it let go of the directory.
+    let path = dir.join("state");
+    let state = match path.exists() {
+        true => Some(State::open(&path, state_options(&options.tuning))?),
+        false => None,
+    };
+    let found = Found::look(&dir, state.as_ref().map(|state| state.view(see)), options)?;
+    let Some(state) = state.filter(|_| !found.alone) else {
         return Ok(RecoverStatus::Alone(found.recovery));
-    }
-    let recovery = build(&dir, found, options, step).await?;
+    };
+    let recovery = build(&dir, found, state, options, step).await?;
     place::decide(&dir, &recovery)?;
     step("decided")?;
     place::finish(&dir, &recovery, step)?;
     Ok(RecoverStatus::Done(recovery))
+}
+
+/// What is looked for in a state: the last entry in it, members, revision, epoch.
+type Seen = Result<Option<(SnapshotMeta, Vec<Member>, Revision, u64)>, StorageFailed>;
+
+fn see(view: &dyn machine::Read) -> Seen {
+    if !machine::read::holds_known(view)? {
+        return Ok(None);
+    }
+    let (state, members) = (machine::read::applied(view)?, machine::read::members(view)?);
+    Ok(Some((state, members, machine::read::current_revision(view)?, machine::read::epoch(view)?)))
 }
 
 /// A member that does not run, looked at and not touched.
@@ -193,35 +119,21 @@ struct Found {
 }
 
 impl Found {
-    fn look(dir: &DataDir, options: &RecoverOptions) -> Result<Self, StartError> {
+    fn look(dir: &DataDir, seen: Option<Seen>, options: &RecoverOptions) -> Result<Self, StartError> {
         let remembered = dir.recall()?;
         let vault = Vault::open(dir.path(), options.unlock.as_ref())?;
         let wrong =
             |why: &str| StartError::DataDir { dir: dir.path().display().to_string(), why: why.into() };
-        let seen = checkpoint::look(&dir.join("state"), |view| -> Result<_, StorageFailed> {
-            if !machine::read::holds_state(view)? {
-                return Ok(None);
-            }
-            let (state, members) = (machine::read::applied(view)?, machine::read::members(view)?);
-            Ok(Some((state, members, machine::read::current_revision(view)?, machine::read::epoch(view)?)))
-        })?;
         let Some((state, members, revision, epoch)) = seen.transpose()?.flatten() else {
             return Err(wrong(
                 "this member never had a state, there is nothing to go on with; recover another one, or restore a \
                  backup",
             ));
         };
-        let identity = log::Identity { cluster: remembered.cluster, node: remembered.node };
-        let files = log_files(&dir.join("log"))?;
-        let log = Log::look(files, log_options(&options.tuning), identity, &state)?;
-        if log.behind {
-            return Err(wrong(
-                "its log ends before what this member acknowledged: its disk has lost entries that may be \
-                 committed; recover another member, or restore a backup",
-            ));
-        }
+        let log = look_at_log(dir, &remembered, &state, options)?;
         let (conf, members) = follow(&log, &state, members)?;
-        let alone = conf.voters == [remembered.node] && conf.voters_outgoing.is_empty();
+        let quorum = conf.voters == [remembered.node] && conf.voters_outgoing.is_empty();
+        let alone = quorum && !options.without_log;
         let (own, others): (Vec<_>, Vec<_>) =
             members.into_iter().partition(|member| member.record.id == remembered.node);
         let recovery = Recovery {
@@ -233,6 +145,7 @@ impl Found {
             role: own.first().map(|member| member.role),
             epoch,
             others,
+            without_log: options.without_log,
             last: (log.last.term, log.last.index),
             committed: log.hard.commit,
             applied: state.index,
@@ -242,6 +155,37 @@ impl Found {
             set_aside: String::new(),
         };
         Ok(Self { remembered, vault, log, alone, recovery })
+    }
+}
+
+/// The log, or what takes its place where it is damaged and is to be given up.
+fn look_at_log(
+    dir: &DataDir,
+    remembered: &Remembered,
+    state: &SnapshotMeta,
+    options: &RecoverOptions,
+) -> Result<Looked<FolderFiles>, StartError> {
+    const NEXT: &str = "recover another member, or restore a backup; where there is neither, --without-log goes on \
+                        with the state alone";
+    let path = dir.join("log");
+    let file = path.display().to_string();
+    let identity = log::Identity { cluster: remembered.cluster, node: remembered.node };
+    let looked = match path.exists() {
+        true => Log::look(log_files(&path)?, log_options(&options.tuning), identity, state),
+        false => Err(StorageFailed::damaged(file.clone(), "it is missing")),
+    };
+    let why = "it ends before what this member acknowledged: the disk has lost entries that may be committed";
+    let whole = looked.and_then(|log| match log.behind {
+        true => Err(StorageFailed::damaged(file.clone(), why)),
+        false => Ok(log),
+    });
+    match whole {
+        Ok(_) if options.without_log => {
+            let why = "the log is whole, and giving it up would lose what only it has; leave this out";
+            Err(Refusal::invalid("without-log", why).into())
+        }
+        Err(_) if options.without_log => Ok(Looked::given_up(state)),
+        whole => Ok(whole.map_err(|failed| StorageFailed { next: NEXT.into(), ..failed })?),
     }
 }
 
@@ -288,17 +232,24 @@ fn log_files(path: &Path) -> Result<FolderFiles, StorageFailed> {
 async fn build(
     dir: &DataDir,
     found: Found,
+    old: State,
     options: &RecoverOptions,
     step: &mut Told<'_>,
 ) -> Result<Recovery, StartError> {
     let fresh = place::begin(dir)?;
     step("begun")?;
     let at = fresh.join("state");
-    State::open(&dir.join("state"), state_options(&options.tuning))?.copy_to(&at)?;
+    old.copy_to(&at)?;
+    drop(old);
     step("copied")?;
     let state = State::open(&at, state_options(&options.tuning))?;
     let mut machine = Machine::open(state.clone())?.expect("the state was looked at");
     let sure = carry_out(&mut machine, &found.log)?;
+    if state.view(machine::read::half_done)? {
+        let why = "a rollback is half carried out here, and the log does not have the entry that ends it; recover \
+                   another member, or restore a backup";
+        return Err(StartError::DataDir { dir: dir.path().display().to_string(), why: why.into() });
+    }
     step("carried out")?;
     let me = MemberRecord {
         id: NodeId(random()),
@@ -362,7 +313,6 @@ async fn certify(
     me: &MemberRecord,
     options: &RecoverOptions,
 ) -> Result<(Credentials, crate::types::NodeRecord), StartError> {
-    use crate::machine::Store;
     let trusted = state.view(machine::read::trusted)?;
     let authority = trusted.issuing();
     let signer = options.external_signer.as_ref().map(Signer::new).transpose()?;

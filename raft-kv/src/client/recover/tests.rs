@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::super::{Config, Node, Overrides};
+use super::super::{Config, Node, Overrides, Tuning};
 use super::*;
 use crate::types::{KeyRange, PutRequest, RangeRequest};
 
@@ -65,14 +65,11 @@ async fn survivor(dir: &Path) -> std::path::PathBuf {
     }
     drop((first, second));
     let image = dir.join("a");
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        match survey_recovery(&image, &options()) {
-            Err(error) if error.to_string().contains("another process uses it") => {}
-            // What was dropped may have the state open for a little longer.
-            other => match State::open(&image.join("state"), state_options(&tuning())) {
-                Ok(_) => break drop(other.unwrap()),
-                Err(_) => drop(other.unwrap()),
-            },
+        // What was dropped has the state open for a little longer than the directory.
+        if State::open(&image.join("state"), state_options(&tuning())).is_ok() {
+            break;
         }
         assert!(Instant::now() < deadline, "it does not let go of its directory");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -166,4 +163,30 @@ async fn a_member_that_runs_or_is_its_own_quorum_is_not_recovered() {
     assert_eq!((alone.epoch, alone.others.len(), alone.uncertain()), (1, 0, 0));
     let nothing = recover(folder.path(), &options()).await.unwrap_err();
     assert!(nothing.to_string().contains("holds no member"), "{nothing}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_a_damaged_log_goes_on_only_if_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = survivor(folder.path()).await;
+    let given_up = RecoverOptions { without_log: true, ..options() };
+    let whole = recover(&dir, &given_up).await.unwrap_err();
+    assert!(whole.to_string().contains("the log is whole"), "{whole}");
+    for damage in
+        [|log: &Path| fs::write(log.join("marker"), [0; 8192]), |log: &Path| fs::remove_dir_all(log)]
+    {
+        damage(&dir.join("log")).unwrap();
+        let damaged = recover(&dir, &options()).await.unwrap_err();
+        let StartError::Storage(failed) = damaged else { panic!("{damaged}") };
+        assert!(failed.next.contains("--without-log"), "{failed}");
+        assert!(survey_recovery(&dir, &options()).is_err());
+    }
+    assert!(!dir.join("log").exists(), "nothing is made by looking");
+    let RecoverStatus::Done(recovery) = recover(&dir, &given_up).await.unwrap() else { panic!() };
+    assert_eq!((recovery.without_log, recovery.last.1, recovery.uncertain()), (true, recovery.applied, 0));
+    let node = Node::open(&dir, Overrides::default(), tuning()).await.unwrap();
+    let (header, _) =
+        node.handle().put(PutRequest { key: "new".into(), ..PutRequest::default() }).await.unwrap();
+    assert!(header.revision > recovery.new_revision);
+    node.shutdown().await.unwrap();
 }

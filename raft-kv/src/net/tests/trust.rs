@@ -215,6 +215,26 @@ fn a_manager_that_is_not_heard_of_comes_in_on_a_members_word() {
     });
 }
 
+/// Whether a member asks whoever is at an address, where that is one that was removed.
+async fn ask_removed() -> Result<Dialer, Error> {
+    let ours = Authority::new(CLUSTER);
+    let (server, old) = (ours.manager(1), ours.manager(2));
+    serve_echo(old.clone());
+    server.live().set_standing(|who| {
+        if who.node == NodeId(2) { Standing::Removed } else { Standing::Known(who.role) }
+    });
+    server.dialer(&addr(&old), None).await
+}
+
+#[test]
+fn who_was_removed_is_not_asked_either() {
+    let error = run(ask_removed()).unwrap_err();
+    assert!(
+        matches!(&error, Error::NotDone(NotDone::Unreachable(why)) if why.contains("was removed")),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_becomes_known_in_time_is_let_in() {
     run(async {
@@ -482,6 +502,7 @@ mod planted {
     #[test]
     fn ignoring_a_members_word_is_noticed() {
         assert!(with(Some(Bug::IgnoreWord), || run(vouched_for(Role::Manager))).is_err());
+        assert!(with(Some(Bug::AskRemoved), || run(ask_removed())).is_ok());
     }
 
     #[test]

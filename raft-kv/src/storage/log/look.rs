@@ -71,6 +71,13 @@ impl<F: Files> Log<F> {
 }
 
 impl<F: Files> Looked<F> {
+    /// In the place of a log that can't be read: nothing behind the state.
+    pub fn given_up(state: &SnapshotMeta) -> Self {
+        let last = Position { term: state.term, index: state.index };
+        let hard = HardState { term: state.term, commit: state.index, ..HardState::default() };
+        Self { log: None, state: state.index, hard, acknowledged: last, last, behind: false }
+    }
+
     /// Entries behind the state from `from` on, ascending, at least one and then as many as fit into
     /// `max_bytes`; none at the end.
     ///

@@ -282,8 +282,10 @@ fn contents(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
 }
 
 /// What a look finds: the last entry, the last committed index, the entries behind the state, behind.
+type Seen = ((Term, Index), Index, Vec<Index>, bool);
+
 #[track_caller]
-fn look(disk: &SimDisk, state: SnapshotMeta, expect: Result<((Term, Index), Index, Vec<Index>, bool), &str>) {
+fn look(disk: &SimDisk, state: SnapshotMeta, expect: Result<Seen, &str>) {
     let disk = disk.restart();
     let before = contents(&disk);
     match (Log::look(disk.clone(), OPTIONS, IDENTITY, &state), expect) {

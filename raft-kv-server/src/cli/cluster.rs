@@ -36,6 +36,12 @@ fn info_json(info: &Info) -> Value {
         "watchers": info.watchers,
         "syncs": info.syncs.0,
         "proposed": info.syncs.1,
+        "scrub": {
+            "rounds": info.scrub.rounds,
+            "ended": info.scrub.ended,
+            "bytes": info.scrub.bytes,
+            "problems": info.scrub.problems,
+        },
     })
 }
 
@@ -46,12 +52,16 @@ fn info_text(info: &Info) -> String {
         Some(leader) => leader.to_string(),
     };
     let role = if info.learner { "learner" } else { "voter" };
+    let scrubbed = match info.scrub.ended {
+        0 => "not yet since the start".to_owned(),
+        ended => format!("{}, {} bytes, nothing wrong", super::node::date(ended), info.scrub.bytes),
+    };
     let compacted =
         if info.compacted > 0 { format!(", oldest kept {}", info.compacted) } else { String::new() };
     format!(
         "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
          log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
-         root digest  {}\ncertificate  until {}{}\nversion      {}\n",
+         root digest  {}\ncertificate  until {}{}\ndisk read    {scrubbed}\nversion      {}\n",
         info.cluster,
         info.member,
         info.name,
@@ -109,6 +119,7 @@ pub async fn compact(args: &CompactArgs, output: &mut Output) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
+    use raft_kv::client::api::ScrubStatus;
     use raft_kv::types::{ClusterId, NodeId};
 
     use super::*;
@@ -132,6 +143,7 @@ mod tests {
             certificate_ends: 1_767_225_600,
             watchers: 1,
             syncs: (5, 6),
+            scrub: ScrubStatus { rounds: 1, ended: 1_767_225_600, bytes: 9, problems: 0 },
             ..Info::default()
         };
         assert_eq!(
@@ -139,12 +151,14 @@ mod tests {
             "cluster      000000000000000c\nmember       000000000000000a (one), voter, at h:1\n\
              leader       000000000000000a (this member), term 2\nlog          committed 10, applied 9\n\
              revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\nroot digest  ab\n\
-             certificate  until 2026-01-01\nversion      0.1.0\n"
+             certificate  until 2026-01-01\ndisk read    2026-01-01T00:00:00Z, 9 bytes, nothing wrong\n\
+             version      0.1.0\n"
         );
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6,"certificate_ends_soon":false}"#;
+            "syncs":5,"proposed":6,"certificate_ends_soon":false,
+            "scrub":{"rounds":1,"ended":1767225600,"bytes":9,"problems":0}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());
         assert_eq!(info_json(&Info::default())["leader"], Value::Null);
     }

@@ -247,7 +247,22 @@ pub struct Info {
     pub syncs: (u64, u64),
     /// Whether its certificate should have been renewed by now: less than a fifth of its life is left.
     pub certificate_ends_soon: bool,
+    /// How far the reading of its disk has come.
+    pub scrub: ScrubStatus,
 }
+/// How far a member has come with reading its disk again, which finds what has rotted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ScrubStatus {
+    /// Rounds since its start.
+    pub rounds: u64,
+    /// When the last one ended, in seconds since 1970; 0 before that.
+    pub ended: i64,
+    /// Bytes that it read.
+    pub bytes: u64,
+    /// Damaged places found since its start.
+    pub problems: u64,
+}
+wire_struct!(ScrubStatus { rounds, ended, bytes, problems });
 wire_struct!(Info {
     cluster,
     member,
@@ -267,6 +282,7 @@ wire_struct!(Info {
     watchers,
     syncs,
     certificate_ends_soon,
+    scrub,
 });
 
 #[cfg(test)]

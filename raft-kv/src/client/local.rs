@@ -357,6 +357,7 @@ impl Local {
             watchers: self.shell.watches().len() as u64,
             syncs: (stats.fsyncs, stats.writes),
             certificate_ends_soon: pki::ends_soon(from, ends, SystemTime::now()),
+            scrub: self.scrubs.status(),
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

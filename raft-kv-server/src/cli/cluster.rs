@@ -44,6 +44,12 @@ fn info_json(info: &Info) -> Value {
         "disk_free": info.disk_free,
         "disk_short": info.disk_short.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "snapshots": snapshots_json(&info.snapshots),
+        "scrub": {
+            "rounds": info.scrub.rounds,
+            "ended": info.scrub.ended,
+            "bytes": info.scrub.bytes,
+            "problems": info.scrub.problems,
+        },
     })
 }
 
@@ -74,12 +80,17 @@ fn info_text(info: &Info) -> String {
         Some(leader) => leader.to_string(),
     };
     let role = if info.learner { "learner" } else { "voter" };
+    let scrubbed = match info.scrub.ended {
+        0 => "not yet since the start".to_owned(),
+        ended => format!("{}, {} bytes, nothing wrong", super::node::date(ended), info.scrub.bytes),
+    };
     let compacted =
         if info.compacted > 0 { format!(", oldest kept {}", info.compacted) } else { String::new() };
     format!(
         "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
          log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
-         live         {}\ndisk         {} bytes free{}\nroot digest  {}\ncertificate  until {}{}\nversion      {}\n",
+         live         {}\ndisk         {} bytes free{}\nroot digest  {}\ncertificate  until {}{}\n\
+         disk read    {scrubbed}\nversion      {}\n",
         info.cluster,
         info.member,
         info.name,
@@ -156,6 +167,7 @@ pub async fn compact(args: &CompactArgs, output: &mut Output) -> Result<(), Fail
 
 #[cfg(test)]
 mod tests {
+    use raft_kv::client::api::ScrubStatus;
     use raft_kv::types::ClusterId;
 
     use super::*;
@@ -187,6 +199,7 @@ mod tests {
                 sending: vec![TransferStatus { member: NodeId(0xb), bytes: 8, done: 2, rate: 1 }],
                 ..TransferCounts::default()
             },
+            scrub: ScrubStatus { rounds: 1, ended: 1_767_225_600, bytes: 9, problems: 0 },
             ..Info::default()
         };
         assert_eq!(
@@ -195,13 +208,14 @@ mod tests {
              leader       000000000000000a (this member), term 2\nlog          committed 10, applied 9\n\
              revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\n\
              live         30 bytes in 2 keys, quota 100\ndisk         5000 bytes free\nroot digest  ab\n\
-             certificate  until 2026-01-01\nversion      0.1.0\n"
+             certificate  until 2026-01-01\ndisk read    2026-01-01T00:00:00Z, 9 bytes, nothing wrong\n\
+             version      0.1.0\n"
         );
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
              "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],
-             "certificate_ends_soon":false,
+             "certificate_ends_soon":false,"scrub":{"rounds":1,"ended":1767225600,"bytes":9,"problems":0},
              "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
              "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());

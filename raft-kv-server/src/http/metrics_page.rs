@@ -154,6 +154,17 @@ fn member(registry: &mut Registry, info: &Info) {
     let help = "When this member's certificate ends, in seconds since 1970";
     gauge(registry, "raft_kv_certificate_expires_seconds", help, info.certificate_ends);
     gauge(registry, "raft_kv_watchers", "Watchers", signed(info.watchers));
+    let help =
+        "When the whole disk was last read to its end without damage, in seconds since 1970; 0: not yet";
+    gauge(registry, "raft_kv_scrub_ended_seconds", help, info.scrub.ended);
+    gauge(registry, "raft_kv_scrub_bytes", "Bytes that were read then", signed(info.scrub.bytes));
+    counter(
+        registry,
+        "raft_kv_scrub_rounds",
+        "How often the whole disk was read since the start",
+        info.scrub.rounds,
+    );
+    counter(registry, "raft_kv_scrub_problems", "Damaged places found since the start", info.scrub.problems);
     counter(registry, "raft_kv_log_syncs", "Syncs of the raft log to disk since the start", info.syncs.0);
 }
 

@@ -262,7 +262,22 @@ pub struct Info {
     pub disk_short: Vec<NodeId>,
     /// Snapshots that it has sent and received, and those under way.
     pub snapshots: TransferCounts,
+    /// How far the reading of its disk has come.
+    pub scrub: ScrubStatus,
 }
+/// How far a member has come with reading its disk again, which finds what has rotted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ScrubStatus {
+    /// Rounds since its start.
+    pub rounds: u64,
+    /// When the last one ended, in seconds since 1970; 0 before that.
+    pub ended: i64,
+    /// Bytes that it read.
+    pub bytes: u64,
+    /// Damaged places found since its start.
+    pub problems: u64,
+}
+wire_struct!(ScrubStatus { rounds, ended, bytes, problems });
 wire_struct!(Info {
     cluster,
     member,
@@ -286,6 +301,7 @@ wire_struct!(Info {
     disk_free,
     disk_short,
     snapshots,
+    scrub,
 });
 
 #[cfg(test)]

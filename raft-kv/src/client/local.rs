@@ -374,6 +374,7 @@ impl Local {
             disk_free: self.disk.free(),
             disk_short: disk_short.map(|(member, _)| member).collect(),
             snapshots: self.snapshots(),
+            scrub: self.scrubs.status(),
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

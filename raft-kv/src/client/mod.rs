@@ -89,8 +89,6 @@ pub use renewing::{Renewals, renew_once};
 #[cfg(feature = "node")]
 pub use rollback::NewPoint;
 #[cfg(feature = "node")]
-pub use scrub::ScrubStatus;
-#[cfg(feature = "node")]
 pub use snapshot::Snapshot;
 #[cfg(feature = "node")]
 pub use trust::own::read_own_root;

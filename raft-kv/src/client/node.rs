@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::api::{Call, JoinRequest, Joined, Reply};
+use super::api::{Call, JoinRequest, Joined, Reply, ScrubStatus};
 use super::config::{
     Config, DataDir, Overrides, Remembered, StartError, Tuning, advertised, advertised_client, check_name,
 };
@@ -19,7 +19,7 @@ use super::enrol::{ask, bring_back};
 use super::handle::Handle;
 use super::local::{Local, random, token_id};
 use super::repair;
-use super::scrub::{ScrubStatus, Scrubs};
+use super::scrub::Scrubs;
 use super::serve;
 use super::snapshot::Copies;
 use super::spare;

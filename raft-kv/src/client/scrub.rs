@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::api::ScrubStatus;
 use super::config::Tuning;
 use super::local::Local;
 use super::trust::authority::now;
@@ -19,19 +20,6 @@ use crate::storage::scrub::{Round, Shared};
 const FIRST: Duration = Duration::from_secs(60);
 /// The shortest between two.
 const SHORTEST: Duration = Duration::from_millis(100);
-
-/// How far the reading of this member's disk has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct ScrubStatus {
-    /// Rounds since the start.
-    pub rounds: u64,
-    /// When the last one ended, in seconds since 1970; 0 before that.
-    pub ended: i64,
-    /// Bytes that it read.
-    pub bytes: u64,
-    /// Damaged places found since the start.
-    pub problems: u64,
-}
 
 /// What is known of the rounds, shared with who shows it.
 #[derive(Default)]

@@ -216,7 +216,9 @@ async fn a_damaged_majority_waits_and_nothing_is_wiped() {
 }
 
 /// What rots while the member runs.
-const ROTS: [(&str, fn(&Path)); 3] = [
+type Rot = (&'static str, fn(&Path));
+
+const ROTS: [Rot; 3] = [
     ("a block of a table", |dir| flip(&named(dir, ".sst"), len(&named(dir, ".sst")) / 2, 4)),
     ("a record of the log", |dir| flip(&segment(dir), 80, 1)),
     ("a table that is cut short", |dir| {

@@ -59,9 +59,8 @@ impl Judge {
                 self.changed(cluster, changes, leases)
             }
             Happening::Trusted(host) => self.trusted(cluster, *host),
-            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) | Happening::Half(_) => {
-                Ok(())
-            }
+            Happening::Half(host) => self.checksum(cluster, *host),
+            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
         }
     }
 
@@ -204,8 +203,17 @@ impl Judge {
             let hash = cluster.state_hash(host);
             let hash = hash.map_err(|failed| Violation::new("healthy disks work", failed.to_string()))?;
             self.states.hash(host, at.index, hash)?;
+            self.checksum(cluster, host)?;
         }
         Ok(())
+    }
+
+    /// What a member says of its keys to whoever compares members: it must not show what is half done.
+    fn checksum(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        let sum =
+            cluster.hosts()[host].store().view(|view| machine::read::hash_kv(view, 0)).map_err(broken)?;
+        let sum = sum.map_err(|refusal| Violation::new("equal states", refusal.to_string()))?;
+        self.states.sum(host, (sum.revision, sum.compacted), sum.hash)
     }
 
     fn changed(&mut self, cluster: &Cluster, changes: &[Change], leases: &[LeaseChange]) -> Verdict {

@@ -426,6 +426,7 @@ impl World {
             Happening::Timer(token) => self.ring(token),
             Happening::Stopped(host, why) => self.stopped(host, &why),
             Happening::Half(host) => {
+                self.workload.peek(&self.cluster, host)?;
                 if !self.healthy
                     && let Some(micros) = self.workload.surveyor.crashes()
                 {
@@ -577,6 +578,7 @@ impl World {
             ("rollbacks interrupted by a crash", cluster.half_ends),
             ("starts with a rollback half done", cluster.half_starts),
             ("checkpoints with a rollback half done", cluster.half_checkpoints),
+            ("snapshots installed over a rollback half done", cluster.half_installs),
         ]
     }
 

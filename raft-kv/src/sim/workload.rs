@@ -618,6 +618,36 @@ impl Workload {
         }
     }
 
+    /// Looks at a member that has a rollback half done: it must seem not to have begun.
+    pub(super) fn peek(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        if !self.surveyor.looks() {
+            return Ok(());
+        }
+        let request = RangeRequest { range: KeyRange::all(), serializable: true, ..RangeRequest::default() };
+        let place = self.begin(cluster, Asked::Range(request.clone()));
+        self.read(cluster, host, place)?;
+        let Outcome::Read(revision, response) = &self.history[place].outcome else { return Ok(()) };
+        let (revision, kvs) = (*revision, &response.kvs);
+        let found = whole(cluster, host, |view| {
+            let leases = machine::read::leases(view)?;
+            let keys: Result<Vec<_>, StorageFailed> =
+                leases.iter().map(|(id, _)| Ok((*id, machine::read::lease_keys(view, *id)?))).collect();
+            Ok((keys?, machine::read::history(view, revision + 1, revision + 1, usize::MAX)?))
+        });
+        let Some((leases, later)) = found else { return Ok(()) };
+        for (id, keys) in leases {
+            let right: Vec<_> = kvs.iter().filter(|kv| kv.lease == id).map(|kv| kv.key.clone()).collect();
+            if keys != right {
+                let detail = format!("m{host} at {revision}: lease {id} ends {keys:?}, should end {right:?}");
+                return violation("a rollback is whole", detail);
+            }
+        }
+        match later {
+            Ok(changes) if changes.is_empty() => Ok(()),
+            other => violation("a rollback is whole", format!("m{host} at {revision} tells {other:?}")),
+        }
+    }
+
     fn note(&mut self, key: &Bytes, kv: Option<&KeyValue>) {
         match kv {
             Some(kv) => self.known.insert(key.clone(), kv.clone()),

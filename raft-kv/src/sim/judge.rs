@@ -32,6 +32,7 @@ pub(super) struct Judge {
     promised: Vec<Promise>,
     pub(super) trust: Trust,
     pub(super) points: Points,
+    halves: u64,
 }
 
 impl Judge {
@@ -59,7 +60,11 @@ impl Judge {
                 self.changed(cluster, changes, leases)
             }
             Happening::Trusted(host) => self.trusted(cluster, *host),
-            Happening::Half(host) => self.checksum(cluster, *host),
+            Happening::Half(host) => {
+                // It reads all keys: not at every step.
+                self.halves += 1;
+                if self.halves.is_multiple_of(8) { self.checksum(cluster, *host) } else { Ok(()) }
+            }
             Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
         }
     }

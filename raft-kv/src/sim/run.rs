@@ -636,6 +636,27 @@ mod tests {
     }
 
     #[test]
+    fn rollbacks_are_whole_while_things_go_wrong() {
+        let options = Options { faults: Duration::from_secs(15), ..Options::default() };
+        let seeds = (0..).filter(|seed| {
+            let habits = PointHabits::of(*seed);
+            habits.share > 0.1 && habits.crash > 0.05 && habits.step_keys < 4
+        });
+        let reports: Vec<Report> = seeds.take(4).map(|seed| run(seed, &options)).collect();
+        reports.iter().for_each(|report| assert_eq!(report.failure, None, "seed {}", report.seed));
+        let count = |what: &str| reports.iter().filter_map(|report| report.counts.get(what)).sum::<u64>();
+        for what in [
+            "rollbacks done",
+            "rollbacks undone",
+            "rollbacks interrupted by a crash",
+            "reads while a rollback was half done",
+            "pages of differences after the first",
+        ] {
+            assert!(count(what) > 0, "no {what}");
+        }
+    }
+
+    #[test]
     fn roots_are_replaced_while_things_go_wrong() {
         let options = Options { faults: Duration::from_secs(15), rotate: true, ..Options::default() };
         let reports: Vec<Report> = (0..4).map(|seed| run(seed, &options)).collect();

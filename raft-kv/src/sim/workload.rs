@@ -594,8 +594,11 @@ impl Workload {
         found: &Result<Result<Result<(Revision, RangeResponse), Refusal>, E>, Error>,
     ) -> Verdict {
         let state = whole(cluster, host, |view| {
-            let named = machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
-            Ok((machine::read::half_done(view)?, machine::read::compacted(view)?, named))
+            let (half, compacted) = (machine::read::half_done(view)?, machine::read::compacted(view)?);
+            let below = request.revision > 0 && request.revision < compacted;
+            let named =
+                below && machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
+            Ok((half, compacted, named))
         });
         let (Some((half, compacted, named)), Ok(Ok(read))) = (state, found) else { return Ok(()) };
         if half {

@@ -567,7 +567,9 @@ impl Workload {
         request: &RangeRequest,
     ) -> Result<Outcome, Violation> {
         let found = cluster.read(host, |view| Ok(machine::read::range(view, request)));
-        self.note_points(cluster, host, request, &found)?;
+        if let Ok(Ok(read)) = &found {
+            self.note_points(cluster, host, request, read)?;
+        }
         let outcome = match found {
             Ok(Ok(Ok((revision, response)))) => {
                 if request.revision == 0
@@ -586,12 +588,12 @@ impl Workload {
     }
 
     /// A point's revision can be read, whatever is compacted.
-    fn note_points<E>(
+    fn note_points(
         &mut self,
         cluster: &Cluster,
         host: HostId,
         request: &RangeRequest,
-        found: &Result<Result<Result<(Revision, RangeResponse), Refusal>, E>, Error>,
+        read: &Result<(Revision, RangeResponse), Refusal>,
     ) -> Verdict {
         let state = whole(cluster, host, |view| {
             let (half, compacted) = (machine::read::half_done(view)?, machine::read::compacted(view)?);
@@ -600,7 +602,7 @@ impl Workload {
                 below && machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
             Ok((half, compacted, named))
         });
-        let (Some((half, compacted, named)), Ok(Ok(read))) = (state, found) else { return Ok(()) };
+        let Some((half, compacted, named)) = state else { return Ok(()) };
         if half {
             self.surveyor.count("reads while a rollback was half done");
         }

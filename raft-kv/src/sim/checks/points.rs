@@ -201,11 +201,11 @@ impl Points {
                 self.schedules.remove(name);
             }
             (PointChange::Tidy { now }, _) => self.tidy(*now, revision),
-            (PointChange::Rollback { point, author, now, .. }, PointReply::RolledBack(done)) => {
-                if done.events > 0 {
-                    let origin = PointOrigin::Rollback { to: point.clone(), revision: done.revision };
-                    self.undo(done.revision, author, *now, origin);
-                }
+            (PointChange::Rollback { point, author, now, .. }, PointReply::RolledBack(done))
+                if done.events > 0 =>
+            {
+                let origin = PointOrigin::Rollback { to: point.clone(), revision: done.revision };
+                self.undo(done.revision, author, *now, origin);
             }
             _ => {}
         }

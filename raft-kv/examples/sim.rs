@@ -197,7 +197,7 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
     if total.seeds < 200 || arguments.options.bug.is_some() || arguments.options.intensity < 1.0 {
         return None;
     }
-    const MUST: [&str; 22] = [
+    const MUST: [&str; 32] = [
         "stopped: crashed",
         "stopped: cleanly",
         "stopped: its disk failed",
@@ -220,6 +220,16 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
         "rotations settled without who was late",
         "members readmitted",
         "leaders that crashed at a step of a rotation",
+        "rollback points made of older revisions",
+        "rollback points looked after",
+        "lists of rollback points",
+        "pages of differences after the first",
+        "reads at points below the compaction",
+        "reads while a rollback was half done",
+        "rollbacks done",
+        "rollbacks undone",
+        "rollbacks interrupted by a crash",
+        "starts with a rollback half done",
     ];
     // While a root is replaced nothing is damaged or removed that could not be missed too.
     const SELDOM: [&str; 3] =

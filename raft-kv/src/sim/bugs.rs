@@ -41,6 +41,15 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::ForgetCross,
     Bug::RotateOvertaken,
     Bug::VerifyByRoot,
+    Bug::CompactIgnoresPoints,
+    Bug::PinOffByOne,
+    Bug::KeepCreatedSince,
+    Bug::ReviveLease,
+    Bug::LoseDelete,
+    Bug::ReadHalfRollback,
+    Bug::RecountRollback,
+    Bug::DropSegment,
+    Bug::DropParts,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

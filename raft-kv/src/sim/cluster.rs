@@ -196,6 +196,8 @@ pub struct ClusterCounts {
     pub half_starts: u64,
     /// Checkpoints with an entry half done.
     pub half_checkpoints: u64,
+    /// Snapshots that took the place of a state with an entry half done.
+    pub half_installs: u64,
     /// Batches of the state that a crash took back.
     pub batches_lost: u64,
     /// History read for watchers that had fallen behind.
@@ -977,6 +979,7 @@ impl Cluster {
             let why = format!("the snapshot up to entry {} that raft accepted is not here", meta.index);
             return Err(StorageFailed::damaged("incoming", why));
         };
+        self.counts.half_installs += u64::from(self.is_half(host));
         self.hosts[host].store.replace(&store);
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let report = process.applier.installed(meta)?;

@@ -32,6 +32,7 @@ pub(super) struct Judge {
     promised: Vec<Promise>,
     pub(super) trust: Trust,
     pub(super) points: Points,
+    halves: u64,
 }
 
 impl Judge {
@@ -59,9 +60,12 @@ impl Judge {
                 self.changed(cluster, changes, leases)
             }
             Happening::Trusted(host) => self.trusted(cluster, *host),
-            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) | Happening::Half(_) => {
-                Ok(())
+            Happening::Half(host) => {
+                // It reads all keys: not at every step.
+                self.halves += 1;
+                if self.halves.is_multiple_of(8) { self.checksum(cluster, *host) } else { Ok(()) }
             }
+            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
         }
     }
 
@@ -212,8 +216,17 @@ impl Judge {
                     format!("m{host} has noted {noted:?} after entry {}, there is {found:?}", at.index);
                 return Err(Violation::new("live bytes are counted", detail));
             }
+            self.checksum(cluster, host)?;
         }
         Ok(())
+    }
+
+    /// What a member says of its keys to whoever compares members: it must not show what is half done.
+    fn checksum(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        let sum =
+            cluster.hosts()[host].store().view(|view| machine::read::hash_kv(view, 0)).map_err(broken)?;
+        let sum = sum.map_err(|refusal| Violation::new("equal states", refusal.to_string()))?;
+        self.states.sum(host, (sum.revision, sum.compacted), sum.hash)
     }
 
     fn changed(&mut self, cluster: &Cluster, changes: &[Change], leases: &[LeaseChange]) -> Verdict {

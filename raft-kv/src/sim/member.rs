@@ -353,7 +353,7 @@ impl Process {
         while let Some(item) = self.feed.pop_front() {
             match item {
                 Feed::Work(Work::Entries(mut more)) => {
-                    let ends = |entry: &Committed| entry.index % stop_at == 0;
+                    let ends = |entry: &Committed| entry.index.is_multiple_of(stop_at);
                     let alone = more.iter().position(goes_alone);
                     let first = entries.is_empty();
                     let take = match (more.iter().position(ends), alone) {

@@ -426,6 +426,7 @@ impl World {
             Happening::Timer(token) => self.ring(token),
             Happening::Stopped(host, why) => self.stopped(host, &why),
             Happening::Half(host) => {
+                self.workload.peek(&self.cluster, host)?;
                 if !self.healthy
                     && let Some(micros) = self.workload.surveyor.crashes()
                 {
@@ -577,6 +578,7 @@ impl World {
             ("rollbacks interrupted by a crash", cluster.half_ends),
             ("starts with a rollback half done", cluster.half_starts),
             ("checkpoints with a rollback half done", cluster.half_checkpoints),
+            ("snapshots installed over a rollback half done", cluster.half_installs),
         ]
     }
 
@@ -631,6 +633,27 @@ mod tests {
         let (one, two) = (run(1, &options), run(1, &options));
         assert_eq!(one.failure, None);
         assert_eq!(one, two);
+    }
+
+    #[test]
+    fn rollbacks_are_whole_while_things_go_wrong() {
+        let options = Options { faults: Duration::from_secs(15), ..Options::default() };
+        let seeds = (0..).filter(|seed| {
+            let habits = PointHabits::of(*seed);
+            habits.share > 0.1 && habits.crash > 0.05 && habits.step_keys < 4
+        });
+        let reports: Vec<Report> = seeds.take(4).map(|seed| run(seed, &options)).collect();
+        reports.iter().for_each(|report| assert_eq!(report.failure, None, "seed {}", report.seed));
+        let count = |what: &str| reports.iter().filter_map(|report| report.counts.get(what)).sum::<u64>();
+        for what in [
+            "rollbacks done",
+            "rollbacks undone",
+            "rollbacks interrupted by a crash",
+            "reads while a rollback was half done",
+            "pages of differences after the first",
+        ] {
+            assert!(count(what) > 0, "no {what}");
+        }
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl Surveyor {
         crashes.then(|| self.random.random_range(0..10_000))
     }
 
+    /// Whether somebody looks at a member that has a rollback half done.
+    pub(super) fn looks(&mut self) -> bool {
+        self.random.random_bool(0.15)
+    }
+
     fn some_point(&mut self, undo: bool) -> Option<(String, Revision)> {
         let points: Vec<_> =
             self.known.iter().filter(|(name, _)| !undo || name.starts_with(UNDO_PREFIX)).collect();

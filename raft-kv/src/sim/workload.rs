@@ -567,7 +567,9 @@ impl Workload {
         request: &RangeRequest,
     ) -> Result<Outcome, Violation> {
         let found = cluster.read(host, |view| Ok(machine::read::range(view, request)));
-        self.note_points(cluster, host, request, &found)?;
+        if let Ok(Ok(read)) = &found {
+            self.note_points(cluster, host, request, read)?;
+        }
         let outcome = match found {
             Ok(Ok(Ok((revision, response)))) => {
                 if request.revision == 0
@@ -586,18 +588,21 @@ impl Workload {
     }
 
     /// A point's revision can be read, whatever is compacted.
-    fn note_points<E>(
+    fn note_points(
         &mut self,
         cluster: &Cluster,
         host: HostId,
         request: &RangeRequest,
-        found: &Result<Result<Result<(Revision, RangeResponse), Refusal>, E>, Error>,
+        read: &Result<(Revision, RangeResponse), Refusal>,
     ) -> Verdict {
         let state = whole(cluster, host, |view| {
-            let named = machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
-            Ok((machine::read::half_done(view)?, machine::read::compacted(view)?, named))
+            let (half, compacted) = (machine::read::half_done(view)?, machine::read::compacted(view)?);
+            let below = request.revision > 0 && request.revision < compacted;
+            let named =
+                below && machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
+            Ok((half, compacted, named))
         });
-        let (Some((half, compacted, named)), Ok(Ok(read))) = (state, found) else { return Ok(()) };
+        let Some((half, compacted, named)) = state else { return Ok(()) };
         if half {
             self.surveyor.count("reads while a rollback was half done");
         }
@@ -615,6 +620,36 @@ impl Workload {
                     format!("{request:?} below {compacted}, a point there: {named}, was told {read:?}");
                 violation("rollback points are readable", detail)
             }
+        }
+    }
+
+    /// Looks at a member that has a rollback half done: it must seem not to have begun.
+    pub(super) fn peek(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        if !self.surveyor.looks() {
+            return Ok(());
+        }
+        let request = RangeRequest { range: KeyRange::all(), serializable: true, ..RangeRequest::default() };
+        let place = self.begin(cluster, Asked::Range(request.clone()));
+        self.read(cluster, host, place)?;
+        let Outcome::Read(revision, response) = &self.history[place].outcome else { return Ok(()) };
+        let (revision, kvs) = (*revision, &response.kvs);
+        let found = whole(cluster, host, |view| {
+            let leases = machine::read::leases(view)?;
+            let keys: Result<Vec<_>, StorageFailed> =
+                leases.iter().map(|(id, _)| Ok((*id, machine::read::lease_keys(view, *id)?))).collect();
+            Ok((keys?, machine::read::history(view, revision + 1, revision + 1, usize::MAX)?))
+        });
+        let Some((leases, later)) = found else { return Ok(()) };
+        for (id, keys) in leases {
+            let right: Vec<_> = kvs.iter().filter(|kv| kv.lease == id).map(|kv| kv.key.clone()).collect();
+            if keys != right {
+                let detail = format!("m{host} at {revision}: lease {id} ends {keys:?}, should end {right:?}");
+                return violation("a rollback is whole", detail);
+            }
+        }
+        match later {
+            Ok(changes) if changes.is_empty() => Ok(()),
+            other => violation("a rollback is whole", format!("m{host} at {revision} tells {other:?}")),
         }
     }
 

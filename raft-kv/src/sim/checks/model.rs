@@ -246,6 +246,38 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_changes_what_differs_and_nothing_else() {
+        let mut model = Model::default();
+        let on_lease = |key, value| PutRequest { lease: 7, ..put(key, value) };
+        for (revision, request) in
+            [(2, put("a", "1")), (3, put("b", "1")), (4, on_lease("c", "1")), (5, put("d", "1"))]
+        {
+            model.command(&Command::Put(request), revision).unwrap();
+        }
+        let then = model.clone();
+        let gone = DeleteRequest { range: KeyRange::key("b"), prev_kv: false };
+        model.command(&Command::Put(put("a", "2")), 6).unwrap();
+        model.command(&Command::Delete(gone), 7).unwrap();
+        model.command(&Command::Put(put("c", "1")), 8).unwrap();
+        model.command(&Command::Put(put("d", "1")), 9).unwrap();
+        model.command(&Command::Put(put("e", "1")), 10).unwrap();
+        let check = |range: KeyRange, living: &[LeaseId], expect: &[&str]| {
+            let mut after = model.clone();
+            let living = living.iter().copied().collect();
+            let events = after.roll_back(&then, &range, &living, 11);
+            let told: Vec<String> = events
+                .iter()
+                .map(|event| format!("{:?} {} {}", event.kind, event.kv.key.escape_ascii(), event.kv.lease))
+                .collect();
+            assert_eq!(told, expect);
+            assert_eq!(difference(&then, &after, &range, &living), Vec::new(), "nothing differs after it");
+        };
+        check(KeyRange::all(), &[7], &["Put a 0", "Put b 0", "Put c 7", "Delete e 0"]);
+        check(KeyRange::all(), &[], &["Put a 0", "Put b 0", "Delete e 0"]);
+        check(KeyRange::prefix("b"), &[], &["Put b 0"]);
+    }
+
+    #[test]
     fn compares_look_at_the_state_before() {
         let mut model = Model::default();
         let absent =

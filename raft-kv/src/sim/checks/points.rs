@@ -201,11 +201,11 @@ impl Points {
                 self.schedules.remove(name);
             }
             (PointChange::Tidy { now }, _) => self.tidy(*now, revision),
-            (PointChange::Rollback { point, author, now, .. }, PointReply::RolledBack(done)) => {
-                if done.events > 0 {
-                    let origin = PointOrigin::Rollback { to: point.clone(), revision: done.revision };
-                    self.undo(done.revision, author, *now, origin);
-                }
+            (PointChange::Rollback { point, author, now, .. }, PointReply::RolledBack(done))
+                if done.events > 0 =>
+            {
+                let origin = PointOrigin::Rollback { to: point.clone(), revision: done.revision };
+                self.undo(done.revision, author, *now, origin);
             }
             _ => {}
         }
@@ -331,4 +331,147 @@ fn stamp(millis: i64) -> String {
         at.minute(),
         at.second()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::NodeId;
+
+    fn create(name: &str) -> PointChange {
+        let (author, comment) = (String::new(), String::new());
+        PointChange::Create { name: name.into(), at: None, expires: None, author, comment, now: 1000 }
+    }
+
+    fn created(name: &str, revision: Revision) -> Result<Answer, Refusal> {
+        let point = RollbackPoint {
+            name: name.into(),
+            revision,
+            created: 1000,
+            expires: None,
+            author: String::new(),
+            comment: String::new(),
+            origin: PointOrigin::Asked,
+        };
+        Ok(Answer::Point(PointReply::Created(point)))
+    }
+
+    fn roll_back(point: &str) -> PointChange {
+        PointChange::Rollback { point: point.into(), prefix: None, author: String::new(), now: 2000 }
+    }
+
+    fn rolled_back(
+        to: Revision,
+        revision: Revision,
+        events: u64,
+        undo: Option<&str>,
+    ) -> Result<Answer, Refusal> {
+        let undo = undo.map(str::to_owned);
+        let done = RolledBack { to, revision, compared: events, events, undo };
+        Ok(Answer::Point(PointReply::RolledBack(done)))
+    }
+
+    /// Tells of changes, each in an entry of its own from the tenth on, with the revision after it.
+    fn told(changes: &[(PointChange, Revision, Result<Answer, Refusal>)]) -> Result<Points, String> {
+        let mut points = Points::default();
+        for (place, (change, revision, result)) in changes.iter().enumerate() {
+            let request = RequestId { origin: NodeId(1), boot: 1, seq: place as u64 };
+            let command = Command::Point(change.clone());
+            points.committed(10 + place as Index, &machine::Proposal { request, once: None, command });
+            let outcome = machine::Outcome { request, revision: *revision, result: result.clone() };
+            let seen = points.applied(10 + place as Index, std::slice::from_ref(&outcome), None);
+            seen.map_err(|violation| violation.detail)?;
+            // Every other member says the same.
+            let again = points.applied(10 + place as Index, &[outcome], None);
+            again.map_err(|violation| violation.detail)?;
+        }
+        Ok(points)
+    }
+
+    fn taken() -> Result<Answer, Refusal> {
+        Err(Refusal::invalid("point name", "it is taken"))
+    }
+
+    #[test]
+    fn good_histories_pass() {
+        let points = told(&[
+            (create("a"), 5, created("a", 5)),
+            (create("a"), 6, taken()),
+            (roll_back("a"), 9, rolled_back(5, 9, 2, Some("before-rollback-9"))),
+            (roll_back("a"), 9, rolled_back(5, 9, 0, None)),
+            (roll_back("before-rollback-9"), 10, rolled_back(8, 10, 2, Some("before-rollback-10"))),
+            (PointChange::Tidy { now: 1 }, 10, Ok(Answer::Point(PointReply::Done))),
+        ])
+        .unwrap();
+        assert_eq!(points.rolled.len(), 3);
+        assert!(points.made(9).is_some_and(|rolled| !rolled.is_undo()) && points.made(8).is_none());
+        assert!(points.made(10).is_some_and(Rolled::is_undo));
+        let names = |index| points.at(index).points.into_iter().map(|point| point.name).collect::<Vec<_>>();
+        assert_eq!(names(9), Vec::<String>::new());
+        assert_eq!(names(11), ["a"]);
+        assert_eq!(names(99), ["a", "before-rollback-10", "before-rollback-9"]);
+    }
+
+    #[test]
+    fn bad_histories_are_found() {
+        let a = || (create("a"), 5, created("a", 5));
+        for (why, bad) in [
+            ("another revision", vec![(create("a"), 5, created("a", 4))]),
+            ("a name twice", vec![a(), (create("a"), 6, created("a", 6))]),
+            ("refused without a reason", vec![(create("a"), 5, taken())]),
+            ("an unknown point", vec![(roll_back("b"), 6, rolled_back(5, 6, 1, Some("before-rollback-6")))]),
+            (
+                "to another revision",
+                vec![a(), (roll_back("a"), 9, rolled_back(4, 9, 1, Some("before-rollback-9")))],
+            ),
+            ("no way back", vec![a(), (roll_back("a"), 9, rolled_back(5, 9, 1, None))]),
+            (
+                "a schedule that is not there",
+                vec![(
+                    PointChange::RemoveSchedule { name: "s".into() },
+                    5,
+                    Ok(Answer::Point(PointReply::Done)),
+                )],
+            ),
+        ] {
+            assert!(told(&bad).is_err(), "{why}");
+        }
+    }
+
+    #[test]
+    fn lists_are_those_of_their_index_and_new_enough() {
+        let points = told(&[(create("a"), 5, created("a", 5))]).unwrap();
+        let ms = Duration::from_millis;
+        let made = Operation {
+            invoked: ms(0),
+            returned: Some(ms(5)),
+            asked: Asked::Command(Command::Point(create("a"))),
+            outcome: Outcome::Done(5, created("a", 5).unwrap()),
+        };
+        let listed = |index, list| Operation {
+            invoked: ms(6),
+            returned: Some(ms(7)),
+            asked: Asked::Points,
+            outcome: Outcome::Listed { revision: 5, index, list },
+        };
+        points.judge_lists(&[made.clone(), listed(10, points.at(10))]).unwrap();
+        assert!(
+            points.judge_lists(&[made.clone(), listed(10, PointList::default())]).is_err(),
+            "one is missing"
+        );
+        assert!(points.judge_lists(&[made, listed(9, PointList::default())]).is_err(), "it is old");
+    }
+
+    #[test]
+    fn schedules_make_points_and_keep_the_newest() {
+        let schedule = PointSchedule { name: "s".into(), every: 60, keep: 2 };
+        let done = || Ok(Answer::Point(PointReply::Done));
+        let tidy = |minutes: i64| (PointChange::Tidy { now: minutes * 60_000 }, 5 + minutes, done());
+        let changes = [(PointChange::SetSchedule(schedule), 5, done()), tidy(1), tidy(1), tidy(2), tidy(3)];
+        let points = told(&changes).unwrap();
+        let names: Vec<_> =
+            points.at(99).points.into_iter().map(|point| (point.name, point.revision)).collect();
+        let right = [("s-19700101T000200Z", 7), ("s-19700101T000300Z", 8)];
+        assert_eq!(names, right.map(|(name, revision)| (name.to_owned(), revision)));
+    }
 }

@@ -12,6 +12,7 @@ pub struct States {
     revisions: BTreeMap<Index, Revision>,
     hashes: BTreeMap<Index, u64>,
     places: BTreeMap<usize, (Index, Revision)>,
+    sums: BTreeMap<(Revision, Revision), u32>,
 }
 
 impl States {
@@ -38,6 +39,19 @@ impl States {
         }
     }
 
+    /// The checksum over the keys of a member at a revision and a compaction.
+    pub fn sum(&mut self, host: usize, at: (Revision, Revision), sum: u32) -> Verdict {
+        match *self.sums.entry(at).or_insert(sum) {
+            known if known == sum => Ok(()),
+            known => violation(
+                "equal states",
+                format!(
+                    "at revision and compaction {at:?} the keys' sum is {known:08x}, {sum:08x} at m{host}"
+                ),
+            ),
+        }
+    }
+
     /// The hash of a member's state.
     pub fn hash(&mut self, host: usize, index: Index, hash: u64) -> Verdict {
         match *self.hashes.entry(index).or_insert(hash) {
@@ -60,6 +74,8 @@ mod tests {
         assert!(states.applied(0, 5, 3).is_ok() && states.applied(1, 5, 3).is_ok());
         assert!(states.hash(0, 5, 9).is_ok() && states.hash(1, 5, 9).is_ok());
         assert!(states.hash(2, 5, 8).is_err());
+        assert!(states.sum(0, (3, -1), 9).is_ok() && states.sum(1, (3, 2), 8).is_ok());
+        assert!(states.sum(1, (3, -1), 8).is_err());
         assert!(states.applied(2, 5, 4).is_err(), "another revision");
         assert!(states.applied(0, 5, 3).is_err(), "twice");
         assert!(states.applied(0, 6, 2).is_err(), "the revision falls");

@@ -163,6 +163,20 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_void_where_it_goes_on_elsewhere() {
+        let mut changes = Changes::default();
+        changes.made(&change(2, &["a", "b"]), std::time::Duration::ZERO).unwrap();
+        let part = |key| WatchBatch::Part(change(2, &[key]));
+        let request = WatchRequest { range: KeyRange::all(), ..WatchRequest::default() };
+        let mut watching = Watching::new(request, 1);
+        watching.handed(&changes, &part("a"), -1).unwrap();
+        watching.resumed();
+        watching.handed(&changes, &part("a"), -1).unwrap();
+        watching.handed(&changes, &WatchBatch::Changes(vec![change(2, &["b"])]), -1).unwrap();
+        assert_eq!(watching.done(), 2);
+    }
+
+    #[test]
     fn bad_histories_are_found() {
         let torn = WatchBatch::Changes(vec![change(2, &["a", "b"])]);
         for bad in [

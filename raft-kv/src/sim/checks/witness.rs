@@ -386,7 +386,9 @@ impl Deletes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{DeleteRequest, PutRequest, PutResponse, RangeRequest};
+    use std::collections::BTreeSet;
+
+    use crate::types::{DeleteRequest, PutRequest, PutResponse, RangeRequest, RolledBack};
 
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -439,6 +441,45 @@ mod tests {
         let lost = put("c", (7, None), Outcome::Unknown);
         let refused = put("d", (7, Some(8)), Outcome::NotDone);
         check(&[a, b, lost, refused], &changes).unwrap();
+    }
+
+    /// Puts of "a" and "b", a point at the first of them, and a rollback to it at revision 4, told as
+    /// `done`; where `lost`, another value came back.
+    fn rolled_back(done: RolledBack, lost: bool) -> Verdict {
+        let mut changes = made(&["a", "b"]);
+        let (mut model, mut states) = (Model::default(), vec![Model::default()]);
+        for change in changes.iter() {
+            let kv = &change.events[0].kv;
+            let put = PutRequest { key: kv.key.clone(), value: kv.value.clone(), ..PutRequest::default() };
+            model.command(&Command::Put(put), change.revision).unwrap();
+            states.push(model.clone());
+        }
+        let mut events = model.roll_back(&states[1], &KeyRange::all(), &BTreeSet::new(), 4);
+        if lost {
+            events[0].kv.value = "b".into();
+        }
+        changes.made(&Change { revision: 4, events }, MS(20)).unwrap();
+        let change = PointChange::Rollback { point: "p".into(), prefix: None, author: String::new(), now: 1 };
+        let answer = Answer::Point(PointReply::RolledBack(done.clone()));
+        let asked = Asked::Command(Command::Point(change.clone()));
+        let outcome = Outcome::Done(4, answer);
+        let operation = Operation { invoked: MS(9), returned: Some(MS(30)), asked, outcome };
+        let (a, b) =
+            (put("a", (0, Some(5)), super::tests::done(2)), put("b", (6, Some(8)), super::tests::done(3)));
+        let rolled = Rolled { index: 9, change, done, living: BTreeSet::new() };
+        let mut points = Points::default();
+        points.rolled.push(rolled);
+        super::check(&[a, b, operation], &changes, &points)
+    }
+
+    #[test]
+    fn rollbacks_put_back_what_was_there() {
+        let done = RolledBack { to: 2, revision: 4, compared: 1, events: 1, undo: Some("u".into()) };
+        rolled_back(done.clone(), false).unwrap();
+        assert!(rolled_back(done.clone(), true).is_err(), "another value came back");
+        let miscounted = RolledBack { compared: 2, events: 2, ..done.clone() };
+        assert!(rolled_back(miscounted, false).is_err(), "another number of events was told");
+        assert!(rolled_back(RolledBack { to: 3, ..done }, false).is_err(), "of another revision");
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub const DISK_LOOK: Duration = Duration::from_secs(1);
 /// The same where not much more is free than the reserve.
 pub const DISK_LOOK_CLOSELY: Duration = Duration::from_millis(100);
 /// A member whose disk was short and that its leader has not heard of for this long stops nothing any more.
-pub const DISK_SILENCE: Duration = Duration::from_secs(30);
+pub const DISK_SILENCE: Duration = Duration::from_secs(10);
 /// By how much a new epoch's revision goes up unless told otherwise: a week of 1,500 writes a second that the
 /// member which goes on knows nothing of.
 pub const RECOVERY_REVISIONS: i64 = 1_000_000_000;
@@ -111,7 +111,6 @@ pub const RECOVERY_REVISIONS: i64 = 1_000_000_000;
 pub const RECOVERY_TERMS: u64 = 1_000_000_000;
 /// Bytes of entries that a recovery carries out at once.
 pub const RECOVERY_READ_BYTES: u64 = 8 * 1024 * 1024;
-pub const DISK_SILENCE: Duration = Duration::from_secs(10);
 /// Physical removals of old versions between two batches of entries.
 pub const COMPACT_STEP_KEYS: usize = 1000;
 /// Rollback points, those not counted that rollbacks make. A difference opens a scan for each.

@@ -469,6 +469,11 @@ fn files_that_others_may_read_are_named() {
     }
     let file = data_dir.join("keyring");
     let good = fs::read(&file).unwrap();
+    // With its second copy it is made good.
+    fs::write(&file, b"").unwrap();
+    stop(Member::again(&data_dir));
+    assert_eq!(fs::read(&file).unwrap(), good);
+    fs::remove_file(data_dir.join("spare")).unwrap();
     for bad in [&good[..good.len() - 1], &good[..3], b""] {
         fs::write(&file, bad).unwrap();
         Member::start(&["run"], &data_dir).map(|_| ()).unwrap_err().refused(1, &["keyring", "damaged"]);

@@ -37,6 +37,7 @@ fn info_json(info: &Info) -> Value {
         "watchers": info.watchers,
         "syncs": info.syncs.0,
         "proposed": info.syncs.1,
+        "log_first": info.log_first,
         "snapshots": snapshots_json(&info.snapshots),
     })
 }
@@ -154,6 +155,7 @@ mod tests {
             certificate_ends: 1_767_225_600,
             watchers: 1,
             syncs: (5, 6),
+            log_first: 4,
             snapshots: TransferCounts {
                 made: 1,
                 sent: 9,
@@ -172,7 +174,7 @@ mod tests {
         let expect = r#"{"cluster":"000000000000000c","member":"000000000000000a","name":"one","addr":"h:1",
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
-            "syncs":5,"proposed":6,"certificate_ends_soon":false,
+            "syncs":5,"proposed":6,"certificate_ends_soon":false,"log_first":4,
             "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
             "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());

@@ -250,6 +250,8 @@ pub struct Info {
     pub certificate_ends_soon: bool,
     /// Snapshots that it has sent and received, and those under way.
     pub snapshots: TransferCounts,
+    /// First entry in its log: who is behind that gets a snapshot.
+    pub log_first: Index,
 }
 wire_struct!(Info {
     cluster,
@@ -271,6 +273,7 @@ wire_struct!(Info {
     syncs,
     certificate_ends_soon,
     snapshots,
+    log_first,
 });
 
 #[cfg(test)]

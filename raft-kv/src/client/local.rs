@@ -357,6 +357,7 @@ impl Local {
             syncs: (stats.fsyncs, stats.writes),
             certificate_ends_soon: pki::ends_soon(from, ends, SystemTime::now()),
             snapshots: self.snapshots(),
+            log_first: status.first_index,
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

@@ -9,4 +9,5 @@ mod renewing;
 mod rollback;
 mod rotation;
 mod serving;
+mod snapshots;
 mod support;

@@ -12,6 +12,7 @@ mod log;
 mod member;
 mod points;
 mod sealing;
+mod transfer;
 mod trust;
 
 pub use auth::*;
@@ -20,6 +21,7 @@ pub use log::*;
 pub use member::*;
 pub use points::*;
 pub use sealing::*;
+pub use transfer::*;
 pub use trust::*;
 
 /// A store revision: 1 when empty, one more for every request that changes anything.

@@ -1,7 +1,7 @@
 //! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
-use raft_kv::client::{TransferCounts, TransferStatus};
+use raft_kv::types::{TransferCounts, TransferStatus};
 use serde_json::{Value, json};
 
 use crate::args::{CompactArgs, InfoArgs, TransferArgs};

@@ -7,12 +7,11 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
-use crate::net::TransferCounts;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
     Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
-    RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TrustCall, TrustReply,
-    TxnRequest, TxnResponse, WatchBatch, WatchRequest,
+    RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TransferCounts, TrustCall,
+    TrustReply, TxnRequest, TxnResponse, WatchBatch, WatchRequest,
 };
 
 /// A request.

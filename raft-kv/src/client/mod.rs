@@ -50,10 +50,10 @@ mod world;
 #[cfg(feature = "node")]
 pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
-pub use crate::net::{TransferCounts, TransferStatus};
 pub use crate::node::replica::Bounds;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
+#[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]
 pub use enrol::{Readmission, enrol, readmit, readmit_in};

@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use raft_kv::client::{Bounds, Handle, Node, Overrides, StartError, TransferStatus, Tuning};
-use raft_kv::types::{NodeId, PutRequest, Role};
+use raft_kv::client::{Bounds, Handle, Node, Overrides, StartError, Tuning};
+use raft_kv::types::{NodeId, PutRequest, Role, TransferStatus};
 
 use crate::support::{config, eventually, put, tuning, value, voters};
 
@@ -135,7 +135,9 @@ async fn the_log_waits_within_bounds_and_one_checkpoint_is_for_all() {
     for number in 0..300 {
         handle.put(put(&format!("far{number}"), "v")).await.unwrap();
     }
+    // They are waited for a while, and it is cut with what is written after that.
     eventually("the log is cut", || async {
+        handle.put(put("after", "v")).await.unwrap();
         let (_, info) = handle.info().await.unwrap();
         (info.log_first + 200 > info.applied).then_some(())
     })

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use raft_kv::client::TransferStatus;
+use raft_kv::types::TransferStatus;
 use raft_kv::types::{Event, EventKind, KeyValue, LeaseId, LeaseStatus, Member, MemberRole, Revision};
 use serde_json::{Map, Value, json};
 

@@ -13,6 +13,7 @@ mod member;
 mod points;
 mod quota;
 mod sealing;
+mod transfer;
 mod trust;
 
 pub use auth::*;
@@ -22,6 +23,7 @@ pub use member::*;
 pub use points::*;
 pub use quota::*;
 pub use sealing::*;
+pub use transfer::*;
 pub use trust::*;
 
 /// A store revision: 1 when empty, one more for every request that changes anything.

@@ -1,8 +1,7 @@
 //! Commands about the cluster as a whole: `info`, `transfer`, `compact`.
 
 use raft_kv::client::api::Info;
-use raft_kv::client::{TransferCounts, TransferStatus};
-use raft_kv::types::{NodeId, Usage};
+use raft_kv::types::{NodeId, TransferCounts, TransferStatus, Usage};
 use serde_json::{Value, json};
 
 use crate::args::{CompactArgs, InfoArgs, TransferArgs};
@@ -43,6 +42,7 @@ fn info_json(info: &Info) -> Value {
         "quota": info.usage.quota,
         "disk_free": info.disk_free,
         "disk_short": info.disk_short.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "log_first": info.log_first,
         "snapshots": snapshots_json(&info.snapshots),
         "scrub": {
             "rounds": info.scrub.rounds,
@@ -193,6 +193,7 @@ mod tests {
             syncs: (5, 6),
             usage: Usage { bytes: 30, keys: 2, quota: Some(100) },
             disk_free: 5000,
+            log_first: 4,
             snapshots: TransferCounts {
                 made: 1,
                 sent: 9,
@@ -215,7 +216,8 @@ mod tests {
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
              "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],
-             "certificate_ends_soon":false,"scrub":{"rounds":1,"ended":1767225600,"bytes":9,"problems":0},
+             "certificate_ends_soon":false,"log_first":4,
+             "scrub":{"rounds":1,"ended":1767225600,"bytes":9,"problems":0},
              "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
              "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;
         assert_eq!(info_json(&info), serde_json::from_str::<Value>(expect).unwrap());

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use raft_kv::client::Handle;
 use raft_kv::client::api::Info;
-use raft_kv::client::{Handle, TransferStatus};
 use raft_kv::error::Refusal;
 use raft_kv::limits::{MAX_ADDR_BYTES, MAX_MEMBERS, MAX_NAME_BYTES};
-use raft_kv::types::{Member, MemberRole, NodeId, Role};
+use raft_kv::types::{Member, MemberRole, NodeId, Role, TransferStatus};
 use serde_json::json;
 
 use crate::args::{ConnectArgs, MemberArgs, MemberCommand};

@@ -9,9 +9,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use raft_kv::client::TransferCounts;
+
 use raft_kv::client::api::Info;
-use raft_kv::types::Phase;
+use raft_kv::types::{Phase, TransferCounts};
 
 use super::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::etcd::Etcd;

@@ -7,12 +7,11 @@ use crate::codec::{wire_enum, wire_struct};
 use crate::error::Error;
 use crate::machine::Answer;
 use crate::machine::command::Command;
-use crate::net::TransferCounts;
 use crate::types::{
     AlarmKind, AlarmRequest, AuthChange, AuthQuery, AuthView, ClusterId, EnrolRequest, HandedKeys, Header,
     Hidden, Index, LeaseId, LeaseStatus, Member, MemberRecord, NodeId, OnceId, PointCall, PointsReply,
-    QuotaCall, RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TrustCall,
-    TrustReply, TxnRequest, TxnResponse, Usage, WatchBatch, WatchRequest,
+    QuotaCall, RangeRequest, RangeResponse, ReadmitRequest, Revision, Role, StateHash, Term, TransferCounts,
+    TrustCall, TrustReply, TxnRequest, TxnResponse, Usage, WatchBatch, WatchRequest,
 };
 
 /// A request.
@@ -264,6 +263,8 @@ pub struct Info {
     pub snapshots: TransferCounts,
     /// How far the reading of its disk has come.
     pub scrub: ScrubStatus,
+    /// First entry in its log: who is behind that gets a snapshot.
+    pub log_first: Index,
 }
 /// How far a member has come with reading its disk again, which finds what has rotted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -302,6 +303,7 @@ wire_struct!(Info {
     disk_short,
     snapshots,
     scrub,
+    log_first,
 });
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ impl Handle {
 
     /// Snapshots to and from the member in this process, also while it has no state yet. Only for a handle
     /// in the member's own process; elsewhere there is none, and [`info`](Self::info) says it.
-    pub fn snapshots_here(&self) -> Option<crate::net::TransferCounts> {
+    pub fn snapshots_here(&self) -> Option<crate::types::TransferCounts> {
         match &self.door {
             Door::Local(local) => Some(local.snapshots()),
             Door::Remote(_) => None,

@@ -27,13 +27,13 @@ use crate::machine::auth::Asked;
 use crate::machine::command::Command;
 use crate::machine::count::Counts;
 use crate::machine::{self, Read};
-use crate::net::{LiveTrust, TransferCounts, Transfers};
+use crate::net::{LiveTrust, Transfers};
 use crate::node::ask::{Told, What};
 use crate::node::shell::Shell;
 use crate::pki::{self, JoinToken, Keyring};
 use crate::types::{
     AlarmKind, Caller, ClusterId, ConfChange, Header, LeaseStatus, Member, MemberRole, NodeId, PointChange,
-    Revision, Role, TrustCall, TxnOp, TxnRequest, WatchRequest,
+    Revision, Role, TransferCounts, TrustCall, TxnOp, TxnRequest, WatchRequest,
 };
 
 /// How often a quiet watcher that asked for it hears how far it is.
@@ -375,6 +375,7 @@ impl Local {
             disk_short: disk_short.map(|(member, _)| member).collect(),
             snapshots: self.snapshots(),
             scrub: self.scrubs.status(),
+            log_first: status.first_index,
         };
         Ok((self.header(revision), Reply::Info(info)))
     }

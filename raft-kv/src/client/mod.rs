@@ -64,7 +64,6 @@ mod world;
 #[cfg(feature = "node")]
 pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
-pub use crate::net::{TransferCounts, TransferStatus};
 pub use crate::node::replica::Bounds;
 #[cfg(feature = "node")]
 pub use auth::hash_password;

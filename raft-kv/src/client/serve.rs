@@ -94,7 +94,12 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
     let index = message.snapshot_meta().map_or(0, |meta| meta.index);
     tracing::info!(%from, index, bytes = incoming.bytes, "receiving a snapshot");
     let transfer = local.transfers.receive(from);
-    let received = incoming.receive_into(&folder, MAX_SNAPSHOT_BYTES, &transfer).await;
+    let mut ended = local.shell.ended();
+    let received = tokio::select! {
+        received = incoming.receive_into(&folder, MAX_SNAPSHOT_BYTES, &transfer) => received,
+        // Nobody is left to install it; the connection ends with this.
+        _ = ended.wait_for(Option::is_some) => Err(Error::NotDone(NotDone::ShuttingDown).into()),
+    };
     let (bytes, spared, took) = transfer.so_far();
     drop(transfer);
     match received {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::local::Local;
 use crate::codec::Wire;
-use crate::error::{Error, Refusal};
+use crate::error::{Error, NotDone, Refusal};
 use crate::net::{Dialer, Endpoint, Pace, PeerNet, Priority, Transfers};
 use crate::node::shell::World;
 use crate::node::wire::PeerFrame;
@@ -119,9 +119,22 @@ impl World for Outside {
             let transfer = transfers.send(to);
             tracing::info!(%to, index, "sending a snapshot");
             let counted = (&*pace, &transfer);
-            let sent = match addr {
-                Some(addr) => endpoint.send_snapshot(to, &addr, message.to_bytes(), &folder, counted).await,
-                None => Err(Error::Refused(Refusal::MemberNotFound { id: to }).into()),
+            let mut ended = local.as_ref().map(|local| local.shell.ended());
+            let ended = async {
+                match &mut ended {
+                    Some(ended) => drop(ended.wait_for(Option::is_some).await),
+                    None => std::future::pending().await,
+                }
+            };
+            let sent = async {
+                match addr {
+                    Some(addr) => endpoint.send_snapshot(to, &addr, message.to_bytes(), &folder, counted).await,
+                    None => Err(Error::Refused(Refusal::MemberNotFound { id: to }).into()),
+                }
+            };
+            let sent = tokio::select! {
+                sent = sent => sent,
+                () = ended => Err(Error::NotDone(NotDone::ShuttingDown).into()),
             };
             let (bytes, spared, took) = transfer.so_far();
             drop(transfer);

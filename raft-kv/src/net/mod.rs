@@ -30,7 +30,7 @@ pub use endpoint::{Accepted, ConnectionInfo, Endpoint, WeakEndpoint};
 pub use https::{HandshakeFault, HttpsPeer, UNKNOWN_ROOT};
 pub use live::LiveTrust;
 pub use peers::{PeerConn, PeerEvent, PeerNet, Priority};
-pub use progress::{Pace, Transfer, TransferCounts, TransferStatus, Transfers};
+pub use progress::{Pace, Transfer, Transfers};
 pub use request::{ClientConn, JoinConn, RequestStream};
 pub use tls::{VerifiedPeer, check_chain, root_of};
 

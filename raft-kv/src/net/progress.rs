@@ -9,9 +9,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::codec::wire_struct;
 use crate::limits::{BULK_CHUNK_BYTES, MIN_BULK_CHUNK_BYTES};
-use crate::types::NodeId;
+use crate::types::{NodeId, TransferCounts, TransferStatus};
 
 /// A transfer says how far it is after so long,
 const SAY_AFTER: Duration = Duration::from_secs(10);
@@ -56,31 +55,6 @@ impl Pace {
     }
 }
 
-/// One snapshot on its way, as others see it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TransferStatus {
-    /// The other side.
-    pub member: NodeId,
-    /// Bytes of the snapshot.
-    pub bytes: u64,
-    /// Bytes of it that are at the receiver.
-    pub done: u64,
-    /// Bytes that passed per second, on average since the transfer began.
-    pub rate: u64,
-}
-wire_struct!(TransferStatus { member, bytes, done, rate });
-
-impl TransferStatus {
-    /// How much of it is done, in whole percent.
-    pub fn percent(&self) -> u64 {
-        percent(self.done, self.bytes)
-    }
-}
-
-fn percent(done: u64, bytes: u64) -> u64 {
-    (done.min(bytes).saturating_mul(100)).checked_div(bytes).unwrap_or(100)
-}
-
 /// All snapshots of one member that are under way, and what passed since its start.
 #[derive(Debug, Default)]
 pub struct Transfers {
@@ -96,24 +70,6 @@ enum Direction {
     Out,
     In,
 }
-
-/// What one member has sent and received, and what it is at.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TransferCounts {
-    /// Checkpoints made to be sent since the start.
-    pub made: u64,
-    /// Bytes of snapshots sent since the start.
-    pub sent: u64,
-    /// Bytes of snapshots received since the start.
-    pub received: u64,
-    /// Bytes that a receiver had already from a transfer that broke, and that were not sent again.
-    pub spared: u64,
-    /// Those on their way from this member.
-    pub sending: Vec<TransferStatus>,
-    /// That on its way to this member.
-    pub receiving: Vec<TransferStatus>,
-}
-wire_struct!(TransferCounts { made, sent, received, spared, sending, receiving });
 
 impl Transfers {
     /// A snapshot begins to be sent to `member`.

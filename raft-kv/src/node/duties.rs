@@ -19,6 +19,8 @@ use crate::types::{ConfChange, ConfProposal, LeaseId, LeaseStatus, SnapshotMeta}
 
 /// A lease call that the leader has not answered for this long is asked anew.
 const LEASE_PATIENCE: Duration = Duration::from_millis(500);
+/// The log waits for a follower that was heard of so lately.
+const USEFUL: Duration = Duration::from_secs(10);
 /// How long a clean stop waits for leadership to move and for callers to be answered.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -369,14 +371,20 @@ impl<L: LogView> Replica<L> {
         let mut keep_from = meta.index.saturating_sub(self.bounds.keep_for_followers);
         // What was sealed with a key that was given up is kept for nobody who might come.
         keep_from = keep_from.max(self.forget_to.min(meta.index));
-        for progress in status.progress.values().filter(|progress| progress.recent_active) {
-            keep_from = keep_from.min(progress.matched);
+        // Raft forgets from time to time whom it has heard of.
+        let lately = |id| self.heard.get(id).is_some_and(|heard| now.saturating_sub(*heard) < USEFUL);
+        for (id, progress) in &status.progress {
+            if progress.recent_active || lately(id) {
+                keep_from = keep_from.min(progress.matched);
+            }
         }
         let wanted = !self.sending.is_empty() || now < self.checkpoint_until;
         if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| wanted) {
             keep_from = keep_from.min(checkpoint.index);
         }
-        let cut = keep_from.max(meta.index.saturating_sub(self.bounds.keep_at_most));
+        let within = self.core.log().first_within(self.bounds.keep_at_most_bytes).saturating_sub(1);
+        let most = meta.index.saturating_sub(self.bounds.keep_at_most).max(within.min(meta.index));
+        let cut = keep_from.max(most);
         if cut >= self.core.log().first_index() {
             // The configuration at the cut is the state's matter; the log keeps the newest known.
             let term = self.core.log().term(cut)?.expect("a flushed entry that is not cut is in the log");

@@ -107,6 +107,8 @@ pub struct Bounds {
     pub keep_for_followers: Index,
     /// Entries kept at most for a follower that is far behind but answers.
     pub keep_at_most: Index,
+    /// Bytes of entries kept at most, whoever needs them.
+    pub keep_at_most_bytes: u64,
 }
 
 impl Default for Bounds {
@@ -116,6 +118,7 @@ impl Default for Bounds {
             flush_after: Duration::from_secs(60),
             keep_for_followers: 5_000,
             keep_at_most: 200_000,
+            keep_at_most_bytes: 2 * 1024 * 1024 * 1024,
         }
     }
 }

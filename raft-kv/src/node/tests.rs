@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::apply::{Applier, Work};
 use super::ask::{Ask, Ticket, Told, What};
-use super::replica::{Effects, Identity, Input, Replica};
+use super::replica::{Bounds, Effects, Identity, Input, Replica};
 use super::wire::PeerFrame;
 use crate::error::{Error, NotDone, Refusal, Unknown};
 use crate::limits;
@@ -101,6 +101,23 @@ impl Group {
             self.turn(id, vec![Input::Tick]);
         }
         self.carry();
+    }
+
+    /// A tick in which entries sent to `late` are lost; it answers heartbeats.
+    fn tick_without(&mut self, late: NodeId) {
+        self.now += limits::TICK;
+        for id in self.members.keys().copied().collect::<Vec<_>>() {
+            self.turn(id, vec![Input::Tick]);
+        }
+        let entries =
+            |frame: &PeerFrame| matches!(frame, PeerFrame::Raft(message) if message.kind() == "append");
+        while !self.frames.is_empty() {
+            for (from, to, frame) in std::mem::take(&mut self.frames) {
+                if self.members.contains_key(&to) && !(to == late && entries(&frame)) {
+                    self.turn(to, vec![Input::Frames(vec![(from, frame)])]);
+                }
+            }
+        }
     }
 
     fn until(&mut self, done: impl Fn(&Self) -> bool) {
@@ -396,4 +413,40 @@ fn the_log_forgets_what_was_sealed_with_a_key_that_was_given_up() {
     group.until(|group| {
         group.members.values().all(|member| member.replica.core.log().first_index() > settled)
     });
+}
+
+#[test]
+fn the_log_waits_for_who_answers_within_its_bounds_and_for_nobody_else() {
+    let mut group = Group::new(3);
+    let (leader, late) = (group.leader().unwrap(), group.follower());
+    let bounds = Bounds { flush_bytes: 1, keep_for_followers: 5, keep_at_most: 60, ..Bounds::default() };
+    group.members.get_mut(&leader).unwrap().replica.bounds = bounds;
+    let write = |group: &mut Group, count: usize, len: usize| {
+        for _ in 0..count {
+            group.ask(leader, vec![put("k", len)]);
+            group.tick_without(late);
+        }
+        // What was flushed last is behind what was written last.
+        (0..3).for_each(|_| group.tick_without(late));
+    };
+    let kept = |group: &Group| {
+        let (member, log) = (&group.members[&leader], group.members[&leader].replica.core.log());
+        (log.first_index(), member.applier.applied().index + 1 - log.first_index())
+    };
+    let has = group.members[&late].replica.core.log().last_index();
+    write(&mut group, 30, 1);
+    assert!(kept(&group).0 <= has + 1, "it is behind and answers: {:?} {has}", kept(&group));
+    write(&mut group, 60, 1);
+    assert!((60..64).contains(&kept(&group).1), "it is too far behind: {:?}", kept(&group));
+    // The bound in bytes holds for large entries.
+    group.members.get_mut(&leader).unwrap().replica.bounds.keep_at_most_bytes = 100_000;
+    write(&mut group, 30, 10_000);
+    assert!((8..=10).contains(&kept(&group).1), "ten of them fit: {:?}", kept(&group));
+    // It is gone: others are kept no more than what is kept for whoever comes.
+    group.members.get_mut(&leader).unwrap().replica.bounds = bounds;
+    group.members.remove(&late);
+    // Tens of seconds later nobody counts on it.
+    (0..300).for_each(|_| group.tick());
+    write(&mut group, 30, 1);
+    assert!((5..9).contains(&kept(&group).1), "nobody waits: {:?}", kept(&group));
 }

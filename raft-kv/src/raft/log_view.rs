@@ -37,6 +37,10 @@ pub trait LogView {
     /// into `max_bytes`.
     fn entries(&self, from: Index, to: Index, max_bytes: u64) -> Result<Vec<Entry>, StorageFailed>;
 
+    /// The lowest index from which on the entries have no more than `bytes` together; one behind the last
+    /// where even that one has more.
+    fn first_within(&self, bytes: u64) -> Index;
+
     /// Takes in a write: from now on reads see it, though the disk does not have it. Entries
     /// replace all from the first one's index on. `number` goes up by one each time.
     fn stage(&mut self, number: u64, hard: Option<HardState>, entries: &[Entry]) -> Self::Write;

@@ -170,6 +170,7 @@ fn setting(seed: u64, text: bool) -> (ClusterOptions, Habits, PointHabits, f64) 
         flush_after: ms(&mut random, 500, 8000),
         keep_for_followers: random.random_range(0..100),
         keep_at_most: random.random_range(100..400),
+        ..Bounds::default()
     };
     let log = log::Options {
         segment_bytes: 4096 * random.random_range(1..6),

@@ -12,4 +12,5 @@ mod repair;
 mod rollback;
 mod rotation;
 mod serving;
+mod snapshots;
 mod support;

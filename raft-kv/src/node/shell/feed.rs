@@ -156,8 +156,10 @@ impl Feed {
 
     fn install(&mut self, meta: &SnapshotMeta) -> Result<(), StorageFailed> {
         let folder = self.incoming.take(meta)?;
+        tracing::info!(index = meta.index, "installing a snapshot");
         self.state.replace(&folder)?;
         let report = self.applier.installed(meta)?;
+        tracing::info!(index = meta.index, revision = report.revision, "installed a snapshot");
         self.watches.replaced(report.revision);
         self.announce(&report);
         let _ = self.back.send(ToDecide::Applied(report));

@@ -118,6 +118,16 @@ impl LogView for MemLog {
     type Write = Write;
     type Proof = Done;
 
+    fn first_within(&self, bytes: u64) -> Index {
+        let mut left = bytes;
+        let fits = |entry: &&Entry| {
+            let fits = left.checked_sub(entry.size() as u64);
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        };
+        self.last_index() + 1 - self.image.entries.iter().rev().take_while(fits).count() as u64
+    }
+
     fn start(&self) -> (HardState, SnapshotMeta) {
         (self.image.hard, self.image.boundary.clone())
     }

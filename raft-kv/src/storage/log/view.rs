@@ -314,6 +314,16 @@ impl<F: Files> LogView for Log<F> {
     type Write = LogWrite;
     type Proof = Durable;
 
+    fn first_within(&self, bytes: u64) -> Index {
+        let mut left = bytes;
+        let fits = |slot: &&Slot| {
+            let fits = left.checked_sub(slot.entry_size());
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        };
+        self.last().index + 1 - self.slots.iter().rev().take_while(fits).count() as u64
+    }
+
     fn start(&self) -> (HardState, SnapshotMeta) {
         (self.hard, self.boundary.clone())
     }

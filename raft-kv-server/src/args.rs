@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
+mod backup;
 mod ca;
 mod kv;
 mod lock;
@@ -16,6 +17,7 @@ mod node;
 mod rollback;
 mod token;
 
+pub use backup::*;
 pub use ca::*;
 pub use kv::*;
 pub use lock::*;
@@ -89,6 +91,8 @@ pub enum Command {
     RollbackPoint(PointArgs),
     /// Show what has changed since a rollback point, or put it back
     Rollback(RollbackArgs),
+    /// Copies of the whole cluster in files: make, check, and make a new cluster from one
+    Backup(BackupArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
     /// Lock what members keep on their disks, or show whether it is

@@ -178,6 +178,12 @@ pub enum Bug {
     GiveToAnyKey,
     /// Other members' word for one that this member has not heard of counts for nothing.
     IgnoreWord,
+    /// A restored cluster lets in whom the backup refuses.
+    RestoreForgetsRevocations,
+    /// A restored cluster goes on with the backup's revision.
+    RestoreKeepsRevision,
+    /// A restored cluster lets in members of the one that was backed up.
+    AdmitPredecessorManager,
 }
 
 #[cfg(feature = "sim")]

@@ -5,6 +5,8 @@ pub mod api;
 #[cfg(feature = "node")]
 mod auth;
 #[cfg(feature = "node")]
+mod backup;
+#[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
 mod enrol;
@@ -51,6 +53,8 @@ mod world;
 pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
+#[cfg(feature = "node")]
+pub use backup::{BackupInfo, BackupSummary, RestorePlan, RestoredCluster, restore, verify_backup};
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]

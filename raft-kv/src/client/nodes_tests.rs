@@ -323,6 +323,8 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::AuthQuery(AuthQuery::Users),
         Call::Points(PointCall::List),
         Call::Points(PointCall::Diff(PointDiffRequest::default())),
+        Call::Backup { keys: false },
+        Call::Backup { keys: true },
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),
         Call::HashKv(0),

@@ -50,6 +50,7 @@ fn may(call: &Call) -> bool {
             | TrustCall::Keys => false,
         },
         Call::Points(_)
+        | Call::Backup { .. }
         | Call::Range(_)
         | Call::Command { .. }
         | Call::ReadTxn(_)
@@ -105,7 +106,7 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
             | TrustReply::Lock(_)
             | TrustReply::Keys(_) => false,
         },
-        Reply::Points(_) => false,
+        Reply::Points(_) | Reply::Backup(_) => false,
         Reply::Range(_)
         | Reply::Command(_)
         | Reply::Txn(_)

@@ -28,6 +28,7 @@ mod points;
 mod raise;
 mod range;
 pub mod read;
+mod restore;
 mod stop;
 pub mod store;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use draft::LeaseChange;
 pub use genesis::Genesis;
 #[cfg(any(test, feature = "sim"))]
 pub use memory::MemoryStore;
+pub use restore::{Restore, Restored, check_raise};
 pub use stop::Settled;
 pub use store::{Batch, Read, Store, Table};
 pub use trust::{SealStep, Verdict};

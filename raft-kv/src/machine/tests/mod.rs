@@ -12,6 +12,7 @@ mod points_rules;
 mod quirks;
 mod random;
 mod ranges;
+mod restore;
 mod rotation;
 mod sealing;
 mod tokens;

@@ -1,6 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, nodes, points, random, rotation, sealing, tokens, trust, users};
+use super::{alarms, nodes, points, random, restore, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -101,6 +101,17 @@ fn each_bug_planted_in_points_is_found() {
     ];
     for bug in bugs {
         let found = with(Some(bug), || points::run(points::CASES, 0));
+        assert!(found.is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_restores_is_found() {
+    for (bug, run) in [
+        (Bug::RestoreForgetsRevocations, restore::who_is_let_in as fn()),
+        (Bug::RestoreKeepsRevision, restore::what_is_readable),
+    ] {
+        let found = with(Some(bug), || std::panic::catch_unwind(run));
         assert!(found.is_err(), "{bug:?} was not found");
     }
 }

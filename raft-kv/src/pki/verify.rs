@@ -113,3 +113,46 @@ pub fn pinned_root<'a>(mut chain: impl Iterator<Item = &'a [u8]>, digest: &RootD
     }
     chain.find(|cert| RootDigest::of(cert) == *digest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: ClusterId = ClusterId(1);
+    const BEFORE: ClusterId = ClusterId(2);
+
+    /// Whether that is let in by a cluster that was restored from [`BEFORE`].
+    fn let_in(cluster: ClusterId, role: Role, purpose: Purpose) -> bool {
+        let identity = Identity { cluster, node: NodeId(3), role };
+        admit(&identity, purpose, HERE, |cluster| cluster == BEFORE).is_ok()
+    }
+
+    fn members_of_before_are_let_in_nowhere() {
+        for purpose in Purpose::ALL {
+            assert!(!let_in(BEFORE, Role::Manager, purpose), "{purpose:?}");
+            assert!(let_in(HERE, Role::Manager, purpose), "{purpose:?}");
+        }
+    }
+
+    #[test]
+    fn clients_and_workers_of_before_are_let_in_where_they_are_served_and_members_nowhere() {
+        members_of_before_are_let_in_nowhere();
+        for role in [Role::Client, Role::Worker] {
+            for purpose in Purpose::ALL {
+                assert_eq!(let_in(BEFORE, role, purpose), let_in(HERE, role, purpose), "{role} {purpose:?}");
+                assert!(!let_in(ClusterId(4), role, purpose), "{role} {purpose:?}");
+            }
+            assert!(let_in(BEFORE, role, Purpose::Client) && !let_in(BEFORE, role, Purpose::Peer));
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn letting_members_of_before_in_is_noticed() {
+        let bug = crate::planted::Bug::AdmitPredecessorManager;
+        let found = crate::planted::with(Some(bug), || {
+            std::panic::catch_unwind(members_of_before_are_let_in_nowhere)
+        });
+        assert!(found.is_err());
+    }
+}

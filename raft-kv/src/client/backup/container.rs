@@ -305,10 +305,7 @@ impl<R: Read> Opener<R> {
         source.exact(&mut start, "its head").map_err(|_| foreign("it is too short to be one of raft-kv"))?;
         let word = |at: usize| u32::from_le_bytes(start[at..at + 4].try_into().expect("four bytes"));
         if &start[..8] != MAGIC {
-            return Err(match &start[..] == [0; 16] {
-                true => Fault::damaged(0, "its head is blank"),
-                false => foreign("it does not begin as one of raft-kv does"),
-            });
+            return Err(foreign("it does not begin as one of raft-kv does"));
         }
         let len = word(12) as usize;
         if len > MAX_HEAD {

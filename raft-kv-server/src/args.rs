@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_kv::types::{LeaseId, Revision};
 
+mod backup;
 mod ca;
 mod check;
 mod kv;
@@ -19,6 +20,7 @@ mod recover;
 mod rollback;
 mod token;
 
+pub use backup::*;
 pub use ca::*;
 pub use check::*;
 pub use kv::*;
@@ -101,6 +103,8 @@ pub enum Command {
     Rollback(RollbackArgs),
     /// How many bytes of keys and values there may be: show, set
     Quota(QuotaArgs),
+    /// Copies of the whole cluster in files: make, check, and make a new cluster from one
+    Backup(BackupArgs),
     /// Move leadership to another member
     Transfer(TransferArgs),
     /// Lock what members keep on their disks, or show whether it is

@@ -101,7 +101,8 @@ pub fn signer(args: SignerArgs) -> Option<ExternalSigner> {
     Some(ExternalSigner { command: std::iter::once(program).chain(args.external_signer_arg).collect() })
 }
 
-fn config(data_dir: &Path, place: PlaceArgs, args: SignerArgs) -> Config {
+/// A member as the command line describes it.
+pub fn config(data_dir: &Path, place: PlaceArgs, args: SignerArgs) -> Config {
     Config {
         data_dir: data_dir.to_owned(),
         name: place.name.unwrap_or_else(machine_name),

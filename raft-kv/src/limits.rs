@@ -41,6 +41,8 @@ pub const DATA_KEY_PATIENCE: i64 = 5;
 pub const MAX_NODE_ERROR_BYTES: usize = 512;
 /// Streams of one connection that tell what is believed as it changes.
 pub const MAX_FOLLOWS_PER_CONNECTION: usize = 4;
+/// Clusters that one was restored from, one after the other, whose clients' and workers' certificates count.
+pub const MAX_PREDECESSORS: usize = 16;
 /// Roots that can be believed at once: the one in force and those that are to replace it.
 pub const MAX_BELIEVED_ROOTS: usize = 4;
 /// Keys of roots that were given up and are remembered.

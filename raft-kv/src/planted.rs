@@ -202,6 +202,12 @@ pub enum Bug {
     ResumeWithoutCheck,
     /// A received file is taken for the sender's without its checksum.
     InstallUnverified,
+    /// A restored cluster lets in whom the backup refuses.
+    RestoreForgetsRevocations,
+    /// A restored cluster goes on with the backup's revision.
+    RestoreKeepsRevision,
+    /// A restored cluster lets in members of the one that was backed up.
+    AdmitPredecessorManager,
 }
 
 #[cfg(feature = "sim")]

@@ -1,6 +1,7 @@
 //! From the words of the command line to an exit code: one file for each family of commands, all
 //! called from here. A command asks the cluster, prints the answer, and returns how it ended.
 
+mod backup;
 mod ca;
 mod cert;
 mod check;
@@ -131,6 +132,7 @@ async fn dispatch(command: Command, output: &mut Output) -> Result<(), Failure> 
         Command::UnlockKey(args) => lock::unlock_key(&args, output).await,
         Command::Import(args) => import::run(&args, output).await,
         Command::Mirror(args) => mirror::run(&args, output).await,
+        Command::Backup(args) => backup::run(args, output).await,
         Command::Cert(args) => cert::run(&args, output).await,
         Command::Ca(args) => ca::run(&args, output).await,
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use futures_util::StreamExt;
-use raft_kv::client::{FreeSpace, Tuning};
+use raft_kv::client::{FreeSpace, Tuning, verify_backup};
 use raft_kv::raft::Role;
 use raft_kv::types::PutRequest;
 use tonic::Code;
@@ -189,7 +189,7 @@ async fn large(one: &One) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_is_a_tar_and_its_checksum_and_leaves_nothing_behind() {
+async fn a_snapshot_is_a_backup_and_its_checksum_and_leaves_nothing_behind() {
     let one = One::start().await;
     for n in 0..50 {
         let (key, value) = (format!("k{n}").into(), vec![n; 4096].into());
@@ -199,18 +199,21 @@ async fn a_snapshot_is_a_tar_and_its_checksum_and_leaves_nothing_behind() {
     let maintenance = MaintenanceService::new(one.etcd.clone());
     let parts = copy(&maintenance).await;
     let (checksum, content) = parts.split_last().unwrap();
-    let tar: Vec<u8> = content.iter().flat_map(|part| part.blob.to_vec()).collect();
-    assert_eq!(tar.len() % 512, 0);
-    assert_eq!(checksum.blob.as_ref(), digest::digest(&digest::SHA256, &tar).as_ref());
-    let mut left = tar.len() as u64;
+    let whole: Vec<u8> = content.iter().flat_map(|part| part.blob.to_vec()).collect();
+    assert_eq!(whole.len() % 512, 0);
+    assert_eq!(checksum.blob.as_ref(), digest::digest(&digest::SHA256, &whole).as_ref());
+    let mut left = whole.len() as u64;
     for part in content {
         assert!(part.blob.len() <= BLOB_BYTES);
         left -= part.blob.len() as u64;
         assert_eq!(part.remaining_bytes, left, "the checksum does not count");
     }
     assert_eq!((left, checksum.remaining_bytes), (0, 0));
-    assert_eq!(&tar[..5], b"about");
-    assert!(tar[512..1024].starts_with(b"raft-kv copy 1\n"));
+    // With the checksum behind it, as `etcdctl snapshot save` keeps it.
+    let file = one.dir.path().join("saved");
+    std::fs::write(&file, [&whole[..], &checksum.blob].concat()).unwrap();
+    let summary = verify_backup(&file, None).unwrap();
+    assert_eq!((summary.info.revision, summary.file_bytes), (51, whole.len() as u64 + 32));
     eventually_removed(&one).await;
 }
 

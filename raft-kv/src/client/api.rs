@@ -112,6 +112,11 @@ pub enum Call {
     Points(PointCall),
     /// Asks about the quota on live bytes, or sets it.
     Quota(QuotaCall),
+    /// All of the state, as a stream of [`Reply::Backup`].
+    Backup {
+        /// Whether the data keys come along.
+        keys: bool,
+    },
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -122,6 +127,7 @@ wire_enum!(Call {
     18 => Auth(change), 19 => AuthQuery(query), 20 => Authenticate { name, password },
     21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request), 28 => Points(call),
     30 => Quota(call),
+    29 => Backup { keys },
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -168,6 +174,8 @@ pub enum Reply {
     Points(PointsReply),
     /// What the live keys take, and what they may.
     Usage(Usage),
+    /// Of a backup.
+    Backup(BackupPart),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
@@ -175,10 +183,47 @@ wire_enum!(Reply {
     10 => Certificate { chain, roots }, 11 => Watch(batch), 12 => Joined(joined),
     13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply), 17 => Points(reply),
     19 => Usage(usage),
+    18 => Backup(part),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.
 pub type Answered = Result<(Header, Reply), Error>;
+
+/// A part of a backup on its way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BackupPart {
+    /// What it is of; first.
+    Begin(BackupInfo),
+    /// So much of its content.
+    Data(Bytes),
+}
+wire_enum!(BackupPart { 1 => Begin(info), 2 => Data(bytes) });
+
+/// What a backup is of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct BackupInfo {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member that made it.
+    pub member: NodeId,
+    /// The revision that it is consistent at.
+    pub revision: Revision,
+    /// The last entry in it.
+    pub index: Index,
+    /// That entry's term.
+    pub term: Term,
+    /// When it was made, in seconds since 1970.
+    pub made: i64,
+    /// The version of `raft-kv` that made it.
+    pub version: String,
+    /// Bytes of its content: a tar of the files of a checkpoint.
+    pub bytes: u64,
+    /// Files of the state in it.
+    pub files: u64,
+    /// Whether it has the data keys that the cluster's secrets are sealed with.
+    pub keys: bool,
+}
+wire_struct!(BackupInfo { cluster, member, revision, index, term, made, version, bytes, files, keys });
 
 /// What a joiner sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -345,6 +390,7 @@ mod tests {
                 client_url: "https://h:2".into(),
             }),
             Call::Rejoin { request, name, addr, client_url: String::new() },
+            Call::Backup { keys: true },
         ]
     }
 
@@ -377,6 +423,8 @@ mod tests {
             Reply::Watch(WatchBatch::Progress(7)),
             Reply::Watch(WatchBatch::Changes(vec![])),
             Reply::Joined(joined),
+            Reply::Backup(BackupPart::Begin(BackupInfo { version: "1".into(), ..BackupInfo::default() })),
+            Reply::Backup(BackupPart::Data(Bytes::from_static(b"part"))),
         ];
         let errors = [
             Error::Refused(Refusal::EmptyRange),
@@ -406,7 +454,7 @@ mod tests {
     #[test]
     fn tags_keep_their_meaning() {
         let tags: Vec<u8> = every_call().iter().map(|call| call.to_bytes()[0]).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 29]);
     }
 
     proptest! {

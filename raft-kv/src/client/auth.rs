@@ -90,6 +90,8 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         }
         Call::Trust(TrustCall::Renew { .. } | TrustCall::Follow) => (Asked::Open, Door),
         Call::Trust(_) | Call::JoinToken(_) | Call::IssueCertificate { .. } => (Asked::Trust, Fresh),
+        // With the keys it opens everything that is sealed.
+        Call::Backup { keys } => (if *keys { Asked::Trust } else { Asked::Root }, Fresh),
         Call::Auth(_)
         | Call::Enrol(_)
         | Call::Readmit(_)

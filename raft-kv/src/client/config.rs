@@ -25,6 +25,8 @@ use crate::types::{ClusterId, NodeId, OwnRoot};
 const FORMAT: u32 = 1;
 /// The file that says whose data directory it is.
 pub(super) const NODE_FILE: &str = "node";
+/// The file that says that a restore was begun and has not come to its end.
+pub(super) const RESTORING_FILE: &str = "restoring";
 /// The file that a running process holds locked.
 pub(super) const LOCK_FILE: &str = "lock";
 
@@ -231,6 +233,12 @@ impl DataDir {
         } else if !here && fs::metadata(path).is_ok_and(|meta| meta.is_dir()) {
             // Unreadable is told apart from empty below.
             fs::read_dir(path).map_err(|error| wrong(format!("it can't be read: {error}; {RIGHTS}")))?;
+            if path.join(RESTORING_FILE).exists() {
+                return Err(wrong(
+                    "a restore into it was cut short and it holds no member; run `raft-kv backup restore` with it again"
+                        .into(),
+                ));
+            }
             return Err(wrong("it holds no member; make one with `raft-kv init` or `raft-kv join`".into()));
         } else if !path.exists() {
             return Err(wrong(
@@ -364,7 +372,17 @@ impl DataDir {
                 _ => {}
             }
         }
-        Ok(())
+        self.restored()
+    }
+
+    /// No restore is under way any more.
+    fn restored(&self) -> Result<(), StartError> {
+        match fs::remove_file(self.join(RESTORING_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(self.wrong(format!("its file `{RESTORING_FILE}` can't be removed: {error}; {RIGHTS}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Who the node is.
@@ -376,7 +394,8 @@ impl DataDir {
 
     /// Remembers who the node is: the last step of making one.
     pub(super) fn remember(&self, node: &Remembered) -> Result<(), StartError> {
-        Ok(remember_in(&self.path, node)?)
+        remember_in(&self.path, node)?;
+        self.restored()
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) const RENEW: &str = "get a new one: `raft-kv enrol` with a token, or 
     --data-dir D` on a machine that runs a member; and `raft-kv cert renew --watch` keeps it current from then on";
 
 #[derive(Clone)]
-enum Door {
+pub(super) enum Door {
     Local(Arc<Local>),
     Remote(Arc<Remote>),
 }
@@ -53,7 +53,7 @@ pub struct Handle {
 }
 
 /// What a method says when the other side answers something else: a bug there, or a newer version.
-fn unexpected(reply: &Reply) -> Error {
+pub(super) fn unexpected(reply: &Reply) -> Error {
     let what = format!("the answer is of another kind than the question ({reply:?})");
     Error::Refused(Refusal::Malformed { what: what.chars().take(200).collect() })
 }
@@ -204,6 +204,16 @@ impl Handle {
     pub fn on_node(mut self, node: NodeId) -> Self {
         self.node = Some(node);
         self
+    }
+
+    /// Where its calls go.
+    pub(super) fn door(&self) -> &Door {
+        &self.door
+    }
+
+    /// The node whose certificate its calls come with, if not this process's own.
+    pub(super) fn node(&self) -> Option<NodeId> {
+        self.node
     }
 
     /// Whom the handle acts for.

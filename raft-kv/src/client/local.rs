@@ -201,7 +201,12 @@ impl Local {
             Call::Trust(TrustCall::Vouch(id)) => Ok((self.now()?, Reply::Trust(self.vouched(id)?))),
             Call::Points(call) => self.points(caller, call, patience).await,
             Call::Trust(call) => self.trust_call(call, patience).await,
-            Call::Watch(_) | Call::Join(_) | Call::Rejoin { .. } | Call::Enrol(_) | Call::Readmit(_) => {
+            Call::Backup { .. }
+            | Call::Watch(_)
+            | Call::Join(_)
+            | Call::Rejoin { .. }
+            | Call::Enrol(_)
+            | Call::Readmit(_) => {
                 Err(Refusal::invalid("call", "it is a stream of its own; use `watch` or `join`").into())
             }
         }

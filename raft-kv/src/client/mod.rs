@@ -5,6 +5,8 @@ pub mod api;
 #[cfg(feature = "node")]
 mod auth;
 #[cfg(feature = "node")]
+mod backup;
+#[cfg(feature = "node")]
 mod check;
 #[cfg(feature = "node")]
 mod config;
@@ -67,6 +69,8 @@ pub use crate::machine::read::RangeMeasure;
 pub use crate::node::replica::Bounds;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
+#[cfg(feature = "node")]
+pub use backup::{BackupInfo, BackupSummary, RestorePlan, RestoredCluster, restore, verify_backup};
 #[cfg(feature = "node")]
 pub use check::{CheckReport, check};
 #[cfg(feature = "node")]

@@ -198,6 +198,10 @@ impl Node {
         let endpoint = Endpoint::bind(node.listen_addr, trust.clone())?;
         let asked = state.clone();
         trust.set_standing(move |who| standing(&asked, who));
+        let asked = state.clone();
+        trust.set_predecessors(move |cluster| {
+            asked.view(machine::read::predecessors).is_ok_and(|before| before.contains(&cluster))
+        });
         let (events, incoming) = mpsc::channel(1024);
         let peers = PeerNet::new(endpoint.clone(), events);
         peers.set_peers(node.members.clone());
@@ -386,7 +390,11 @@ impl std::fmt::Debug for Node {
 }
 
 /// The authority of a new cluster: the root that was brought, or one that is made now.
-fn founding(config: &Config, cluster: ClusterId, keyring: &Keyring) -> Result<Authority, StartError> {
+pub(super) fn founding(
+    config: &Config,
+    cluster: ClusterId,
+    keyring: &Keyring,
+) -> Result<Authority, StartError> {
     let external = config.external_signer.is_some();
     let Some(own) = &config.own_root else {
         if external {
@@ -424,7 +432,7 @@ fn standing(state: &State, who: &pki::Identity) -> Standing {
     }
 }
 
-fn checked(config: &Config) -> Result<String, StartError> {
+pub(super) fn checked(config: &Config) -> Result<String, StartError> {
     check_name(&config.name)?;
     config.tuning.check()?;
     Ok(advertised(config.listen_addr, config.advertise_addr.as_deref())?)
@@ -444,15 +452,15 @@ pub(super) fn hosts_of(addr: &str, client_url: &str) -> Vec<String> {
 }
 
 /// The socket for HTTP clients and what they are told of it.
-struct Door {
+pub(super) struct Door {
     listener: Option<TcpListener>,
-    place: Option<(SocketAddr, String)>,
+    pub(super) place: Option<(SocketAddr, String)>,
 }
 
 impl Door {
     /// The door of a new member, taken before anything is made. Where a member is in the directory
     /// already, that is the thing to say.
-    fn of(config: &Config, addr: &str) -> Result<Self, StartError> {
+    pub(super) fn of(config: &Config, addr: &str) -> Result<Self, StartError> {
         Self::bind(config.client_addr, config.advertise_client_addr.as_deref(), addr).or_else(|busy| {
             if DataDir::holds_member(&config.data_dir) {
                 DataDir::take(&config.data_dir, true)?.expect_vacant()?;
@@ -490,7 +498,7 @@ impl Door {
         Self::bind(listen, given.or(kept), &node.advertise_addr)
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         client_url(self.place.as_ref())
     }
 }
@@ -527,10 +535,22 @@ pub(super) fn state_options(tuning: &Tuning) -> StateOptions {
     StateOptions { block_cache_bytes: tuning.block_cache_bytes, ..StateOptions::default() }
 }
 
-fn log_files(dir: &DataDir) -> Result<FolderFiles, StartError> {
+pub(super) fn log_files(dir: &DataDir) -> Result<FolderFiles, StartError> {
     let path = dir.join("log");
     let opened = FolderFiles::open(&path);
     Ok(opened.map_err(|error| StorageFailed::io(path.display().to_string(), "opening the folder", &error))?)
+}
+
+/// The join tokens that a new cluster has.
+pub(super) fn first_tokens(keyring: &Keyring) -> Vec<(String, TokenRecord)> {
+    let token = |role| {
+        let secret = Secret::generate(&mut rand::rng()).to_text();
+        let secret = keyring.seal(TOKEN_SECRET, secret.as_bytes());
+        let label = "made with the cluster".into();
+        let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
+        (token_id(role), record)
+    };
+    vec![token(Role::Manager), token(Role::Worker)]
 }
 
 /// Writes the state and the log of a new cluster's first member.
@@ -542,13 +562,6 @@ fn make_first(
     (authority, keyring): (Authority, &Keyring),
     credentials: &Credentials,
 ) -> Result<(), StartError> {
-    let token = |role| {
-        let secret = Secret::generate(&mut rand::rng()).to_text();
-        let secret = keyring.seal(TOKEN_SECRET, secret.as_bytes());
-        let label = "made with the cluster".into();
-        let record = TokenRecord { role, secret, label, created: now(), expires: i64::MAX, uses: None };
-        (token_id(role), record)
-    };
     let wanted = Wanted {
         node: record.id,
         role: Role::Manager,
@@ -559,13 +572,7 @@ fn make_first(
     };
     let public_key = NodeKey::from_der(&credentials.key)?.public();
     let node = record_of(&credentials.chain[0], &public_key, &wanted, authority.digest)?;
-    let genesis = Genesis {
-        cluster,
-        member: record.clone(),
-        authority,
-        node,
-        tokens: vec![token(Role::Manager), token(Role::Worker)],
-    };
+    let genesis = Genesis { cluster, member: record.clone(), authority, node, tokens: first_tokens(keyring) };
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     Machine::create(&state, &genesis)?;
     let conf = ConfState { voters: vec![record.id], ..ConfState::default() };
@@ -627,7 +634,11 @@ fn take_in(
     Ok((remembered, vault))
 }
 
-fn save_credentials(dir: &DataDir, vault: &Vault, credentials: &Credentials) -> Result<(), StartError> {
+pub(super) fn save_credentials(
+    dir: &DataDir,
+    vault: &Vault,
+    credentials: &Credentials,
+) -> Result<(), StartError> {
     use std::os::unix::fs::DirBuilderExt;
     let path = dir.join("cert");
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);

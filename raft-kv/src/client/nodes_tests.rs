@@ -325,6 +325,8 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::Quota(QuotaCall::Show),
         Call::Quota(QuotaCall::Set(None)),
         Call::Points(PointCall::Diff(PointDiffRequest::default())),
+        Call::Backup { keys: false },
+        Call::Backup { keys: true },
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),
         Call::HashKv(0),

@@ -105,7 +105,11 @@ async fn renewed(remote: &Remote, old: &Credentials, dir: &Path) -> Result<Crede
     let credentials =
         Credentials { chain: der(chain), key: key.der().to_vec(), roots: der(roots), distrusted: Vec::new() };
     let (was, is) = (old.identity()?, credentials.check()?);
-    if (was.cluster, was.node) != (is.cluster, is.node) || root_of(&credentials)?.is_none() {
+    // Of a cluster that was restored from its own, a client's next certificate names that one: the root is the
+    // same then.
+    let (before, now) = (root_of(old)?, root_of(&credentials)?);
+    let same_cluster = was.cluster == is.cluster || before.is_some() && before == now;
+    if was.node != is.node || !same_cluster || now.is_none() {
         let why = "the certificate that came is another node's, or does not lead to a root that came with it";
         return Err(Refusal::BadCertificate { why: why.into() }.into());
     }
@@ -248,7 +252,7 @@ impl Keeper {
     async fn take_files(&mut self, remote: &Arc<Remote>) -> Result<bool, Error> {
         let (here, there) = (remote.credentials(), read_credentials_in(&self.dir));
         let Ok(there) = there else { return Ok(false) };
-        let same_node = matches!((here.identity(), there.identity()), (Ok(a), Ok(b)) if (a.cluster, a.node) == (b.cluster, b.node));
+        let same_node = matches!((here.identity(), there.identity()), (Ok(a), Ok(b)) if a.node == b.node);
         if here.chain == there.chain || !same_node {
             return Ok(false);
         }

@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::api::{Answered, Call, JoinRequest, Joined, Reply};
 use super::auth::Asker;
+use super::backup;
 use super::config::{check_addr, check_client_url, check_name};
 use super::local::{Local, random};
 use super::node::{OWN_PATIENCE, hosts_of};
@@ -167,6 +168,10 @@ async fn serve_request(
             return follow(&local, stream, &turns).await;
         }
         Ok(Call::Trust(TrustCall::Renew { request })) => local.renew(&stream, &turns, &request).await,
+        Ok(Call::Backup { keys }) => {
+            drop(served);
+            return backup::serve(&local, stream, keys).await;
+        }
         // Who rejoins proves by its certificate who it was; anything else is asked for in a name.
         Ok(Call::Rejoin { request, name, addr, client_url }) => {
             let place = Place { name, addr, client_url };
@@ -190,7 +195,7 @@ async fn carry_out(local: &Local, stream: &RequestStream, call: Call) -> Answere
 }
 
 /// For whom a request is served, and whose certificate it came with.
-fn asker(local: &Local, stream: &RequestStream) -> Result<Asker, Error> {
+pub(super) fn asker(local: &Local, stream: &RequestStream) -> Result<Asker, Error> {
     let node = stream.identity.map(|identity| identity.node);
     Ok(Asker { caller: caller(local, stream)?, node })
 }
@@ -205,7 +210,7 @@ fn caller(local: &Local, stream: &RequestStream) -> Result<Caller, Error> {
     }
 }
 
-async fn answer(stream: &mut RequestStream, answered: &Answered) {
+pub(super) async fn answer(stream: &mut RequestStream, answered: &Answered) {
     let told = worker::told(stream.identity, answered);
     if stream.send(told.to_bytes()).await.is_ok() {
         stream.finish();

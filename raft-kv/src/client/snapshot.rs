@@ -1,5 +1,6 @@
-//! A whole copy of a member's state as a stream of bytes: a tar of a checkpoint, then the SHA-256
-//! of it. Its length is a multiple of 512 and 32 more, as etcd's clients ask of a snapshot.
+//! A whole copy of a member's state: the content of a backup, and, for etcd's clients, a backup that is neither
+//! compressed nor encrypted, then the SHA-256 of it. Its length is a multiple of 512 and 32 more, as they ask of
+//! a snapshot.
 //!
 //! The bytes come from the files of a checkpoint, which are hard links: memory is bounded by a few
 //! blocks, and the copy is of one moment however slow the reader is. The files go when the reader
@@ -10,18 +11,23 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use zeroize::Zeroizing;
 
+use super::api::BackupInfo;
+use super::backup::container::{Blocks, Form, Sealer, plain_len};
+use super::backup::{KEYS, STATE};
 use super::local::Local;
+use crate::codec::Wire;
 use crate::error::{Error, NotDone, StorageFailed};
 use crate::machine;
 use crate::storage::checkpoint::look_into;
 use crate::storage::state::State;
-use crate::types::{Caller, ClusterId, Header, NodeId};
+use crate::types::{Caller, ClusterId, HandedKeys, Header, NodeId};
 
 /// Copies that are sent at once, at most: each keeps files from being removed.
 const AT_ONCE: usize = 2;
@@ -33,8 +39,10 @@ const BLOCK: usize = 64 * 1024;
 const TAR_UNIT: u64 = 512;
 /// What a tar ends with.
 const TAR_END: u64 = 2 * TAR_UNIT;
-/// The file that says what the others are; the first in the tar.
-const ABOUT: &str = "about";
+/// How long a rollback of several steps is waited for.
+const HALF_PATIENCE: Duration = Duration::from_secs(60);
+/// How long until it is looked again whether a rollback of several steps is done.
+const HALF_PAUSE: Duration = Duration::from_millis(50);
 
 /// The folder of copies that are being sent.
 pub(super) struct Copies {
@@ -132,6 +140,17 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
+/// A copy whose files are there.
+pub(super) struct Copied {
+    /// What it is of.
+    pub(super) info: BackupInfo,
+    folder: Folder,
+    /// The data keys, where they were asked for.
+    keys: Option<Zeroizing<Vec<u8>>>,
+    /// Its files with their lengths, by name.
+    files: Vec<(String, u64)>,
+}
+
 impl Local {
     /// Starts to send a copy to `caller`, if it may manage the cluster.
     pub(super) async fn snapshot_as(
@@ -141,50 +160,84 @@ impl Local {
     ) -> Result<(Header, Snapshot), Error> {
         self.may_manage(caller, patience).await?;
         let header = self.now()?;
-        let turn = self.copies.turns.clone().try_acquire_owned();
-        let turn = turn.map_err(|_| Error::NotDone(NotDone::Busy))?;
-        let number = self.copies.counter.fetch_add(1, Ordering::Relaxed);
-        let folder = Folder { path: self.copies.folder.join(number.to_string()), _turn: turn };
-        let (state, cluster, member) = (self.shell.state().clone(), self.cluster, self.me);
-        // Folder and turn go along: a caller who leaves now must not free either while files are made.
-        let made = tokio::task::spawn_blocking(move || make(folder, &state, cluster, member)).await;
-        let Made { folder, about, files } = made
-            .expect("making a checkpoint does not panic")
-            .map_err(|failed| Error::Stopped(failed.to_string()))?;
-        let room = |len: u64| TAR_UNIT + len.next_multiple_of(TAR_UNIT);
-        let len = room(about.len() as u64) + files.iter().map(|(_, len)| room(*len)).sum::<u64>() + TAR_END;
+        let copied = self.copied(false).await?;
+        let len = plain_len(&copied.info) + SHA256_OUTPUT_LEN as u64;
         let (blocks, received) = mpsc::channel(AHEAD);
-        tokio::task::spawn_blocking(move || send(&folder, &about, &files, blocks));
-        let len = len + SHA256_OUTPUT_LEN as u64;
+        tokio::task::spawn_blocking(move || send(&copied, &blocks));
         Ok((header, Snapshot { len, blocks: received, rest: BytesMut::new() }))
+    }
+
+    /// The files of a copy, in its turn; with the data keys for who may have them.
+    pub(super) async fn copied(&self, keys: bool) -> Result<Copied, Error> {
+        let until = Instant::now() + HALF_PATIENCE;
+        loop {
+            let turn = self.copies.turns.clone().try_acquire_owned();
+            let turn = turn.map_err(|_| Error::NotDone(NotDone::Busy))?;
+            let number = self.copies.counter.fetch_add(1, Ordering::Relaxed);
+            let folder = Folder { path: self.copies.folder.join(number.to_string()), _turn: turn };
+            let (state, cluster, member) = (self.shell.state().clone(), self.cluster, self.me);
+            // Those of before it and those of after it: a key may be replaced meanwhile.
+            let before = self.keyring.handed();
+            // Folder and turn go along: a caller who leaves now must not free either while files are made.
+            let made = tokio::task::spawn_blocking(move || make(folder, &state, cluster, member)).await;
+            let made: Option<Copied> = made
+                .expect("making a checkpoint does not panic")
+                .map_err(|failed| Error::Stopped(failed.to_string()))?;
+            match made {
+                Some(mut copied) => {
+                    if keys {
+                        copied.add_keys(before, self.keyring.handed());
+                    }
+                    return Ok(copied);
+                }
+                // What it has done so far is in it and does not count yet, and nothing would end it.
+                None if Instant::now() < until => tokio::time::sleep(HALF_PAUSE).await,
+                None => return Err(Error::NotDone(NotDone::Busy)),
+            }
+        }
     }
 }
 
-/// A copy whose files are there.
-struct Made {
+/// Makes the files of a copy; `None` in the midst of a rollback of several steps.
+fn make(
     folder: Folder,
-    /// What the file about it says.
-    about: String,
-    /// Its files with their lengths, by name.
-    files: Vec<(String, u64)>,
-}
-
-/// Makes the files of a copy.
-fn make(folder: Folder, state: &State, cluster: ClusterId, member: NodeId) -> Result<Made, StorageFailed> {
+    state: &State,
+    cluster: ClusterId,
+    member: NodeId,
+) -> Result<Option<Copied>, StorageFailed> {
     state.checkpoint(&folder.path)?;
     let look = |view: &dyn machine::Read| {
-        let applied = machine::read::applied(view)?;
-        Ok((applied.index, applied.term, machine::read::current_revision(view)?))
+        let (applied, half) = (machine::read::applied(view)?, machine::read::half_done(view)?);
+        Ok((applied.index, applied.term, machine::read::current_revision(view)?, half))
     };
-    let (index, term, revision) = look_into(&folder.path, look).and_then(|looked| looked)?;
-    let version = env!("CARGO_PKG_VERSION");
-    let about = format!(
-        "raft-kv copy 1\nversion {version}\ncluster {cluster}\nmember {member}\nrevision {revision}\n\
-         index {index}\nterm {term}\n"
-    );
+    let (index, term, revision, half) = look_into(&folder.path, look).and_then(|looked| looked)?;
+    if half {
+        return Ok(None);
+    }
     let failed = |error: io::Error| StorageFailed::io(folder.path.display().to_string(), "reading", &error);
     let files = files(&folder.path).map_err(failed)?;
-    Ok(Made { folder, about, files })
+    let room: u64 = files.iter().map(|(_, len)| room_of(*len)).sum();
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let (bytes, count) = (room + TAR_END, files.len() as u64);
+    let made = super::trust::authority::now();
+    let info = BackupInfo {
+        cluster,
+        member,
+        revision,
+        index,
+        term,
+        made,
+        version,
+        bytes,
+        files: count,
+        keys: false,
+    };
+    Ok(Some(Copied { info, folder, keys: None, files }))
+}
+
+/// What a file takes in a tar.
+fn room_of(len: u64) -> u64 {
+    TAR_UNIT + len.next_multiple_of(TAR_UNIT)
 }
 
 /// The files of a checkpoint with their lengths, by name.
@@ -200,70 +253,59 @@ fn files(folder: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(files)
 }
 
-fn send(folder: &Folder, about: &str, files: &[(String, u64)], blocks: mpsc::Sender<io::Result<Bytes>>) {
-    let mut out = Blocks { blocks, block: BytesMut::with_capacity(BLOCK), digest: Context::new(&SHA256) };
-    if let Err(error) = write(folder, about, files, &mut out) {
-        // The reader may have gone, which ends the copy as well.
-        let _ = out.blocks.blocking_send(Err(error));
+impl Copied {
+    fn add_keys(&mut self, before: HandedKeys, after: HandedKeys) {
+        let mut all = before.keys;
+        all.extend(after.keys);
+        all.sort_by_key(|key| key.id);
+        all.dedup_by_key(|key| key.id);
+        let keys = HandedKeys { keys: all, active: after.active, unlock: None };
+        let keys = Zeroizing::new(keys.to_bytes().to_vec());
+        self.info.bytes += room_of(keys.len() as u64);
+        self.info.keys = true;
+        self.keys = Some(keys);
+    }
+
+    /// Writes its content: exactly as many bytes as it says.
+    pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut tar = tar::Builder::new(out);
+        let mut add = |name: &str, len: u64, content: &mut dyn io::Read| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(len);
+            header.set_mode(0o600);
+            tar.append_data(&mut header, name, content)
+        };
+        if let Some(keys) = &self.keys {
+            add(KEYS, keys.len() as u64, &mut keys.as_slice())?;
+        }
+        for (name, len) in &self.files {
+            // No more than was announced, should a file have grown.
+            let mut content = io::Read::take(File::open(self.folder.path.join(name))?, *len);
+            add(&format!("{STATE}{name}"), *len, &mut content)?;
+        }
+        tar.finish()
     }
 }
 
-fn write(folder: &Folder, about: &str, files: &[(String, u64)], out: &mut Blocks) -> io::Result<()> {
-    let mut tar = tar::Builder::new(&mut *out);
-    let mut add = |name: &str, len: u64, content: &mut dyn io::Read| {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(len);
-        header.set_mode(0o600);
-        tar.append_data(&mut header, name, content)
-    };
-    add(ABOUT, about.len() as u64, &mut about.as_bytes())?;
-    for (name, len) in files {
-        // No more than was announced, should a file have grown.
-        let mut content = io::Read::take(File::open(folder.path.join(name))?, *len);
-        add(&format!("state/{name}"), *len, &mut content)?;
-    }
-    tar.finish()?;
-    drop(tar);
-    out.end()
-}
-
-/// Gathers what is written into blocks for the reader, and waits where it is slow.
-struct Blocks {
-    blocks: mpsc::Sender<io::Result<Bytes>>,
-    block: BytesMut,
-    digest: Context,
-}
-
-impl Blocks {
-    fn hand_on(&mut self, block: Bytes) -> io::Result<()> {
+fn send(copied: &Copied, blocks: &mpsc::Sender<io::Result<Bytes>>) {
+    let hand_on = |block| {
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads it any more");
-        self.blocks.blocking_send(Ok(block)).map_err(gone)
-    }
-
-    /// The rest, and the checksum of it all.
-    fn end(&mut self) -> io::Result<()> {
-        self.flush()?;
-        let digest = self.digest.clone().finish();
-        self.hand_on(Bytes::copy_from_slice(digest.as_ref()))
-    }
-}
-
-impl Write for Blocks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        self.digest.update(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
-        let block = std::mem::replace(&mut self.block, BytesMut::with_capacity(BLOCK)).freeze();
-        self.hand_on(block)
+        blocks.blocking_send(Ok(block)).map_err(gone)
+    };
+    let mut digest = Context::new(&SHA256);
+    let sent = (|| {
+        let hash_and_hand_on = |block: Bytes| {
+            digest.update(&block);
+            hand_on(block)
+        };
+        let out = Blocks { block: BytesMut::with_capacity(BLOCK), size: BLOCK, hand_on: hash_and_hand_on };
+        let mut sealer = Sealer::new(out, &copied.info, Form::Plain)?;
+        copied.write(&mut sealer)?;
+        sealer.finish().map(drop)
+    })();
+    let sent = sent.and_then(|()| hand_on(Bytes::copy_from_slice(digest.finish().as_ref())));
+    if let Err(error) = sent {
+        // The reader may have gone, which ends the copy as well.
+        let _ = blocks.blocking_send(Err(error));
     }
 }

@@ -51,6 +51,7 @@ fn may(call: &Call) -> bool {
         },
         Call::Points(_)
         | Call::Quota(_)
+        | Call::Backup { .. }
         | Call::Range(_)
         | Call::Command { .. }
         | Call::ReadTxn(_)
@@ -106,7 +107,7 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
             | TrustReply::Lock(_)
             | TrustReply::Keys(_) => false,
         },
-        Reply::Points(_) | Reply::Usage(_) => false,
+        Reply::Points(_) | Reply::Usage(_) | Reply::Backup(_) => false,
         Reply::Range(_)
         | Reply::Command(_)
         | Reply::Txn(_)

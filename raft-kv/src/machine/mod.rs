@@ -30,6 +30,7 @@ mod quota;
 mod raise;
 mod range;
 pub mod read;
+mod restore;
 mod stop;
 pub mod store;
 #[cfg(test)]
@@ -46,6 +47,7 @@ pub use epoch::NewEpoch;
 pub use genesis::Genesis;
 #[cfg(any(test, feature = "sim"))]
 pub use memory::MemoryStore;
+pub use restore::{Restore, Restored, check_raise};
 pub use stop::Settled;
 pub use store::{Batch, Read, Store, Table};
 pub use trust::{SealStep, Verdict};

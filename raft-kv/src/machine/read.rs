@@ -219,6 +219,11 @@ pub fn trusted(view: &dyn Read) -> Result<Trusted, StorageFailed> {
     trust::trusted(view)
 }
 
+/// The clusters that this one was restored from, the newest last.
+pub fn predecessors(view: &dyn Read) -> Result<Vec<ClusterId>, StorageFailed> {
+    trust::predecessors(view)
+}
+
 /// What the authority knows of a node.
 pub fn node(view: &dyn Read, id: NodeId) -> Result<Option<NodeRecord>, StorageFailed> {
     trust::node(view, id)

@@ -177,7 +177,8 @@ fn check(
         Role::Worker => Err(Refusal::NotAllowed { role: identity.role.to_string() }),
         Role::Manager | Role::Client => Ok(()),
     };
-    admit(&identity, Purpose::Client, trust.identity.cluster).and(served).map_err(|refusal| {
+    let succeeds = |cluster| live.succeeds(cluster);
+    admit(&identity, Purpose::Client, trust.identity.cluster, succeeds).and(served).map_err(|refusal| {
         let reason = if identity.cluster == trust.identity.cluster { "role" } else { "other_cluster" };
         HandshakeFault::of(reason, format!("{} {}: {refusal}", identity.role, identity.node))
     })?;

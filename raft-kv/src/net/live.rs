@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use super::tls::Trust;
 use crate::error::Refusal;
 use crate::pki::{Credentials, Identity, RootDigest};
-use crate::types::{NodeId, Role, Standing};
+use crate::types::{ClusterId, NodeId, Role, Standing};
 
 type Asked = Box<dyn Fn(&Identity) -> Standing + Send + Sync>;
+type Succeeds = Box<dyn Fn(ClusterId) -> bool + Send + Sync>;
 
 /// How long a node that nothing is known of is given: what it was let in by may be on its way here.
 pub(super) const NEWS_PATIENCE: Duration = Duration::from_secs(2);
@@ -36,6 +37,7 @@ const MAX_STRANGERS: usize = 16;
 pub struct LiveTrust {
     trust: Arc<ArcSwap<Trust>>,
     standing: Arc<ArcSwap<Asked>>,
+    succeeds: Arc<ArcSwap<Succeeds>>,
     /// The root that each node's certificate rested on when it was verified last, while there is more
     /// than one.
     seen: Arc<Mutex<BTreeMap<NodeId, RootDigest>>>,
@@ -60,9 +62,11 @@ impl LiveTrust {
     /// [`Refusal::BadCertificate`] if they can't be used.
     pub fn new(credentials: Credentials) -> Result<Self, Refusal> {
         let standing: Asked = Box::new(|identity| Standing::Known(identity.role));
+        let succeeds: Succeeds = Box::new(|_| false);
         Ok(Self {
             trust: Arc::new(ArcSwap::from_pointee(Trust::new(credentials)?)),
             standing: Arc::new(ArcSwap::from_pointee(standing)),
+            succeeds: Arc::new(ArcSwap::from_pointee(succeeds)),
             seen: Arc::default(),
             strangers: Arc::default(),
             changes: watch::Sender::new(0),
@@ -89,6 +93,17 @@ impl LiveTrust {
     pub fn set_standing(&self, standing: impl Fn(&Identity) -> Standing + Send + Sync + 'static) {
         self.standing.store(Arc::new(Box::new(standing)));
         self.note_change();
+    }
+
+    /// From now on `succeeds` says which clusters this one was restored from. It is asked only where a
+    /// certificate names another cluster.
+    pub fn set_predecessors(&self, succeeds: impl Fn(ClusterId) -> bool + Send + Sync + 'static) {
+        self.succeeds.store(Arc::new(Box::new(succeeds)));
+    }
+
+    /// Whether this cluster was restored from that one.
+    pub(super) fn succeeds(&self, cluster: ClusterId) -> bool {
+        (self.succeeds.load())(cluster)
     }
 
     /// Counts up whenever somebody who was let in may not be welcome any more: other credentials,

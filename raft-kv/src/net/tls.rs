@@ -19,7 +19,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, RootCer
 use super::live::LiveTrust;
 use crate::error::Refusal;
 use crate::pki::{
-    Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, name_of, pinned_root,
+    Credentials, Identity, Purpose, RootDigest, TLS_NAME, admit, check_dialled, has_name, name_of,
+    pinned_root, successor_name,
 };
 use crate::types::{ClusterId, KeyDigest, NodeId};
 
@@ -83,7 +84,7 @@ impl VerifiedPeer {
             return Ok((purpose, None));
         }
         let peer = Self::of(connection)?.ok_or_else(|| bad("none was presented"))?;
-        admit(&peer.identity, purpose, live.identity().cluster)?;
+        admit(&peer.identity, purpose, live.identity().cluster, |cluster| live.succeeds(cluster))?;
         live.admitted(&peer.identity)?;
         Ok((purpose, Some(peer)))
     }
@@ -366,7 +367,8 @@ impl ClientCertVerifier for Listener {
 #[derive(Debug)]
 pub(super) enum Expect {
     /// A chain to one of our roots, our cluster, and this node if one is meant.
-    Member { trust: Arc<Believed>, cluster: ClusterId, node: Option<NodeId> },
+    /// Or, where `successors` are meant too, of a cluster that was restored from it.
+    Member { trust: Arc<Believed>, cluster: ClusterId, node: Option<NodeId>, successors: bool },
     /// A chain to the root that a join token pins.
     Pinned(RootDigest),
 }
@@ -374,11 +376,12 @@ pub(super) enum Expect {
 impl Expect {
     pub(super) fn member(credentials: &Credentials, node: Option<NodeId>) -> Result<Self, Refusal> {
         let cluster = credentials.identity()?.cluster;
-        Ok(Self::Member { trust: Arc::new(Believed::new(credentials)?), cluster, node })
+        Ok(Self::Member { trust: Arc::new(Believed::new(credentials)?), cluster, node, successors: true })
     }
 
     pub(super) fn member_of(trust: &Trust, node: Option<NodeId>) -> Self {
-        Self::Member { trust: trust.believed.clone(), cluster: trust.identity.cluster, node }
+        let cluster = trust.identity.cluster;
+        Self::Member { trust: trust.believed.clone(), cluster, node, successors: false }
     }
 }
 
@@ -413,7 +416,10 @@ impl DialVerifier {
         now: UnixTime,
     ) -> Result<(), Refusal> {
         let (trust, cluster, node) = match &self.expect {
-            Expect::Member { trust, cluster, node } => (trust.clone(), Some(*cluster), *node),
+            Expect::Member { trust, cluster, node, successors } => {
+                let succeeds = *successors && has_name(leaf, &successor_name(*cluster));
+                (trust.clone(), Some(*cluster).filter(|_| !succeeds), *node)
+            }
             Expect::Pinned(digest) => {
                 let root = pinned_root(others.iter().map(AsRef::as_ref), digest).ok_or_else(|| {
                     bad("the node that answers does not belong to the token's cluster, or the \

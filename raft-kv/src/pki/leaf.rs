@@ -305,6 +305,13 @@ fn alternative_names(hosts: &[String]) -> Vec<SanType> {
     names
 }
 
+/// Whether a certificate has that name among its alternative ones.
+pub fn has_name(cert_der: &[u8], name: &str) -> bool {
+    let Ok((_, cert)) = X509Certificate::from_der(cert_der) else { return false };
+    let Ok(Some(names)) = cert.subject_alternative_name() else { return false };
+    names.value.general_names.iter().any(|found| plain_general_name(found).as_deref() == Some(name))
+}
+
 /// From when until when a certificate is valid: whoever holds it renews in time.
 ///
 /// # Errors

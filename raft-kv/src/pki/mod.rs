@@ -5,6 +5,7 @@
 //! except that keys are drawn by the crypto library's own generator. A certificate's content is
 //! decided by the authority alone; nothing but the public key is ever taken from a request.
 
+mod backup;
 mod identity;
 mod leaf;
 mod own;
@@ -15,9 +16,11 @@ mod token;
 mod verify;
 
 pub use crate::types::{OwnRoot, RootDigest};
+pub use backup::{BACKUP_CHECK_BYTES, BACKUP_SALT_BYTES, BackupCipher, BackupKey};
 pub use identity::{Credentials, Identity, PemFiles, name_of};
 pub use leaf::{
-    LEAF_VALIDITY, NodeKey, Subject, check_signed, ends_soon, issue, names_of, request_key, validity_of,
+    LEAF_VALIDITY, NodeKey, Subject, check_signed, ends_soon, has_name, issue, names_of, request_key,
+    validity_of,
 };
 pub use own::{
     MIN_INTERMEDIATE_LEFT, MIN_ROOT_LEFT, end_of, keys_of, own_root_from_pem, split_certificates, vet,
@@ -27,7 +30,7 @@ pub use proof::{prove, proven_key};
 pub use root::{CROSS_VALIDITY, RootKey, key_of, serial_of};
 pub use seal::{Keyring, UnlockKey};
 pub use token::{JoinToken, Secret};
-pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root};
+pub use verify::{Purpose, TLS_NAME, admit, check_dialled, pinned_root, successor_name};
 
 use std::time::{Duration, SystemTime};
 

@@ -54,12 +54,19 @@ impl Purpose {
 }
 
 /// Whether a listener of `cluster` serves `identity` (from a certificate whose chain is verified)
-/// on a connection for `purpose`.
+/// on a connection for `purpose`. `succeeds` says which clusters this one was restored from: their clients and
+/// workers keep their certificates, their members never.
 ///
 /// # Errors
 /// [`Refusal::BadCertificate`] for another cluster, [`Refusal::NotAllowed`] for the role.
-pub fn admit(identity: &Identity, purpose: Purpose, cluster: ClusterId) -> Result<(), Refusal> {
-    if identity.cluster != cluster {
+pub fn admit(
+    identity: &Identity,
+    purpose: Purpose,
+    cluster: ClusterId,
+    succeeds: impl FnOnce(ClusterId) -> bool,
+) -> Result<(), Refusal> {
+    let kept = identity.role != Role::Manager || crate::planted!(AdmitPredecessorManager);
+    if identity.cluster != cluster && !(kept && succeeds(identity.cluster)) {
         return Err(Refusal::BadCertificate { why: "it belongs to another cluster".into() });
     }
     if !purpose.allows(identity.role) && !crate::planted!(SkipRoleCheck) {
@@ -93,10 +100,59 @@ pub fn check_dialled(
     }
 }
 
+/// The name that the certificates of members have for a cluster that theirs was restored from: by it a client
+/// of that one knows them for its successors, on the word of the root that both believe.
+pub fn successor_name(predecessor: ClusterId) -> String {
+    format!("{predecessor}.predecessor.{TLS_NAME}")
+}
+
 /// The certificate of a presented chain that a join token pins. Only this one may be believed.
 pub fn pinned_root<'a>(mut chain: impl Iterator<Item = &'a [u8]>, digest: &RootDigest) -> Option<&'a [u8]> {
     if crate::planted!(AcceptAnyRoot) {
         return chain.last();
     }
     chain.find(|cert| RootDigest::of(cert) == *digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: ClusterId = ClusterId(1);
+    const BEFORE: ClusterId = ClusterId(2);
+
+    /// Whether that is let in by a cluster that was restored from [`BEFORE`].
+    fn let_in(cluster: ClusterId, role: Role, purpose: Purpose) -> bool {
+        let identity = Identity { cluster, node: NodeId(3), role };
+        admit(&identity, purpose, HERE, |cluster| cluster == BEFORE).is_ok()
+    }
+
+    fn members_of_before_are_let_in_nowhere() {
+        for purpose in Purpose::ALL {
+            assert!(!let_in(BEFORE, Role::Manager, purpose), "{purpose:?}");
+            assert!(let_in(HERE, Role::Manager, purpose), "{purpose:?}");
+        }
+    }
+
+    #[test]
+    fn clients_and_workers_of_before_are_let_in_where_they_are_served_and_members_nowhere() {
+        members_of_before_are_let_in_nowhere();
+        for role in [Role::Client, Role::Worker] {
+            for purpose in Purpose::ALL {
+                assert_eq!(let_in(BEFORE, role, purpose), let_in(HERE, role, purpose), "{role} {purpose:?}");
+                assert!(!let_in(ClusterId(4), role, purpose), "{role} {purpose:?}");
+            }
+            assert!(let_in(BEFORE, role, Purpose::Client) && !let_in(BEFORE, role, Purpose::Peer));
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn letting_members_of_before_in_is_noticed() {
+        let bug = crate::planted::Bug::AdmitPredecessorManager;
+        let found = crate::planted::with(Some(bug), || {
+            std::panic::catch_unwind(members_of_before_are_let_in_nowhere)
+        });
+        assert!(found.is_err());
+    }
 }

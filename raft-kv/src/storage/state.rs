@@ -143,6 +143,15 @@ impl State {
         Ok((database.folder.clone(), tables))
     }
 
+    /// Makes the folder of the first generation in `dir`, which holds no store, for files that come from
+    /// elsewhere: the store is there once they are, and [`open`](Self::open) finds it.
+    pub fn empty_generation(dir: &Path) -> Result<PathBuf, StorageFailed> {
+        let folder = generation_folder(dir, 1);
+        make_private_dir(dir)?;
+        make_private_dir(&folder)?;
+        Ok(folder)
+    }
+
     /// Sizes now.
     pub fn stats(&self) -> StateStats {
         let database = self.shared.current.load_full();

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "node")]
 
+mod backup;
 mod permissions;
 mod quota;
 mod ranges;

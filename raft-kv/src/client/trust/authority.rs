@@ -180,7 +180,10 @@ impl Local {
         request: &[u8],
     ) -> Result<Issued, Error> {
         let public_key = &pki::request_key(request)?;
-        let Wanted { node, role, name, hosts, .. } = wanted.clone();
+        let Wanted { node, role, name, mut hosts, .. } = wanted.clone();
+        if role == Role::Manager {
+            hosts.extend(self.read(machine::read::predecessors)?.into_iter().map(pki::successor_name));
+        }
         let name = if role == Role::Client { name } else { String::new() };
         let subject = Subject { cluster: self.cluster, node, role, name, hosts };
         let mut tries = 0;

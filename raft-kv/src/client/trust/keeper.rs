@@ -314,7 +314,8 @@ pub(in crate::client) async fn renew_expired(
         return Ok(credentials);
     };
     let url = node.client.as_ref().map_or(String::new(), |(_, told)| format!("https://{told}"));
-    let hosts = hosts_of(&node.advertise_addr, &url);
+    let mut hosts = hosts_of(&node.advertise_addr, &url);
+    hosts.extend(state.view(machine::read::predecessors)?.into_iter().map(pki::successor_name));
     // The key stays: by it the others know the member, should it need a token to come back.
     let (cluster, own) = (node.cluster, NodeKey::from_der(&credentials.key)?);
     let subject = Subject { cluster, node: node.node, role: Role::Manager, name: String::new(), hosts };

@@ -20,7 +20,7 @@ const HAND_OVER: i64 = 10;
 /// until it says so.
 pub(in crate::client) fn gives_trust(call: &Call) -> bool {
     match call {
-        Call::JoinToken(_) | Call::IssueCertificate { .. } => true,
+        Call::JoinToken(_) | Call::IssueCertificate { .. } | Call::Backup { keys: true } => true,
         Call::Trust(call) => match call {
             TrustCall::Rotate { .. }
             | TrustCall::Abort
@@ -68,6 +68,7 @@ pub(in crate::client) fn gives_trust(call: &Call) -> bool {
         | Call::Enrol(_)
         | Call::Points(_)
         | Call::Quota(_)
+        | Call::Backup { keys: false }
         | Call::Readmit(_)
         // It is looked at where it is served.
         | Call::Rejoin { .. } => false,

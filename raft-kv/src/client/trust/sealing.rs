@@ -24,7 +24,7 @@ use crate::types::{
 /// What a data key is sealed as, by the one before it.
 const DATA_KEY: &str = "data key";
 /// What the unlock key is sealed as.
-const UNLOCK_KEY: &str = "unlock key";
+pub(in crate::client) const UNLOCK_KEY: &str = "unlock key";
 /// What the key that signs users' tokens is sealed as.
 pub(in crate::client) const TOKEN_KEY: &str = "token key";
 /// How often it is looked while something is under way.

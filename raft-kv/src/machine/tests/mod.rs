@@ -14,6 +14,7 @@ mod quirks;
 mod quota;
 mod random;
 mod ranges;
+mod restore;
 mod rotation;
 mod sealing;
 mod tokens;

@@ -1,6 +1,8 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{alarms, epoch, nodes, points, quota, random, rotation, sealing, tokens, trust, users};
+use super::{
+    alarms, epoch, nodes, points, quota, random, restore, rotation, sealing, tokens, trust, users,
+};
 use crate::planted::{Bug, with};
 
 #[test]
@@ -126,5 +128,16 @@ fn each_bug_planted_in_epochs_is_found() {
         (Bug::RecoverReusesRevisions, epoch::revisions),
     ] {
         assert!(with(Some(bug), || std::panic::catch_unwind(run)).is_err(), "{bug:?} was not found");
+    }
+}
+
+#[test]
+fn each_bug_planted_in_restores_is_found() {
+    for (bug, run) in [
+        (Bug::RestoreForgetsRevocations, restore::who_is_let_in as fn()),
+        (Bug::RestoreKeepsRevision, restore::what_is_readable),
+    ] {
+        let found = with(Some(bug), || std::panic::catch_unwind(run));
+        assert!(found.is_err(), "{bug:?} was not found");
     }
 }

@@ -15,12 +15,15 @@ use crate::error::{Refusal, StorageFailed};
 use crate::types::{NodeId, NodeRecord, Revocation, Standing, TokenRecord, TrustChange, Trusted};
 
 mod nodes;
+mod restore;
 mod rotation;
 mod sealing;
 mod tokens;
 
 pub use nodes::let_in;
 pub(super) use nodes::{LetIn, admit, goes_on, managers_left, member_left};
+pub use restore::predecessors;
+pub(super) use restore::restore;
 pub use rotation::{Verdict, verdict};
 pub(super) use sealing::check_key;
 #[cfg(test)]

@@ -39,7 +39,7 @@ fn count(view: &dyn Read) -> Result<u64, StorageFailed> {
     Ok(load(view, Table::Trust, COUNT)?.unwrap_or(0))
 }
 
-fn put(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
+pub(super) fn put(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     match node(draft.view(), record.id)? {
         Some(old) => draft.overlay.remove(Table::Trust, ends_key(old.ends, old.id)),
         None => {
@@ -52,7 +52,7 @@ fn put(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     Ok(())
 }
 
-fn forget(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
+pub(super) fn forget(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     let count = count(draft.view())?.saturating_sub(1);
     draft.overlay.put(Table::Trust, Bytes::from_static(COUNT), &count);
     draft.overlay.remove(Table::Trust, node_key(record.id));
@@ -154,7 +154,7 @@ pub(super) fn remove(draft: &mut Draft, id: NodeId, now: i64) -> Result<(), Stop
     Ok(())
 }
 
-fn revoke(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
+pub(super) fn revoke(draft: &mut Draft, record: &NodeRecord) -> Result<(), StorageFailed> {
     forget(draft, record)?;
     draft.revoked = true;
     let revoked = Revocation { until: record.ends, role: record.role, name: record.name.clone() };

@@ -261,6 +261,21 @@ pub(super) fn unlock(draft: &mut Draft, key: &Option<Sealed>, version: u64) -> R
     Ok(())
 }
 
+/// What seals in a cluster that a copy is restored to: the keys of the copy, or another one where nobody has them.
+pub(super) fn restore(draft: &mut Draft, fresh: Option<DataKeyId>) -> Result<(), StorageFailed> {
+    let mut sealing = sealing(draft.view())?;
+    match fresh {
+        Some(active) => {
+            assert!(active > sealing.active, "a number names one key for ever");
+            sealing = Sealing { active, version: sealing.version + 1, ..Sealing::default() };
+        }
+        // No member of before stores anything.
+        None => sealing.next.iter_mut().for_each(|next| next.stored.clear()),
+    }
+    put(draft, &sealing);
+    Ok(())
+}
+
 /// What is to be done next. After a while nobody is waited for whom a quorum does not need: who was
 /// away asks the others for the key.
 pub fn seal_step(view: &dyn Read, now: i64, most: usize) -> Result<SealStep, StorageFailed> {

@@ -1,0 +1,165 @@
+//! A backup into a file. The file has its name only once all of it is on the disk; until then it is called
+//! `NAME.part`, whatever kills the process.
+
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::container::{Form, Sealer};
+use super::contents::BackupSummary;
+use crate::client::api::BackupInfo;
+use crate::client::config::StartError;
+use crate::client::handle::Handle;
+use crate::error::{Error, NotDone, Refusal, StorageFailed};
+use crate::pki::BackupKey;
+
+/// Blocks that wait to be written.
+const WAITING: usize = 4;
+/// Bytes written to the disk at once.
+const WRITE: usize = 256 * 1024;
+
+fn refused(file: &Path, why: impl Into<String>) -> StartError {
+    Refusal::invalid(format!("file {}", file.display()), why).into()
+}
+
+fn failed(file: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StorageFailed {
+    let file = file.display().to_string();
+    move |error| StorageFailed {
+        file,
+        why: format!("{action} failed: {error}"),
+        next: "look whether the disk has room, then make the backup again".into(),
+    }
+}
+
+impl Handle {
+    /// Writes a backup of the cluster into `file`, mode 0600, by way of the member that answers: consistent at
+    /// a revision that has everything answered before the call. With a key it is encrypted, and has what opens
+    /// the cluster's secrets, so that a restored cluster keeps its root; that is for who may give out
+    /// certificates alone. Without one it is for who may manage the cluster. A file that is there is replaced
+    /// only with `force`.
+    ///
+    /// # Errors
+    /// [`StartError::Refused`] where it may not be made or the file is there; [`StartError::Cluster`] where no
+    /// member could give it to its end; [`StartError::Storage`] where it can't be written. No file is left.
+    pub async fn backup(
+        &self,
+        file: &Path,
+        key: Option<&BackupKey>,
+        force: bool,
+    ) -> Result<BackupSummary, StartError> {
+        let part = Part::take(file, force)?;
+        let mut arriving = self.backup_stream(key.is_some()).await?;
+        let (blocks, waiting) = mpsc::channel(WAITING);
+        let (info, owned) = (arriving.info.clone(), key.cloned());
+        let writer = tokio::task::spawn_blocking(move || part.write(&info, owned.as_ref(), waiting));
+        let sent = async {
+            while let Some(block) = arriving.next().await? {
+                if blocks.send(block).await.is_err() {
+                    // It says itself why it ended.
+                    break;
+                }
+            }
+            Ok::<_, Error>(())
+        };
+        let sent = sent.await;
+        drop(blocks);
+        let written = writer.await.expect("writing a file does not panic");
+        match (sent, written) {
+            (Err(error), _) => Err(error.into()),
+            (_, Err(error)) => Err(error),
+            (Ok(()), Ok(written)) => {
+                let (part, file_bytes) = written;
+                part.finish(force)?;
+                Ok(BackupSummary { info: arriving.info, encrypted: key.is_some(), file_bytes })
+            }
+        }
+    }
+}
+
+/// A file that has not its name yet. Dropped before that, it goes.
+struct Part {
+    file: PathBuf,
+    path: PathBuf,
+    open: Option<File>,
+    done: bool,
+}
+
+impl Part {
+    fn take(file: &Path, force: bool) -> Result<Self, StartError> {
+        if file.is_dir() {
+            return Err(refused(file, "it is a folder; give the name of a file"));
+        }
+        if fs::symlink_metadata(file).is_ok() && !force {
+            return Err(refused(file, "it exists; choose another name, or replace it with --force"));
+        }
+        let mut path = file.as_os_str().to_owned();
+        path.push(".part");
+        let path = PathBuf::from(path);
+        let open = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let open = open.map_err(|error| refused(&path, format!("it can't be made: {error}")))?;
+        match open.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(refused(&path, "another process is writing it")),
+            Err(TryLockError::Error(error)) => {
+                return Err(refused(&path, format!("it can't be locked: {error}")));
+            }
+        }
+        // One that a killed process left may have another mode, and has something in it.
+        let blank = open.set_permissions(Permissions::from_mode(0o600)).and_then(|()| open.set_len(0));
+        blank.map_err(failed(&path, "emptying it"))?;
+        Ok(Self { file: file.into(), path, open: Some(open), done: false })
+    }
+
+    /// Writes what comes; gives itself back, and the file's length.
+    fn write(
+        mut self,
+        info: &BackupInfo,
+        key: Option<&BackupKey>,
+        mut blocks: mpsc::Receiver<Bytes>,
+    ) -> Result<(Self, u64), StartError> {
+        let fail = |error| failed(&self.path, "writing it")(error);
+        let open = self.open.take().expect("it is written once");
+        let form = key.map_or(Form::Small, Form::Secret);
+        let out = BufWriter::with_capacity(WRITE, &open);
+        let mut sealer = Sealer::new(out, info, form).map_err(fail)?;
+        let mut content = 0;
+        while let Some(block) = blocks.blocking_recv() {
+            content += block.len() as u64;
+            sealer.write_all(&block).map_err(|error| failed(&self.path, "writing it")(error))?;
+        }
+        if content != info.bytes {
+            let why = "the backup did not come to its end; make another".into();
+            return Err(Error::NotDone(NotDone::Unreachable(why)).into());
+        }
+        let written = sealer.finish();
+        let (out, len) = written.map_err(|error| failed(&self.path, "writing it")(error))?;
+        let synced = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all);
+        synced.map_err(failed(&self.path, "syncing it"))?;
+        self.open = Some(open);
+        Ok((self, len))
+    }
+
+    /// Gives it its name.
+    fn finish(mut self, force: bool) -> Result<(), StartError> {
+        if fs::symlink_metadata(&self.file).is_ok() && !force {
+            return Err(refused(&self.file, "somebody made it meanwhile; choose another name"));
+        }
+        fs::rename(&self.path, &self.file).map_err(failed(&self.file, "giving it its name"))?;
+        self.done = true;
+        let folder = self.file.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+        Ok(synced.map_err(failed(&self.file, "syncing its folder"))?)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.done {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

@@ -68,6 +68,16 @@ impl LogView for MemoryLog {
         Ok(fit.map(|(_, entry)| entry.clone()).collect())
     }
 
+    fn first_within(&self, bytes: u64) -> Index {
+        let mut left = bytes;
+        let fits = |entry: &&Entry| {
+            let fits = left.checked_sub(entry.size() as u64);
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        };
+        self.last_index() + 1 - self.entries.iter().rev().take_while(fits).count() as u64
+    }
+
     fn stage(&mut self, number: u64, hard: Option<HardState>, entries: &[Entry]) -> u64 {
         if let Some(first) = entries.first() {
             let keep = self.at(first.index);

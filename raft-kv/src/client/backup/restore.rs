@@ -18,7 +18,7 @@ use super::contents::{BackupSummary, read_all};
 use crate::client::config::{Config, DataDir, RESTORING_FILE, Remembered, StartError};
 use crate::client::local::random;
 use crate::client::node::{
-    Door, checked, first_tokens, founding, hosts_of, log_files, options, save_credentials, state_options,
+    Door, checked, first_tokens, founding, hosts_of, log_files, log_options, save_credentials, state_options,
 };
 use crate::client::trust::Wanted;
 use crate::client::trust::authority::{Hand, record_of, root_key};
@@ -167,7 +167,7 @@ async fn make(
     drop(state);
     let hard = HardState { term: applied.term, vote: NodeId(0), commit: applied.index };
     let identity = log::Identity { cluster, node };
-    Log::create(log_files(dir)?, options(&config.tuning), identity, applied, hard)?;
+    Log::create(log_files(dir)?, log_options(&config.tuning), identity, applied, hard)?;
     let chain = chain.iter().map(|cert| cert.to_vec()).collect();
     let credentials =
         Credentials { chain, key: key.der().to_vec(), roots: after.roots, ..Credentials::default() };

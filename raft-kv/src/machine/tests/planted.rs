@@ -1,8 +1,6 @@
 //! Bugs planted on purpose: the comparison with the model must find each.
 
-use super::{
-    alarms, epoch, nodes, points, quota, random, restore, rotation, sealing, tokens, trust, users,
-};
+use super::{alarms, epoch, nodes, points, quota, random, restore, rotation, sealing, tokens, trust, users};
 use crate::planted::{Bug, with};
 
 #[test]

@@ -148,7 +148,7 @@ pub enum Reply {
     /// To members and to changes of them.
     Members(Vec<Member>),
     /// To info.
-    Info(Info),
+    Info(Box<Info>),
     /// A token.
     Token(Hidden),
     /// A certificate (DER) and the roots (DER) to trust.
@@ -416,7 +416,7 @@ mod tests {
             Reply::Lease(LeaseStatus { id: 1, ttl: -1, granted_ttl: 0, keys: vec!["k".into()] }),
             Reply::Leases(vec![(1, 2)]),
             Reply::Members(members),
-            Reply::Info(Info { name: "n".into(), syncs: (1, 2), ..Info::default() }),
+            Reply::Info(Box::new(Info { name: "n".into(), syncs: (1, 2), ..Info::default() })),
             Reply::Token("t".into()),
             Reply::Certificate { chain, roots },
             Reply::Watch(WatchBatch::Compacted(7)),

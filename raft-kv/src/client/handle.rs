@@ -659,7 +659,7 @@ impl Handle {
     /// # Errors
     /// See [`Error`].
     pub async fn info(&self) -> Result<(Header, Info), Error> {
-        expect!(self.call(Call::Info).await, Reply::Info(info) => info)
+        expect!(self.call(Call::Info).await, Reply::Info(info) => *info)
     }
 
     /// The token with which a node of that role joins.

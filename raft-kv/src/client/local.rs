@@ -382,7 +382,7 @@ impl Local {
             scrub: self.scrubs.status(),
             log_first: status.first_index,
         };
-        Ok((self.header(revision), Reply::Info(info)))
+        Ok((self.header(revision), Reply::Info(Box::new(info))))
     }
 
     /// Snapshots to and from this member.

@@ -205,7 +205,7 @@ mod tests {
             Reply::Trust(TrustReply::Status(late)),
             Reply::Trust(TrustReply::Tokens(Vec::new())),
             Reply::Members(vec![member]),
-            Reply::Info(super::super::api::Info::default()),
+            Reply::Info(Box::default()),
             Reply::Token(SECRET.into()),
         ];
         replies.into_iter().any(|reply| told(worker(), &Ok((header(), reply))).is_ok())

@@ -325,7 +325,7 @@ impl Node {
     pub async fn stopped(&self) -> Error {
         let mut ended = self.local.shell.ended();
         let error = ended.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
-        if let Some(damage) = repair::damage_of(&self.local) {
+        if let Some(damage) = repair::examined(&self.local).await {
             repair::note(self.dir.path(), &damage);
         }
         error.unwrap_or(Error::Stopped("the node has ended".into()))
@@ -341,7 +341,7 @@ impl Node {
     pub fn is_damaged(&self) -> bool {
         let ended = self.local.shell.ended();
         let told = matches!(&*ended.borrow(), Some(Error::Stopped(why)) if StorageFailed::tells_damage(why));
-        told || repair::damage_of(&self.local).is_some()
+        told || repair::noted(self.dir.path()).is_some()
     }
 
     /// Stops cleanly: leadership moves to another member, who waits is answered, the state is

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use super::config::{DataDir, Remembered, StartError, remember_in};
 use super::local::Local;
 use crate::error::{Error, StorageFailed};
 use crate::net::write_private;
-use crate::storage::check::{Harm, Problem, check_log, locate};
+use crate::storage::check::{Harm, Problem, check_files, check_log, locate};
 use crate::types::NodeId;
 
 /// The file that tells the next start of damage that was found while the member ran.
@@ -28,6 +28,8 @@ const KEPT: [&str; 2] = ["log", "state"];
 const WATCH: Duration = Duration::from_millis(250);
 /// How long the others may take to take it in: a lost answer can't be asked for again.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it is looked for damage after a failure that does not say where it is.
+const EXAMINATION: Duration = Duration::from_secs(30);
 /// Pauses between two tries to be taken in.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
@@ -170,6 +172,20 @@ pub(super) async fn guard(local: Arc<Local>, dir: PathBuf) {
         }
         tokio::time::sleep(WATCH).await;
     }
+}
+
+/// The damage behind a failure of this member's state. RocksDB's own work in the background tells only that
+/// it failed: then the tables are read, for as long as [`EXAMINATION`].
+pub(super) async fn examined(local: &Local) -> Option<StorageFailed> {
+    let failure = local.shell.state().failure()?;
+    if failure.is_damage() {
+        return Some(failure);
+    }
+    let (_, tables) = local.shell.state().tables().ok()?;
+    let end = Instant::now() + EXAMINATION;
+    let look = move || check_files(&tables, &mut |_| Instant::now() < end).ok();
+    let found = tokio::task::spawn_blocking(look).await.ok().flatten()?;
+    found.into_iter().next().map(StorageFailed::from)
 }
 
 /// The damage that a read of this member's state has met.

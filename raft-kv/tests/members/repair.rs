@@ -26,7 +26,7 @@ fn len(path: &Path) -> u64 {
     fs::metadata(path).unwrap().len()
 }
 
-/// All files below `dir`, but those that nothing is read from.
+/// All files below `dir`, but those that nothing is read from, or that a repair has put aside.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -34,7 +34,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
         let unread = ["lock", "LOCK", "LOG", "IDENTITY"].contains(&name)
             || ["LOG.", "OPTIONS-", "spare-"].iter().any(|front| name.starts_with(front));
         if path.is_dir() {
-            found.extend(files(&path));
+            found.extend(if name == "damaged" { Vec::new() } else { files(&path) });
         } else if !unread && len(&path) > 0 {
             found.push(path);
         }

@@ -68,6 +68,15 @@ impl LogView for MemoryLog {
         Ok(fit.map(|(_, entry)| entry.clone()).collect())
     }
 
+    fn first_within(&self, bytes: u64) -> Index {
+        let mut held = 0;
+        let fits = self.entries.iter().rev().take_while(|entry| {
+            held += entry.size() as u64;
+            held <= bytes
+        });
+        self.last_index() + 1 - fits.count() as u64
+    }
+
     fn stage(&mut self, number: u64, hard: Option<HardState>, entries: &[Entry]) -> u64 {
         if let Some(first) = entries.first() {
             let keep = self.at(first.index);

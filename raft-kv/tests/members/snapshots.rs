@@ -18,7 +18,7 @@ fn short_log(snapshot_rate: u64) -> Tuning {
         flush_bytes: 1,
         flush_after: Duration::from_millis(100),
         keep_for_followers: 50,
-        keep_at_most: 500,
+        keep_at_most: 150,
         ..Bounds::default()
     };
     Tuning { bounds, snapshot_rate, ..tuning() }
@@ -135,7 +135,7 @@ async fn the_log_waits_within_bounds_and_one_checkpoint_is_for_all() {
     for number in 0..300 {
         handle.put(put(&format!("far{number}"), "v")).await.unwrap();
     }
-    // They are waited for a while, and it is cut with what is written after that.
+    // They are waited for a while, but not beyond the bound.
     eventually("the log is cut", || async {
         handle.put(put("after", "v")).await.unwrap();
         let (_, info) = handle.info().await.unwrap();

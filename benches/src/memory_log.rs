@@ -69,13 +69,12 @@ impl LogView for MemoryLog {
     }
 
     fn first_within(&self, bytes: u64) -> Index {
-        let mut left = bytes;
-        let fits = |entry: &&Entry| {
-            let fits = left.checked_sub(entry.size() as u64);
-            left = fits.unwrap_or(0);
-            fits.is_some()
-        };
-        self.last_index() + 1 - self.entries.iter().rev().take_while(fits).count() as u64
+        let mut held = 0;
+        let fits = self.entries.iter().rev().take_while(|entry| {
+            held += entry.size() as u64;
+            held <= bytes
+        });
+        self.last_index() + 1 - fits.count() as u64
     }
 
     fn stage(&mut self, number: u64, hard: Option<HardState>, entries: &[Entry]) -> u64 {

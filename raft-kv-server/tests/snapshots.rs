@@ -90,7 +90,7 @@ fn a_member_that_is_killed_while_a_snapshot_comes_starts_as_it_was_or_with_the_w
     let folder = dir.path();
     let listen = free_address();
     let words = ["init", "--name", "one", "--listen-addr", &listen, "--etcd-addr", "127.0.0.1:0"];
-    let slow = [&words[..], &["--snapshot-rate", "262144"]].concat();
+    let slow = [&words[..], &["--snapshot-rate", "131072"]].concat();
     let mut one = Member::start(&slow, &folder.join("one")).unwrap();
     fill(&one);
     let wanted = everything(&one).unwrap();

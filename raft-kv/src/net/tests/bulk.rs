@@ -214,7 +214,7 @@ fn a_transfer_that_breaks_goes_on_where_it_was() {
         assert_eq!(files(from.path()), files(into.path()));
         // A chunk that is not on disk when it breaks comes again.
         let chunks = tries * limits::BULK_CHUNK_BYTES as u64;
-        assert!(tries > 2 && passed >= all && passed < all + chunks, "{tries} tries, {passed} of {all}");
+        assert!(tries > 1 && passed >= all && passed < all + chunks, "{tries} tries, {passed} of {all}");
     });
 }
 

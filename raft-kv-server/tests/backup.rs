@@ -131,6 +131,38 @@ fn a_cluster_is_lost_and_comes_back_from_its_backup() {
 }
 
 #[test]
+fn a_mistake_is_gone_back_before_with_the_changes_since_a_backup() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Member::first(folder.path());
+    let [full, one, two] = ["full", "part-1", "part-2"].map(|name| folder.path().join(name));
+    first.ask(&["put", "a", "1"]).done();
+    first.ask(&["backup", "create", text(&full)]).done();
+    first.ask(&["put", "a", "2"]).done();
+    let good = first.ask(&["put", "b", "2"]).json()["revision"].as_i64().unwrap();
+    first.ask(&["backup", "create", text(&one), "--since", text(&full)]).done();
+    first.ask(&["del", "a"]).done();
+    let made = first.ask(&["backup", "create", text(&two), "--since", text(&one)]).json();
+    assert_eq!((&made["since"], &made["revision"]), (&good.into(), &(good + 1).into()));
+    assert_eq!(verify(&two, &[]).json(), made);
+    let then = ["--then", text(&one), "--then", text(&two)];
+    let restored = |name: &str, more: &[&str]| {
+        let (dir, listen) = (folder.path().join(name), free_address());
+        let words = [&restore_words(&full, &dir, &listen)[..], &then, more].concat();
+        (raft_kv(&words), dir)
+    };
+    let (ended, dir) = restored("before", &["--to-revision", &good.to_string()]);
+    assert_eq!(ended.json()["from_revision"], good);
+    let new = Member::again(&dir);
+    assert_eq!((value(&new, "a"), value(&new, "b")), ("2".into(), "2".into()));
+    let (ended, dir) = restored("all", &["--to", "2999-01-01"]);
+    assert_eq!(ended.json()["from_revision"], good + 1);
+    Member::again(&dir).ask(&["get", "a"]).refused(6, &[]);
+    restored("early", &["--to", "1999-01-01T10:00Z"]).0.refused(1, &["newer than"]);
+    restored("late", &["--to-revision", "999"]).0.refused(1, &["not to 999"]);
+    restored("when", &["--to", "tomorrow"]).0.refused(2, &["2026-11-22T10:00Z"]);
+}
+
+#[test]
 fn a_backup_without_a_key_has_no_secret_and_brings_a_new_root() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plain");

@@ -54,7 +54,9 @@ pub use crate::machine::read::RangeMeasure;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
 #[cfg(feature = "node")]
-pub use backup::{BackupInfo, BackupSummary, RestorePlan, RestoredCluster, restore, verify_backup};
+pub use backup::{
+    BackupInfo, BackupSummary, RestorePlan, RestoreTo, RestoredCluster, restore, verify_backup,
+};
 #[cfg(feature = "node")]
 pub use config::{Config, Overrides, StartError, Tuning};
 #[cfg(feature = "node")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use process::{DEADLINE, Ended, Member, Running, command, free_address, raft_kv, until};
+use process::{DEADLINE, Ended, Member, Running, command, free_address, metrics_for, raft_kv, until};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -109,6 +109,12 @@ fn a_cluster_is_lost_and_comes_back_from_its_backup() {
     assert_eq!(found["kvs"][0]["value"], "1");
     let old = raft_kv(&[&["get", "a", "--rev", "2"][..], &reach].concat());
     old.refused(1, &["compacted"]);
+    // At the etcd door too, which lets no member of the old cluster in.
+    let door = new.etcd_url.strip_prefix("https://").unwrap();
+    let kept = raft_kv::net::read_credentials_in(&certs).unwrap();
+    assert!(metrics_for(&kept, door).contains("200 OK"));
+    let old_member = raft_kv::client::credentials_of(&first.data_dir).unwrap().0;
+    assert!(!metrics_for(&old_member, door).contains("200 OK"));
     // Others join with a new token; the old one and the old members are nobody here.
     let joining = free_address();
     let late = folder.path().join("late");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use process::{DEADLINE, Ended, Member, Running, command, free_address, raft_kv, until};
+use process::{DEADLINE, Ended, Member, Running, command, free_address, metrics_for, raft_kv, until};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -109,6 +109,12 @@ fn a_cluster_is_lost_and_comes_back_from_its_backup() {
     assert_eq!(found["kvs"][0]["value"], "1");
     let old = raft_kv(&[&["get", "a", "--rev", "2"][..], &reach].concat());
     old.refused(1, &["compacted"]);
+    // At the etcd door too, which lets no member of the old cluster in.
+    let door = new.etcd_url.strip_prefix("https://").unwrap();
+    let kept = raft_kv::net::read_credentials_in(&certs).unwrap();
+    assert!(metrics_for(&kept, door).contains("200 OK"));
+    let old_member = raft_kv::client::credentials_of(&first.data_dir).unwrap().0;
+    assert!(!metrics_for(&old_member, door).contains("200 OK"));
     // Others join with a new token; the old one and the old members are nobody here.
     let joining = free_address();
     let late = folder.path().join("late");
@@ -128,6 +134,38 @@ fn a_cluster_is_lost_and_comes_back_from_its_backup() {
     until("it has the state", || (third.ask(&["get", "after"]).code == Some(0)).then_some(()));
     let members = new.ask(&["member", "ls"]).json();
     assert_eq!(members["members"].as_array().unwrap().len(), 2, "{members}");
+}
+
+#[test]
+fn a_mistake_is_gone_back_before_with_the_changes_since_a_backup() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Member::first(folder.path());
+    let [full, one, two] = ["full", "part-1", "part-2"].map(|name| folder.path().join(name));
+    first.ask(&["put", "a", "1"]).done();
+    first.ask(&["backup", "create", text(&full)]).done();
+    first.ask(&["put", "a", "2"]).done();
+    let good = first.ask(&["put", "b", "2"]).json()["revision"].as_i64().unwrap();
+    first.ask(&["backup", "create", text(&one), "--since", text(&full)]).done();
+    first.ask(&["del", "a"]).done();
+    let made = first.ask(&["backup", "create", text(&two), "--since", text(&one)]).json();
+    assert_eq!((&made["since"], &made["revision"]), (&good.into(), &(good + 1).into()));
+    assert_eq!(verify(&two, &[]).json(), made);
+    let then = ["--then", text(&one), "--then", text(&two)];
+    let restored = |name: &str, more: &[&str]| {
+        let (dir, listen) = (folder.path().join(name), free_address());
+        let words = [&restore_words(&full, &dir, &listen)[..], &then, more].concat();
+        (raft_kv(&words), dir)
+    };
+    let (ended, dir) = restored("before", &["--to-revision", &good.to_string()]);
+    assert_eq!(ended.json()["from_revision"], good);
+    let new = Member::again(&dir);
+    assert_eq!((value(&new, "a"), value(&new, "b")), ("2".into(), "2".into()));
+    let (ended, dir) = restored("all", &["--to", "2999-01-01"]);
+    assert_eq!(ended.json()["from_revision"], good + 1);
+    Member::again(&dir).ask(&["get", "a"]).refused(6, &[]);
+    restored("early", &["--to", "1999-01-01T10:00Z"]).0.refused(1, &["newer than"]);
+    restored("late", &["--to-revision", "999"]).0.refused(1, &["not to 999"]);
+    restored("when", &["--to", "tomorrow"]).0.refused(2, &["2026-11-22T10:00Z"]);
 }
 
 #[test]
@@ -193,9 +231,13 @@ fn damage_is_found_and_never_restored() {
 
 /// Starts a command and kills it as soon as `path` is there, or it has ended by itself.
 fn killed_at(words: &[&str], path: &Path) {
+    killed_when(words, path, || path.exists());
+}
+
+fn killed_when(words: &[&str], path: &Path, now: impl Fn() -> bool) {
     let mut running = Running::start(command(words));
     let end = Instant::now() + DEADLINE;
-    while !path.exists() && running.runs() {
+    while !now() && running.runs() {
         assert!(Instant::now() < end, "{} never comes", path.display());
         thread::sleep(Duration::from_micros(200));
     }
@@ -211,14 +253,17 @@ fn a_killed_create_leaves_nothing_that_looks_whole() {
     filled(&first, 8);
     let (file, part) = (folder.path().join("backup"), folder.path().join("backup.part"));
     let words = ["backup", "create", text(&file), "--data-dir", text(&first.data_dir)];
-    for _ in 0..4 {
-        killed_at(&words, &part);
+    // Before anything has come, and in the middle.
+    for bytes in [0, 1, 0, 300_000] {
+        let _ = fs::remove_file(&part);
+        killed_when(&words, &part, || fs::metadata(&part).is_ok_and(|meta| meta.len() >= bytes));
         if file.exists() {
             verify(&file, &[]).done();
             fs::remove_file(&file).unwrap();
         } else {
-            assert!(part.exists());
-            verify(&part, &[]).refused(if fs::metadata(&part).unwrap().len() < 16 { 1 } else { 5 }, &[]);
+            // Whole only where it was about to get its name.
+            let code = verify(&part, &[]).code.unwrap();
+            assert!([0, 1, 5].contains(&code), "{code}");
         }
     }
     // What is left is in nobody's way, on either side.

@@ -40,6 +40,9 @@ pub struct BackupCreateArgs {
     /// what opens the cluster's secrets, and a restored cluster keeps its root
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Only what has happened to keys since that backup, with the same key
+    #[arg(long, value_name = "BACKUP")]
+    pub since: Option<PathBuf>,
     /// Replace a file that is there
     #[arg(long)]
     pub force: bool,
@@ -69,6 +72,15 @@ pub struct BackupRestoreArgs {
     /// The key that it was made with, `-` for standard input
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+    /// Changes since the backup, as `raft-kv backup create --since` wrote them; may be given several times, in order
+    #[arg(long, value_name = "FILE")]
+    pub then: Vec<PathBuf>,
+    /// With --then: only what was backed up by this time, as 2026-11-22T10:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_moment, conflicts_with = "to_revision")]
+    pub to: Option<i64>,
+    /// With --then: only up to this revision of the old cluster
+    #[arg(long, value_name = "REVISION")]
+    pub to_revision: Option<Revision>,
     /// Raise the revision by so much: more than the writes since the backup [default: 1000000000]
     #[arg(long, value_name = "N")]
     pub raise_revision: Option<Revision>,
@@ -87,4 +99,39 @@ pub struct BackupRestoreArgs {
     /// What signs.
     #[command(flatten)]
     pub signer: SignerArgs,
+}
+
+/// A moment as people write it (RFC 3339, seconds and even minutes may be left out), in seconds since 1970.
+pub fn parse_moment(text: &str) -> Result<i64, String> {
+    use time::format_description::well_known::Rfc3339;
+    let bare = text.strip_suffix('Z').unwrap_or(text);
+    let full = match bare.len() {
+        10 => format!("{bare}T00:00:00Z"),
+        16 => format!("{bare}:00Z"),
+        _ => text.to_owned(),
+    };
+    let at = time::OffsetDateTime::parse(&full, &Rfc3339);
+    at.map(time::OffsetDateTime::unix_timestamp).map_err(|_| {
+        "give it in UTC as 2026-11-22T10:00Z, or with an offset as 2026-11-22T11:00:00+01:00".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments() {
+        for (text, expect) in [
+            ("1970-01-02", Some(86_400)),
+            ("1970-01-01T00:01Z", Some(60)),
+            ("1970-01-01T00:01:05Z", Some(65)),
+            ("1970-01-01T01:00:05+01:00", Some(5)),
+            ("yesterday", None),
+            ("2026-13-01", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_moment(text).ok(), expect, "{text}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use raft_kv::client::{BackupSummary, Config, RestorePlan, read_own_root, restore, verify_backup};
+use raft_kv::client::{BackupSummary, Config, RestorePlan, RestoreTo, read_own_root, restore, verify_backup};
 use raft_kv::net::write_private;
 use raft_kv::pki::BackupKey;
 use serde_json::{Value, json};
@@ -67,7 +67,10 @@ fn key_in(file: Option<&Path>) -> Result<Option<BackupKey>, Failure> {
 async fn create(args: &BackupCreateArgs, output: &mut Output) -> Result<(), Failure> {
     let key = key_in(args.key_file.as_deref())?;
     let handle = connect(&args.connect).await?;
-    let summary = handle.backup(&args.file, key.as_ref(), args.force).await?;
+    let summary = match &args.since {
+        Some(base) => handle.backup_since(base, &args.file, key.as_ref(), args.force).await?,
+        None => handle.backup(&args.file, key.as_ref(), args.force).await?,
+    };
     output.answer(|| summary_json(&summary), || summary_text(&args.file, &summary))
 }
 
@@ -80,7 +83,12 @@ async fn verify(args: BackupVerifyArgs, output: &mut Output) -> Result<(), Failu
 async fn restored(args: BackupRestoreArgs, output: &mut Output) -> Result<(), Failure> {
     let plan = RestorePlan { key: key_in(args.key_file.as_deref())?, ..RestorePlan::default() };
     let raise = args.raise_revision.unwrap_or(plan.raise);
-    let plan = RestorePlan { raise, without: args.without, ..plan };
+    let to = match (args.to, args.to_revision) {
+        (Some(time), _) => RestoreTo::Time(time),
+        (None, Some(revision)) => RestoreTo::Revision(revision),
+        (None, None) => RestoreTo::End,
+    };
+    let plan = RestorePlan { raise, without: args.without, changes: args.then, to, ..plan };
     let own_root = args.ca_cert.as_deref();
     let own_root = own_root.map(|cert| read_own_root(cert, args.ca_key.as_deref(), None)).transpose()?;
     let config = Config { own_root, ..serve::config(&args.data_dir, args.place, args.signer) };
@@ -93,6 +101,7 @@ async fn restored(args: BackupRestoreArgs, output: &mut Output) -> Result<(), Fa
                 "cluster": made.cluster.to_string(),
                 "member": made.node.to_string(),
                 "addr": made.addr,
+                "from_revision": made.from,
                 "revision": made.revision,
                 "kept_root": made.kept_root,
                 "locked": made.locked,
@@ -112,7 +121,7 @@ async fn restored(args: BackupRestoreArgs, output: &mut Output) -> Result<(), Fa
                  `raft-kv run --data-dir {}`{unlock}\n",
                 made.node,
                 made.cluster,
-                made.backup.info.revision,
+                made.from,
                 made.revision,
                 shell_word(&data_dir)
             )
@@ -130,6 +139,7 @@ fn summary_json(summary: &BackupSummary) -> Value {
         "term": info.term,
         "made": info.made,
         "version": info.version,
+        "since": info.since,
         "encrypted": summary.encrypted,
         "keys": info.keys,
         "files": info.files,
@@ -141,6 +151,18 @@ fn summary_json(summary: &BackupSummary) -> Value {
 fn summary_text(file: &Path, summary: &BackupSummary) -> String {
     let info = &summary.info;
     let secret = if summary.encrypted { ", encrypted" } else { "" };
+    if info.since > 0 {
+        return format!(
+            "{}: whole{secret}\ncluster   {}\nchanges   of revisions {} to {}\nmade      {}, by version {}\nsize      {} bytes\n",
+            file.display(),
+            info.cluster,
+            info.since + 1,
+            info.revision,
+            date(info.made),
+            info.version,
+            summary.file_bytes
+        );
+    }
     format!(
         "{}: whole{secret}\ncluster   {}\nmember    {}\nrevision  {}\nmade      {}, by version {}\nsize      {} bytes, \
          {} of content in {} files\n",

@@ -220,10 +220,12 @@ pub struct BackupInfo {
     pub bytes: u64,
     /// Files of the state in it.
     pub files: u64,
+    /// The revision that it has the changes since; 0 for all of a cluster.
+    pub since: Revision,
     /// Whether it has the data keys that the cluster's secrets are sealed with.
     pub keys: bool,
 }
-wire_struct!(BackupInfo { cluster, member, revision, index, term, made, version, bytes, files, keys });
+wire_struct!(BackupInfo { cluster, member, revision, index, term, made, version, bytes, files, since, keys });
 
 /// What a joiner sends.
 #[derive(Clone, PartialEq, Eq, Debug)]

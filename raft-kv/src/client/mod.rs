@@ -70,7 +70,9 @@ pub use crate::node::replica::Bounds;
 #[cfg(feature = "node")]
 pub use auth::hash_password;
 #[cfg(feature = "node")]
-pub use backup::{BackupInfo, BackupSummary, RestorePlan, RestoredCluster, restore, verify_backup};
+pub use backup::{
+    BackupInfo, BackupSummary, RestorePlan, RestoreTo, RestoredCluster, restore, verify_backup,
+};
 #[cfg(feature = "node")]
 pub use check::{CheckReport, check};
 #[cfg(feature = "node")]

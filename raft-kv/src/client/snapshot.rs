@@ -230,6 +230,7 @@ fn make(
         version,
         bytes,
         files: count,
+        since: 0,
         keys: false,
     };
     Ok(Some(Copied { info, folder, keys: None, files }))

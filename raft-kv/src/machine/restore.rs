@@ -13,13 +13,13 @@ use super::format::{STORE, load_meta, member_key, members_end, meta};
 use super::read;
 use super::stop::{Settled, Stop, settle};
 use super::store::{Store, Table};
-use super::{Drafted, Machine, alarm, points, raise, trust};
+use super::{Applied, Drafted, Machine, alarm, points, raise, trust};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::MAX_RAISED_REVISION;
 use crate::planted;
 use crate::types::{
-    Authority, ClusterId, ConfState, DataKeyId, MemberRecord, NodeId, NodeRecord, Revision, Sealed,
-    SnapshotMeta, TokenRecord,
+    Authority, Change, ClusterId, ConfState, DataKeyId, Event, EventKind, MemberRecord, NodeId, NodeRecord,
+    Revision, Sealed, SnapshotMeta, TokenRecord,
 };
 
 /// Terms that the cluster of the copy may have gone on for: a leader's fencing token stays the highest.
@@ -60,6 +60,61 @@ pub struct Restored {
     pub before: Revision,
     /// The cluster of the copy.
     pub predecessor: ClusterId,
+}
+
+/// What can't follow on a state, or not be what was done: damage of what was kept.
+fn unfit(why: impl Into<String>) -> Stop {
+    Stop::Failed(StorageFailed::damaged("changes", why))
+}
+
+impl<S: Store> Machine<S> {
+    /// Does the next revision again, from its events as watchers had them: the state is then as it was at it,
+    /// as far as keys go. A key whose lease is not there is without one. Nothing is flushed.
+    ///
+    /// # Errors
+    /// [`StorageFailed`] where it is not the next revision, or would not be what it was.
+    pub fn replay(&mut self, change: &Change) -> Result<(), StorageFailed> {
+        let drafted = self.store.view(|view| {
+            let redone = settle((|| {
+                let mut draft = self.new_draft(view);
+                if points::half(view)? || change.revision != draft.next() || change.events.is_empty() {
+                    return Err(unfit(format!(
+                        "revision {} does not follow on {}",
+                        change.revision, draft.revision
+                    )));
+                }
+                for event in &change.events {
+                    again(&mut draft, event)?;
+                }
+                draft.seal();
+                Ok(Drafted::of(draft, self.applied.index, self.applied.term, Vec::new()))
+            })())?;
+            Ok::<_, StorageFailed>(redone.expect("nothing is refused here"))
+        })?;
+        let mut done = Applied { last: self.applied.index, ..Applied::default() };
+        self.take_on(drafted, &mut done)
+    }
+}
+
+fn again(draft: &mut Draft, event: &Event) -> Result<(), Stop> {
+    let Event { kind, kv, .. } = event;
+    let before = draft.live(&kv.key)?;
+    match (kind, before) {
+        (EventKind::Delete, Some(before)) => {
+            draft.delete(kv.key.clone(), before)?;
+            Ok(())
+        }
+        (EventKind::Delete, None) => Err(unfit("a key is removed that is not there")),
+        (EventKind::Put, before) => {
+            let lease = if read::lease(draft.view(), kv.lease)?.is_some() { kv.lease } else { 0 };
+            draft.put(kv.key.clone(), kv.value.clone(), lease, before)?;
+            let made = draft.live(&kv.key)?.map(|now| (now.create_revision, now.mod_revision, now.version));
+            match made == Some((kv.create_revision, kv.mod_revision, kv.version)) {
+                true => Ok(()),
+                false => Err(unfit("a key would get other revisions than it had")),
+            }
+        }
+    }
 }
 
 /// Refuses a raise that leaves too little room, or lowers the revision.

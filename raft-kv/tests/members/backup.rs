@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raft_kv::client::{Handle, Node, Overrides, RestorePlan, StartError, restore, verify_backup};
+use raft_kv::client::{Handle, Node, Overrides, RestorePlan, RestoreTo, StartError, restore, verify_backup};
 use raft_kv::error::Error;
 use raft_kv::pki::{BackupKey, Credentials, NodeKey};
 use raft_kv::types::{
@@ -316,4 +316,78 @@ async fn a_locked_cluster_stays_locked_and_users_keep_their_passwords() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_since_a_backup_lead_to_every_revision_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = cluster(dir.path(), &["a"]).await;
+    let handle = nodes[0].handle();
+    let at = |name: &str| dir.path().join(name);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..2).map(|number| writer(handle.clone(), number, stop.clone())).collect();
+    let key = BackupKey::generate();
+    let full = handle.backup(&at("full"), Some(&key), false).await.unwrap();
+    let mut files = vec![at("full")];
+    for number in 1..4 {
+        handle.put(put("mark", &number.to_string())).await.unwrap();
+        let file = at(&format!("part-{number}"));
+        let made = handle.backup_since(files.last().unwrap(), &file, Some(&key), false).await.unwrap();
+        let before = verify_backup(files.last().unwrap(), Some(&key)).unwrap();
+        assert_eq!(
+            (made.info.since, verify_backup(&file, Some(&key)).unwrap()),
+            (before.info.revision, made)
+        );
+        files.push(file);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let last = verify_backup(&files[3], Some(&key)).unwrap().info.revision;
+    let middle = (full.info.revision + last) / 2;
+    let changes = files[1..].to_vec();
+    for (name, to, expect) in [
+        ("end", RestoreTo::End, last),
+        ("middle", RestoreTo::Revision(middle), middle),
+        ("base", RestoreTo::Revision(full.info.revision), full.info.revision),
+        ("late", RestoreTo::Time(i64::MAX), last),
+    ] {
+        let place = config(dir.path(), name);
+        let plan = RestorePlan { changes: changes.clone(), to, ..plan(Some(&key)) };
+        let restored = restore(place.clone(), &files[0], &plan).await.unwrap();
+        assert_eq!((restored.from, restored.revision), (expect, expect + 1_000_000_000), "{name}");
+        let node = open(&place.data_dir).await;
+        assert_eq!(all(&node.handle()).await, replayed(&handle, expect).await, "{name}");
+        node.shutdown().await.unwrap();
+    }
+    // Gaps, wrong orders, foreign files, and what is out of reach.
+    let other = config(dir.path(), "other");
+    for (changes, to, part) in [
+        (vec![files[2].clone()], RestoreTo::End, "is missing"),
+        (vec![files[0].clone()], RestoreTo::End, "full backup"),
+        (changes.clone(), RestoreTo::Revision(last + 1), "go to revision"),
+        (changes.clone(), RestoreTo::Revision(1), "newer than"),
+        (changes.clone(), RestoreTo::Time(1), "newer than"),
+    ] {
+        let plan = RestorePlan { changes, to, ..plan(Some(&key)) };
+        let refused = restore(other.clone(), &files[0], &plan).await.unwrap_err().to_string();
+        assert!(refused.contains(part), "{refused}");
+    }
+    let refused = restore(other.clone(), &files[1], &plan(Some(&key))).await.unwrap_err().to_string();
+    assert!(refused.contains("give the full backup first"), "{refused}");
+    let mut bent = fs::read(&files[2]).unwrap();
+    let middle = bent.len() / 2;
+    bent[middle] ^= 4;
+    fs::write(at("bent"), bent).unwrap();
+    let changes = vec![files[1].clone(), at("bent")];
+    let refused = restore(other, &files[0], &RestorePlan { changes, ..plan(Some(&key)) }).await.unwrap_err();
+    assert!(refused.to_string().contains("damaged"), "{refused}");
+    // What was compacted since can't be had any more.
+    handle.compact(last, true).await.unwrap();
+    let refused =
+        handle.backup_since(&files[0], &at("compacted"), Some(&key), false).await.unwrap_err().to_string();
+    assert!(refused.contains("full backup"), "{refused}");
+    assert!(!at("compacted").exists() && !at("compacted.part").exists());
+    nodes.into_iter().next().unwrap().shutdown().await.unwrap();
 }

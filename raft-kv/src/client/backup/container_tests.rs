@@ -124,6 +124,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
+    fn foreign_bytes_never_panic(
+        head in prop::collection::vec(any::<u8>(), 0..200),
+        parts in prop::collection::vec(any::<u8>(), 0..600),
+        len in prop_oneof![0..64u32, any::<u32>()],
+    ) {
+        let _ = read(&[MAGIC, &head[..]].concat(), None);
+        // Behind a head that is whole.
+        let mut file = written(b"", Form::Small);
+        file.truncate(20 + u32::from_le_bytes(file[12..16].try_into().unwrap()) as usize);
+        file.extend(frame_of(len as usize, len as usize, CONTENT, LZ4));
+        file.extend(&parts);
+        prop_assert!(read(&file, None).is_err());
+    }
+
+    #[test]
     fn a_flipped_bit_and_a_cut_end_are_found(at: prop::sample::Index, bit in 0..8u8, len in 0..2 * PART, which in 0..3usize) {
         let key = BackupKey::generate();
         let (form, key) = forms(&key)[which];

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
+use super::changes::read_changes;
 use super::container::{Fault, Opener};
 use crate::client::api::BackupInfo;
 use crate::client::config::StartError;
@@ -57,6 +58,11 @@ pub(in crate::client) fn read_all(
     let mut opener =
         Opener::new(BufReader::with_capacity(READ, input), key).map_err(|fault| fault.about(&shown))?;
     let (info, encrypted) = (opener.info().clone(), opener.encrypted());
+    if info.since > 0 {
+        let why =
+            format!("it has only what was changed since revision {}; give the full backup first", info.since);
+        return Err(Refusal::invalid(format!("backup {shown}"), why).into());
+    }
     let mut found = Found::default();
     if let Err(failed) = each(&mut opener, &mut found, &mut take) {
         return Err(match (failed, opener.fault()) {
@@ -164,12 +170,25 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
+/// What a file says that it is of.
+fn info_of(file: &Path, key: Option<&BackupKey>) -> Result<BackupInfo, StartError> {
+    let shown = file.display().to_string();
+    let input = File::open(file).map_err(|error| {
+        Refusal::invalid(format!("backup {shown}"), format!("it can't be opened: {error}"))
+    })?;
+    let opener = Opener::new(BufReader::new(input), key).map_err(|fault| fault.about(&shown))?;
+    Ok(opener.info().clone())
+}
+
 /// Reads and checks all of the backup in `file`, in bounded memory, and changes nothing.
 ///
 /// # Errors
 /// [`StartError::Refused`] for what is no backup, and for a missing or wrong key; [`StartError::Storage`] for
 /// damage, with the offset.
 pub fn verify_backup(file: &Path, key: Option<&BackupKey>) -> Result<BackupSummary, StartError> {
+    if info_of(file, key)?.since > 0 {
+        return read_changes(file, key, |_, _| Ok(()));
+    }
     let to_nowhere = |_: &str, _: u64, content: &mut dyn Read| {
         io::copy(content, &mut io::sink())
             .map(drop)

@@ -63,6 +63,7 @@ impl Handle {
                     break;
                 }
             }
+            let _ = blocks.send(Bytes::new()).await;
             Ok::<_, Error>(())
         };
         let sent = sent.await;
@@ -81,7 +82,7 @@ impl Handle {
 }
 
 /// A file that has not its name yet. Dropped before that, it goes.
-struct Part {
+pub(super) struct Part {
     file: PathBuf,
     path: PathBuf,
     open: Option<File>,
@@ -89,7 +90,7 @@ struct Part {
 }
 
 impl Part {
-    fn take(file: &Path, force: bool) -> Result<Self, StartError> {
+    pub(super) fn take(file: &Path, force: bool) -> Result<Self, StartError> {
         if file.is_dir() {
             return Err(refused(file, "it is a folder; give the name of a file"));
         }
@@ -114,8 +115,8 @@ impl Part {
         Ok(Self { file: file.into(), path, open: Some(open), done: false })
     }
 
-    /// Writes what comes; gives itself back, and the file's length.
-    fn write(
+    /// Writes what comes up to an empty block; gives itself back, and the file's length.
+    pub(super) fn write(
         mut self,
         info: &BackupInfo,
         key: Option<&BackupKey>,
@@ -126,12 +127,12 @@ impl Part {
         let form = key.map_or(Form::Small, Form::Secret);
         let out = BufWriter::with_capacity(WRITE, &open);
         let mut sealer = Sealer::new(out, info, form).map_err(fail)?;
-        let mut content = 0;
+        let mut whole = false;
         while let Some(block) = blocks.blocking_recv() {
-            content += block.len() as u64;
+            whole = block.is_empty();
             sealer.write_all(&block).map_err(|error| failed(&self.path, "writing it")(error))?;
         }
-        if content != info.bytes {
+        if !whole {
             let why = "the backup did not come to its end; make another".into();
             return Err(Error::NotDone(NotDone::Unreachable(why)).into());
         }
@@ -144,7 +145,7 @@ impl Part {
     }
 
     /// Gives it its name.
-    fn finish(mut self, force: bool) -> Result<(), StartError> {
+    pub(super) fn finish(mut self, force: bool) -> Result<(), StartError> {
         if fs::symlink_metadata(&self.file).is_ok() && !force {
             return Err(refused(&self.file, "somebody made it meanwhile; choose another name"));
         }

@@ -8,13 +8,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::RngCore;
 use zeroize::Zeroizing;
 
+use super::changes::{RestoreTo, check_follows, read_changes};
 use super::container::Fault;
 use super::contents::{BackupSummary, read_all};
+use crate::client::api::BackupInfo;
 use crate::client::config::{Config, DataDir, RESTORING_FILE, Remembered, StartError};
 use crate::client::local::random;
 use crate::client::node::{
@@ -48,13 +50,18 @@ pub struct RestorePlan {
     /// By how much the revision is raised above the backup's: more than the writes that the old cluster can
     /// have made since. At least 1.
     pub raise: Revision,
+    /// Changes since the backup, in their order, as [`Handle::backup_since`](crate::client::Handle::backup_since)
+    /// wrote them, with the same key.
+    pub changes: Vec<PathBuf>,
+    /// Up to where they are done again.
+    pub to: RestoreTo,
     /// Nodes that were removed after the backup was made: they are refused.
     pub without: Vec<NodeId>,
 }
 
 impl Default for RestorePlan {
     fn default() -> Self {
-        Self { key: None, raise: RAISE, without: Vec::new() }
+        Self { key: None, raise: RAISE, changes: Vec::new(), to: RestoreTo::End, without: Vec::new() }
     }
 }
 
@@ -69,6 +76,8 @@ pub struct RestoredCluster {
     pub node: NodeId,
     /// Where that member will be reached.
     pub addr: String,
+    /// The revision of the old cluster that the keys are of.
+    pub from: Revision,
     /// Its revision; nothing older can be read.
     pub revision: Revision,
     /// Whether the root is that of before: then clients and workers keep their certificates.
@@ -130,6 +139,7 @@ async fn make(
     signer: Option<&Signer>,
 ) -> Result<RestoredCluster, StartError> {
     let (backup, keys, state) = unpacked(dir, config, file, plan.key.as_ref()).await?;
+    let state = redone(state, (file, &backup.info), plan).await?;
     let before = look(&state)?;
     check_raise(before.revision, plan.raise)?;
     let (cluster, node) = (ClusterId(random()), NodeId(random()));
@@ -163,7 +173,7 @@ async fn make(
         without: plan.without.clone(),
         raise: plan.raise,
     };
-    let Restored { applied, revision, .. } = Machine::restore(&state, &restore)??;
+    let Restored { applied, revision, before: from, .. } = Machine::restore(&state, &restore)??;
     drop(state);
     let hard = HardState { term: applied.term, vote: NodeId(0), commit: applied.index };
     let identity = log::Identity { cluster, node };
@@ -184,7 +194,7 @@ async fn make(
         members: vec![(node, addr.clone())],
     })?;
     let kept_root = after.fresh.is_none();
-    Ok(RestoredCluster { backup, cluster, node, addr, revision, kept_root, locked })
+    Ok(RestoredCluster { backup, cluster, node, addr, from, revision, kept_root, locked })
 }
 
 /// The state in the backup, in its place in the directory, every byte of it read.
@@ -222,6 +232,41 @@ async fn unpacked(
         Ok((summary, keys, state))
     };
     tokio::task::spawn_blocking(unpack).await.expect("unpacking does not panic")
+}
+
+/// The state with the changes that the plan names on top.
+async fn redone(
+    state: State,
+    (file, info): (&Path, &BackupInfo),
+    plan: &RestorePlan,
+) -> Result<State, StartError> {
+    let (file, info, plan) = (file.to_owned(), info.clone(), plan.clone());
+    let redo = move || {
+        plan.to.check_base(&file, &info)?;
+        let opened = Machine::open(state.clone())?;
+        let mut machine = opened.ok_or_else(|| StorageFailed::damaged("state", "the copy holds no state"))?;
+        // How far the files go, whatever is taken of them.
+        let mut reached = info.revision;
+        for changes in &plan.changes {
+            let of = read_changes(changes, plan.key.as_ref(), |of, kept| {
+                check_follows(changes, of, &info, reached)?;
+                if kept.change.revision > machine.revision() && plan.to.takes(&kept) {
+                    machine.replay(&kept.change).map_err(|failed| {
+                        let why = format!("what it says can't follow on the backup: {}", failed.why);
+                        Fault::Damaged { offset: 0, why }.about(&changes.display().to_string())
+                    })?;
+                }
+                Ok(())
+            })?;
+            // One without any changes too.
+            check_follows(changes, &of.info, &info, reached)?;
+            reached = reached.max(of.info.revision);
+        }
+        plan.to.check_reached(&file, machine.revision())?;
+        drop(machine);
+        Ok(state)
+    };
+    tokio::task::spawn_blocking(redo).await.expect("doing changes again does not panic")
 }
 
 fn write(path: &Path, content: &mut dyn Read) -> Result<(), StorageFailed> {

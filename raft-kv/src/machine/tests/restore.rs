@@ -97,6 +97,52 @@ pub fn what_is_readable() {
     assert_eq!(&found.kvs[0].value[..], b"new");
 }
 
+/// Every revision done again from its events makes the keys what they were, deletes and several keys at once too.
+#[test]
+fn changes_done_again_give_the_same_keys() {
+    let (mut one, mut other) = (Bench::new(), Bench::new());
+    let key = |number: u64| KeyRange::key(format!("k{}", number % 7));
+    let put = |number: u64, lease| {
+        let (key, value) = (key(number).key, bytes(&"v".repeat(usize::try_from(number % 90).unwrap())));
+        PutRequest { key, value, lease, ..PutRequest::default() }
+    };
+    one.ask(Command::LeaseGrant { id: 5, ttl: 60 }).unwrap();
+    let delete = |range| DeleteRequest { range, prev_kv: false };
+    let mut changes = Vec::new();
+    for number in 0..200 {
+        let command = match number % 9 {
+            3 => Command::Delete(delete(key(number * 5))),
+            5 => Command::Delete(delete(KeyRange::prefix("k"))),
+            7 => Command::Put(put(number, 5)),
+            8 => Command::Txn(TxnRequest {
+                success: vec![TxnOp::Put(put(number, 0)), TxnOp::Delete(delete(key(number + 1)))],
+                ..TxnRequest::default()
+            }),
+            _ => Command::Put(put(number * 3, 0)),
+        };
+        changes.extend(one.entries(&[vec![(None, command)]]).changes);
+    }
+    for change in &changes {
+        other.machine.replay(change).unwrap();
+    }
+    assert_eq!(one.machine.revision(), other.machine.revision());
+    let all = |bench: &Bench| {
+        let request = RangeRequest { range: KeyRange::all(), ..RangeRequest::default() };
+        let mut found = bench.view(|view| read::range(view, &request)).unwrap().unwrap().1.kvs;
+        // There is no such lease where it is done again.
+        found.iter_mut().for_each(|kv| kv.lease = 0);
+        found
+    };
+    assert_eq!(all(&one), all(&other));
+    // None twice, none left out, and none that never was.
+    let last = changes.last().unwrap().clone();
+    let skipped = Change { revision: last.revision + 2, ..last.clone() };
+    let foreign = Change { revision: last.revision + 1, ..last.clone() };
+    for wrong in [last, skipped, foreign] {
+        assert!(other.machine.replay(&wrong).is_err(), "{wrong:?}");
+    }
+}
+
 #[test]
 fn who_was_refused_stays_refused() {
     who_is_let_in();

@@ -23,7 +23,7 @@ pub enum BackupCommand {
     /// Read a backup through, offline, and say what it is of
     Verify(BackupVerifyArgs),
     /// Make the first member of a new cluster from a backup, offline; `raft-kv run` then starts it
-    Restore(BackupRestoreArgs),
+    Restore(Box<BackupRestoreArgs>),
     /// Make a key to encrypt backups with
     Key {
         /// Where it is written; must not exist

@@ -25,7 +25,7 @@ pub async fn run(args: BackupArgs, output: &mut Output) -> Result<(), Failure> {
     match args.command {
         BackupCommand::Create(args) => create(&args, output).await,
         BackupCommand::Verify(args) => verify(args, output).await,
-        BackupCommand::Restore(args) => restored(args, output).await,
+        BackupCommand::Restore(args) => restored(*args, output).await,
         BackupCommand::Key { file } => key(&file, output),
     }
 }

@@ -366,6 +366,7 @@ impl Node {
         }
         // The socket lives a little longer; it lets nobody in, and keeps nothing open.
         self.local.trust.set_standing(|_| Standing::Removed);
+        self.local.trust.set_predecessors(|_| false);
         stopped
     }
 }

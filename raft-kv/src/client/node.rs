@@ -327,6 +327,8 @@ impl Node {
         let error = ended.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
         if let Some(damage) = repair::examined(&self.local).await {
             repair::note(self.dir.path(), &damage);
+            // What failed in the background is not said by RocksDB; what was found is.
+            return Error::Stopped(damage.to_string());
         }
         error.unwrap_or(Error::Stopped("the node has ended".into()))
     }

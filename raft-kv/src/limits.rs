@@ -106,8 +106,8 @@ pub const DISK_LOOK: Duration = Duration::from_secs(1);
 pub const DISK_LOOK_CLOSELY: Duration = Duration::from_millis(100);
 /// A member whose disk was short and that its leader has not heard of for this long stops nothing any more.
 pub const DISK_SILENCE: Duration = Duration::from_secs(10);
-/// By how much a new epoch's revision goes up unless told otherwise: a week of 1,500 writes a second that the
-/// member which goes on knows nothing of.
+/// By how much the revision of a new epoch, or of a restored cluster, goes up unless told otherwise: a week of
+/// 1,500 writes a second that whoever goes on knows nothing of.
 pub const RECOVERY_REVISIONS: i64 = 1_000_000_000;
 /// By how much a new epoch's term goes up: 30 years of an election a second.
 pub const RECOVERY_TERMS: u64 = 1_000_000_000;

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Parser;
 use raft_kv::codec::Wire;
-use raft_kv::machine::{Answer, Command, Genesis, Machine, Proposal, Store, read};
+use raft_kv::machine::{Answer, Command, Machine, Proposal, Store, read};
 use raft_kv::storage::state::{State, StateOptions};
 use raft_kv::types::{
-    Authority, ClusterId, Committed, MemberRecord, NodeId, NodeRecord, Payload, PointChange,
-    PointDiffRequest, PointReply, PutRequest, RequestId, Role, RolledBack, RootDigest,
+    Committed, Payload, PointChange, PointDiffRequest, PointReply, PutRequest, RequestId, RolledBack,
 };
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -45,7 +44,7 @@ fn main() -> Result<(), String> {
     let args = Args::parse();
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
     let state = State::open(dir.path(), StateOptions::default()).map_err(|error| error.to_string())?;
-    Machine::create(&state, &genesis()).map_err(|error| error.to_string())?;
+    Machine::create(&state, &raft_kv_benches::data::genesis()).map_err(|error| error.to_string())?;
     let machine = Machine::open(state).map_err(|error| error.to_string())?.ok_or("there is no state")?;
     let mut member = Member { machine, chance: StdRng::seed_from_u64(1), value: vec![0; args.value_bytes] };
     let took = member.put(0..args.keys)?;
@@ -96,13 +95,6 @@ fn main() -> Result<(), String> {
 
 fn millis(took: Duration) -> f64 {
     (took.as_secs_f64() * 100_000.0).round() / 100.0
-}
-
-fn genesis() -> Genesis {
-    let id = NodeId(1);
-    let member = MemberRecord { id, name: "one".into(), addr: "one:1".into(), ..MemberRecord::default() };
-    let node = NodeRecord::new(id, Role::Manager, "one", RootDigest([1; 32]));
-    Genesis { cluster: ClusterId(1), member, authority: Authority::default(), node, tokens: Vec::new() }
 }
 
 impl Member {

@@ -538,10 +538,10 @@ pub(super) fn state_options(tuning: &Tuning) -> StateOptions {
     StateOptions { block_cache_bytes: tuning.block_cache_bytes, ..StateOptions::default() }
 }
 
-pub(super) fn log_files(dir: &DataDir) -> Result<FolderFiles, StartError> {
+pub(super) fn log_files(dir: &Path) -> Result<FolderFiles, StorageFailed> {
     let path = dir.join("log");
-    let opened = FolderFiles::open(&path);
-    Ok(opened.map_err(|error| StorageFailed::io(path.display().to_string(), "opening the folder", &error))?)
+    let failed = |error| StorageFailed::io(path.display().to_string(), "opening the folder", &error);
+    FolderFiles::open(&path).map_err(failed)
 }
 
 /// The join tokens that a new cluster has.
@@ -582,7 +582,7 @@ fn make_first(
     let boundary = SnapshotMeta { index: 1, term: 1, conf };
     let hard = HardState { term: 1, vote: NodeId(0), commit: 1 };
     let identity = log::Identity { cluster, node: record.id };
-    Log::create(log_files(dir)?, log_options(tuning), identity, boundary, hard)?;
+    Log::create(log_files(dir.path())?, log_options(tuning), identity, boundary, hard)?;
     Ok(())
 }
 
@@ -617,7 +617,7 @@ fn take_in(
     save_credentials(dir, &vault, &credentials)?;
     let identity = log::Identity { cluster: joined.cluster, node: joined.node };
     Log::create(
-        log_files(dir)?,
+        log_files(dir.path())?,
         log_options(tuning),
         identity,
         SnapshotMeta::default(),
@@ -698,7 +698,7 @@ fn open_disk(dir: &DataDir, node: &Remembered, tuning: &Tuning) -> Result<Parts,
     let state = State::open(&dir.join("state"), state_options(tuning))?;
     let applied = Machine::open(state.clone())?.map(|machine| machine.applied());
     let identity = log::Identity { cluster: node.cluster, node: node.node };
-    let (log, writer) = match Log::open(log_files(dir)?, log_options(tuning), identity, applied)? {
+    let (log, writer) = match Log::open(log_files(dir.path())?, log_options(tuning), identity, applied)? {
         Opened::Ready { log, writer, .. } => (log, writer),
         Opened::Behind { marker, end } => {
             let why = format!(

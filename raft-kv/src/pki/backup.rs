@@ -12,7 +12,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, KeyType, Salt};
 use rand::RngCore;
 use zeroize::Zeroizing;
 
-use super::token::{decode, encode};
+use super::key_text::{key_from_text, key_to_text};
 use crate::error::Refusal;
 
 const PREFIX: &str = "RAFTKV-BACKUP-1-";
@@ -45,9 +45,7 @@ impl BackupKey {
 
     /// As people keep it.
     pub fn to_text(&self) -> String {
-        // Four bytes of checksum: a mistyped key is told from a wrong one.
-        let check = crc32c::crc32c(self.0.as_ref()).to_be_bytes();
-        format!("{PREFIX}{}", encode(&[self.0.as_ref(), &check[..]].concat()))
+        key_to_text(PREFIX, &self.0)
     }
 
     fn derive(&self, salt: &[u8], what: &[u8], out: &mut [u8]) {
@@ -78,18 +76,7 @@ impl FromStr for BackupKey {
     type Err = Refusal;
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
-        let bad = |why: &str| Refusal::invalid("backup key", why);
-        let secret = text.trim().strip_prefix(PREFIX);
-        let secret = secret.ok_or_else(|| {
-            bad("it does not begin with RAFTKV-BACKUP-1-; `raft-kv backup key FILE` makes one")
-        })?;
-        let bytes = decode(secret).filter(|bytes| bytes.len() == 36);
-        let bytes = Zeroizing::new(bytes.ok_or_else(|| bad("it is cut short or mistyped"))?);
-        let (key, check) = bytes.split_at(32);
-        if crc32c::crc32c(key).to_be_bytes() != *check {
-            return Err(bad("it is mistyped: its checksum is wrong"));
-        }
-        Ok(Self(Zeroizing::new(key.try_into().expect("32 bytes"))))
+        key_from_text(PREFIX, text, "backup key", "`raft-kv backup key FILE` makes one").map(Self)
     }
 }
 

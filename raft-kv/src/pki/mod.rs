@@ -7,6 +7,7 @@
 
 mod backup;
 mod identity;
+mod key_text;
 mod leaf;
 mod own;
 mod proof;

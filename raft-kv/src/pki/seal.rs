@@ -13,7 +13,7 @@ use parking_lot::RwLock;
 use rand::RngCore;
 use zeroize::Zeroizing;
 
-use super::token::{decode, encode};
+use super::key_text::{key_from_text, key_to_text};
 use crate::error::Refusal;
 use crate::types::{DataKey, DataKeyId, HandedKeys, Sealed};
 
@@ -165,9 +165,7 @@ impl UnlockKey {
 
     /// As people keep it.
     pub fn to_text(&self) -> String {
-        // Four bytes of checksum: a mistyped key is told from a wrong one.
-        let check = crc32c::crc32c(self.0.as_ref()).to_be_bytes();
-        format!("{UNLOCK_PREFIX}{}", encode(&[self.0.as_ref(), &check[..]].concat()))
+        key_to_text(UNLOCK_PREFIX, &self.0)
     }
 
     /// Wraps a member's key.
@@ -193,17 +191,8 @@ impl FromStr for UnlockKey {
     type Err = Refusal;
 
     fn from_str(text: &str) -> Result<Self, Refusal> {
-        let bad = |why: &str| Refusal::invalid("unlock key", why);
-        let secret = text.trim().strip_prefix(UNLOCK_PREFIX).ok_or_else(|| {
-            bad("it does not begin with RAFTKV-UNLOCK-1-; `raft-kv unlock-key show` on a member that runs prints it")
-        })?;
-        let bytes = decode(secret).filter(|bytes| bytes.len() == 36);
-        let bytes = Zeroizing::new(bytes.ok_or_else(|| bad("it is cut short or mistyped"))?);
-        let (key, check) = bytes.split_at(32);
-        if crc32c::crc32c(key).to_be_bytes() != *check {
-            return Err(bad("it is mistyped: its checksum is wrong"));
-        }
-        Ok(Self::from_bytes(key).expect("32 bytes"))
+        let whence = "`raft-kv unlock-key show` on a member that runs prints it";
+        key_from_text(UNLOCK_PREFIX, text, "unlock key", whence).map(Self)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::client::trust::sealing::{TOKEN_KEY, UNLOCK_KEY};
 use crate::client::trust::signer::Signer;
 use crate::client::trust::vault::Vault;
 use crate::error::{Refusal, StorageFailed};
-use crate::limits::TOKEN_KEY_BYTES;
+use crate::limits::{RECOVERY_REVISIONS, TOKEN_KEY_BYTES};
 use crate::machine::{self, Machine, Restore, Restored, Store, Table, check_raise};
 use crate::net::write_private;
 use crate::pki::{BackupKey, Credentials, Keyring, NodeKey, Subject, UnlockKey, successor_name};
@@ -38,9 +38,6 @@ use crate::types::{
     Authority, ClusterId, DataKey, DataKeyId, HandedKeys, HardState, MemberRecord, NodeId, Revision, Role,
     Sealing, Trusted,
 };
-
-/// By how much the revision is raised unless another number is given: a week of 1,500 writes a second.
-const RAISE: Revision = 1_000_000_000;
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -61,7 +58,13 @@ pub struct RestorePlan {
 
 impl Default for RestorePlan {
     fn default() -> Self {
-        Self { key: None, raise: RAISE, changes: Vec::new(), to: RestoreTo::End, without: Vec::new() }
+        Self {
+            key: None,
+            raise: RECOVERY_REVISIONS,
+            changes: Vec::new(),
+            to: RestoreTo::End,
+            without: Vec::new(),
+        }
     }
 }
 
@@ -177,7 +180,7 @@ async fn make(
     drop(state);
     let hard = HardState { term: applied.term, vote: NodeId(0), commit: applied.index };
     let identity = log::Identity { cluster, node };
-    Log::create(log_files(dir)?, log_options(&config.tuning), identity, applied, hard)?;
+    Log::create(log_files(dir.path())?, log_options(&config.tuning), identity, applied, hard)?;
     let chain = chain.iter().map(|cert| cert.to_vec()).collect();
     let credentials =
         Credentials { chain, key: key.der().to_vec(), roots: after.roots, ..Credentials::default() };

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use super::config::{DataDir, Remembered, StartError, remember_in};
 use super::local::random;
-use super::node::{hosts_of, log_options, state_options};
+use super::node::{hosts_of, log_files, log_options, state_options};
 use super::trust::authority::{Hand, Wanted, record_of, roots_of};
 use super::trust::signer::Signer;
 use super::trust::vault::{KEYRING_FILE, Vault};
@@ -171,7 +171,7 @@ fn look_at_log(
     let file = path.display().to_string();
     let identity = log::Identity { cluster: remembered.cluster, node: remembered.node };
     let looked = match path.exists() {
-        true => Log::look(log_files(&path)?, log_options(&options.tuning), identity, state),
+        true => Log::look(log_files(dir.path())?, log_options(&options.tuning), identity, state),
         false => Err(StorageFailed::damaged(file.clone(), "it is missing")),
     };
     let why = "it ends before what this member acknowledged: the disk has lost entries that may be committed";
@@ -221,11 +221,6 @@ fn follow(
 
 fn unreadable(error: crate::codec::Malformed) -> StorageFailed {
     StorageFailed::damaged("raft log", error.to_string())
-}
-
-fn log_files(path: &Path) -> Result<FolderFiles, StorageFailed> {
-    let failed = |error| StorageFailed::io(path.display().to_string(), "opening the folder", &error);
-    FolderFiles::open(path).map_err(failed)
 }
 
 /// Makes the new epoch's directory beside the old content.
@@ -367,7 +362,7 @@ fn write_member(
     Vault::open(fresh, options.unlock.as_ref())?.save(credentials)?;
     let identity = log::Identity { cluster: found.remembered.cluster, node: me.id };
     let hard = HardState { term: boundary.term, vote: NodeId(0), commit: boundary.index };
-    Log::create(log_files(&fresh.join("log"))?, log_options(&options.tuning), identity, boundary, hard)?;
+    Log::create(log_files(fresh)?, log_options(&options.tuning), identity, boundary, hard)?;
     let members = vec![(me.id, me.addr.clone())];
     let remembered = Remembered { node: me.id, members, ..found.remembered.clone() };
     Ok(remember_in(fresh, &remembered)?)

@@ -16,7 +16,7 @@ use super::{REVOKED, behind, nodes, put_trusted, sealing, token_key, tokens, tru
 use crate::error::StorageFailed;
 use crate::limits::MAX_PREDECESSORS;
 use crate::planted;
-use crate::types::{ClusterId, NodeId, NodeRecord, Revocation, Role, Trusted};
+use crate::types::{ClusterId, NodeId, NodeRecord, Role, Trusted};
 
 const PREDECESSORS: &[u8] = b"predecessors";
 
@@ -72,8 +72,7 @@ fn refuse(draft: &mut Draft, plan: &Restore, gone: &BTreeSet<NodeId>) -> Result<
         }
     }
     for id in gone.iter().filter(|id| !known.iter().any(|node| node.id == **id)) {
-        let revoked = Revocation { until: i64::MAX, role: Role::Manager, name: String::new() };
-        draft.overlay.put(Table::Trust, super::revoked_key(*id), &revoked);
+        nodes::member_left(draft, *id, "")?;
     }
     if planted!(RestoreForgetsRevocations) {
         let all: Vec<Bytes> = draft

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::recipe::{self, Place, Waiting, created_at, failed};
+use super::recipe::{self, Place, Waiting, at_present, created_at, failed};
 use super::{Etcd, convert};
 
 /// The service.
@@ -150,7 +150,8 @@ async fn oldest(handle: &Handle, prefix: &Bytes) -> Result<(Header, Option<KeyVa
         sort_target: SortTarget::Create,
         ..RangeRequest::default()
     };
-    let (header, response) = handle.range(request).await.map_err(failed)?;
+    let (header, response) =
+        at_present(handle, request, |now, request| async move { now.range(request).await }).await?;
     Ok((header, response.kvs.into_iter().next()))
 }
 
@@ -161,8 +162,7 @@ async fn observe(
     out: &mpsc::Sender<Result<LeaderResponse, Status>>,
 ) -> Result<(), Status> {
     loop {
-        let handle = handle.renewed().map_err(failed)?;
-        let (header, leader) = oldest(&handle, prefix).await?;
+        let (header, leader) = oldest(handle, prefix).await?;
         // Without a leader the first key that comes is one; it is looked up again then.
         let range = match &leader {
             Some(kv) => KeyRange::key(kv.key.clone()),
@@ -176,7 +176,8 @@ async fn observe(
         }
         let start_revision = header.revision + 1;
         let request = WatchRequest { range, start_revision, ..WatchRequest::default() };
-        let mut watch = handle.watch(request).await.map_err(failed)?;
+        let mut watch =
+            at_present(handle, request, |now, request| async move { now.watch(request).await }).await?;
         'led: while let Some(batch) = watch.next().await.map_err(failed)? {
             let changes = match batch {
                 WatchBatch::Changes(changes) => changes,

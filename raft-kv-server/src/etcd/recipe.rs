@@ -1,9 +1,11 @@
 //! What locks and elections share: a key of one's own under a prefix, tied to a lease, and the wait
 //! until every older key of that prefix is gone.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use raft_kv::client::Handle;
-use raft_kv::error::Error;
+use raft_kv::error::{AuthRefusal, Error, Refusal};
 use raft_kv::types::{
     Compare, CompareOp, CompareTarget, DeleteRequest, EventKind, Header, KeyRange, KeyValue, LeaseId,
     PutRequest, RangeRequest, Revision, SortOrder, SortTarget, TxnOp, TxnOpResponse, TxnRequest, WatchBatch,
@@ -21,6 +23,34 @@ const LEASE_TTL: i64 = 60;
 /// not its code.
 pub(super) fn failed(error: Error) -> Status {
     Status::unknown(status::status(error).message())
+}
+
+/// Pause before users and roles are looked up again: where this member has not heard of the change
+/// yet, that takes a heartbeat at most.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often they are looked up again: they change all the time, or this member hears of nothing.
+const LOOKS: usize = 200;
+
+/// Asks with the users and roles there are now. That these changed between the look and the answer
+/// is nothing that whoever waits could do anything about: it is asked again.
+pub(super) async fn at_present<R: Clone, T, Asked>(
+    handle: &Handle,
+    request: R,
+    ask: impl Fn(Handle, R) -> Asked,
+) -> Result<T, Status>
+where
+    Asked: Future<Output = Result<T, Error>>,
+{
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        match ask(handle.renewed().map_err(failed)?, request.clone()).await {
+            Err(Error::Refused(Refusal::Auth(AuthRefusal::OldRevision))) if looks < LOOKS => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => return done.map_err(failed),
+        }
+    }
 }
 
 /// The lease to use: the caller's, or a new one.
@@ -59,7 +89,14 @@ impl Waiting {
             tokio::select! {
                 biased;
                 Ok(()) = self.changes.changed() => self.check(&read, written.as_ref()).await?,
-                done = &mut work => return done,
+                done = &mut work => {
+                    // It may have met the change before this did: what it says of that is etcd's
+                    // text without its code.
+                    if done.is_err() {
+                        self.check(&read, written.as_ref()).await?;
+                    }
+                    return done;
+                }
             }
         }
     }
@@ -119,7 +156,8 @@ impl Place {
             success: vec![TxnOp::Put(put)],
             failure: vec![TxnOp::Range(own)],
         };
-        let (header, mut response) = handle.txn(request).await.map_err(failed)?;
+        let (header, mut response) =
+            at_present(&handle, request, |now, request| async move { now.txn(request).await }).await?;
         let before = match response.responses.pop() {
             Some(TxnOpResponse::Range(range)) => range.kvs.into_iter().next(),
             _ => None,
@@ -138,7 +176,9 @@ impl Place {
                 no_put: true,
                 ..WatchRequest::default()
             };
-            let mut watch = self.now()?.watch(request).await.map_err(failed)?;
+            let mut watch =
+                at_present(&self.handle, request, |now, request| async move { now.watch(request).await })
+                    .await?;
             loop {
                 match watch.next().await.map_err(failed)? {
                     Some(WatchBatch::Changes(changes)) => {
@@ -159,14 +199,9 @@ impl Place {
             }
         }
         let own = RangeRequest { range: KeyRange::key(self.key.clone()), ..RangeRequest::default() };
-        let (header, found) = self.now()?.range(own).await.map_err(failed)?;
+        let (header, found) =
+            at_present(&self.handle, own, |now, own| async move { now.range(own).await }).await?;
         Ok((header, found.kvs.first().is_some_and(|kv| kv.create_revision == self.created)))
-    }
-
-    /// The handle, after a wait in which users and roles may have changed.
-    #[allow(clippy::result_large_err)]
-    fn now(&self) -> Result<Handle, Status> {
-        self.handle.renewed().map_err(failed)
     }
 
     /// The newest key of the prefix that is older than one's own.
@@ -180,7 +215,8 @@ impl Place {
             keys_only: true,
             ..RangeRequest::default()
         };
-        let (header, response) = self.now()?.range(request).await.map_err(failed)?;
+        let (header, response) =
+            at_present(&self.handle, request, |now, request| async move { now.range(request).await }).await?;
         Ok((header, response.kvs.into_iter().next().map(|kv| kv.key)))
     }
 
@@ -205,9 +241,7 @@ impl Drop for Place {
                 failure: Vec::new(),
             };
             // Where it fails the lease's end does the same.
-            if let Ok(handle) = handle.renewed() {
-                let _ = handle.txn(request).await;
-            }
+            let _ = at_present(&handle, request, |now, request| async move { now.txn(request).await }).await;
         });
     }
 }

@@ -64,5 +64,7 @@ pub mod storage;
 pub mod node;
 // 4 doors
 pub mod client;
+// 5 typed
+pub mod orchestration;
 #[cfg(feature = "sim")]
 pub mod sim;

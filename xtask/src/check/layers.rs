@@ -36,8 +36,13 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "4 doors",
-        modules: &["client", "orchestration"],
+        modules: &["client"],
         duty: "what a program that links the crate calls",
+    },
+    Layer {
+        name: "5 typed",
+        modules: &["orchestration"],
+        duty: "tasks and state of an orchestrator, on transactions of keys",
     },
 ];
 /// May import everything, and nothing imports it.

@@ -1,0 +1,18 @@
+//! Tasks and state of an orchestrator: a typed layer on transactions of keys.
+//!
+//! An orchestrator's managers keep what should be ([`Object`]s: services, networks, secrets, whatever
+//! kinds they have) and what is done about it ([`Task`]s) here; its workers get their own tasks and say
+//! what became of them. Each call is one transaction, one revision: an object and all its indexes
+//! change together or not at all. The machine below knows nothing of it.
+//!
+//! Everything is generic over a [`Store`] and a [`Clock`]: a [`Handle`](crate::client::Handle) and the
+//! system's clock in a manager's process, or a simulated client on simulated time. It must never
+//! read a clock, draw a number or wait by any other way than these two.
+
+mod store;
+mod words;
+
+pub use store::{Clock, Events, Store};
+pub use words::{
+    Availability, Labels, NodeRecord, NodeState, Object, ObjectKey, Task, TaskState, TaskStatus, Time,
+};

@@ -5,7 +5,7 @@ use super::store::{Clock, Store};
 use super::words::{Availability, Labels, NodeRecord, NodeState, Object, ObjectKey, Task, TaskState, TaskStatus, Time};
 use crate::codec::{Malformed, Wire, wire_struct};
 use crate::error::{Error, Refusal};
-use crate::types::{DeleteRequest, KeyRange, KeyValue, NodeId, PutRequest, RangeRequest, Revision, TxnOp, TxnRequest};
+use crate::types::{Compare, CompareOp, CompareTarget, DeleteRequest, KeyRange, KeyValue, NodeId, PutRequest, RangeRequest, Revision, TxnOp, TxnRequest};
 
 pub fn key(parts: &[&str]) -> Bytes {
     let parts: Vec<String> = parts.iter().map(|p| p.replace('%', "%25").replace('/', "%2F")).collect();
@@ -49,10 +49,11 @@ pub struct Listed<X> { pub items: Vec<X>, pub revision: Revision, pub next: Opti
 #[derive(Clone, Debug)]
 pub enum TaskBy { Node(NodeId) }
 #[derive(Clone, Debug)]
-pub struct Orchestrator<S, C> { store: S, clock: C }
+pub struct Orchestrator<S, C> { store: S, clock: C, fence: Option<Fence> }
 fn b(m: Malformed) -> Error { Refusal::Malformed { what: m.to_string() }.into() }
 impl<S: Store, C: Clock> Orchestrator<S, C> {
-    pub fn new(store: S, clock: C) -> Self { Self { store, clock } }
+    pub fn new(store: S, clock: C) -> Self { Self { store, clock, fence: None } }
+    pub fn fenced(&self, fence: Fence) -> Self { Self { fence: Some(fence), ..self.clone() } }
     pub fn store(&self) -> &S { &self.store }
     pub fn clock(&self) -> &C { &self.clock }
     async fn get(&self, k: Bytes) -> Result<Option<KeyValue>, Error> {
@@ -61,7 +62,9 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
     async fn write(&self, puts: Vec<(Bytes, Bytes)>, dels: Vec<Bytes>) -> Result<(), Error> {
         let mut success: Vec<TxnOp> = puts.into_iter().map(|(key, value)| TxnOp::Put(PutRequest { key, value, ..Default::default() })).collect();
         success.extend(dels.into_iter().map(|k| TxnOp::Delete(DeleteRequest { range: KeyRange::key(k), prev_kv: false })));
-        self.store.txn(TxnRequest { success, ..Default::default() }).await.map(drop)
+        let compares = self.fence.map(|fence| Compare { range: KeyRange::key(key(&["f"])), op: CompareOp::Equal, target: CompareTarget::Mod(fence.revision) }).into_iter().collect();
+        let (_, done) = self.store.txn(TxnRequest { compares, success, ..Default::default() }).await?;
+        if done.succeeded { Ok(()) } else { Err(Refusal::StaleLeader { decided: 0, applied: 0 }.into()) }
     }
     pub async fn create(&self, o: Object) -> Result<Object, Error> {
         let v = O { key: o.key.clone(), name: o.name.clone(), labels: o.labels.clone(), refs: o.refs.clone(), spec: o.spec.clone(), created: 0, updated: 0 }.to_bytes();
@@ -130,4 +133,22 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
 impl<S: Store, C: Clock> Orchestrator<S, C> {
     pub async fn object(&self, k: &ObjectKey) -> Result<Option<Object>, Error> { self.get(key(&["o", &k.kind, &k.id])).await?.map(|kv| object_of(&kv).map_err(b)).transpose() }
     pub async fn update(&self, o: Object) -> Result<Object, Error> { self.create(o).await }
+}
+/// A leader's right to write.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence { /** the term */ pub term: u64, revision: Revision }
+impl Fence {
+    /// takes it
+    pub async fn take(store: &impl Store, term: u64) -> Result<Self, Error> {
+        let k = key(&["f"]);
+        let (_, found) = store.range(RangeRequest { range: KeyRange::key(k.clone()), ..Default::default() }).await?;
+        let old = found.kvs.first();
+        let held = old.and_then(|kv| kv.value.as_ref().try_into().ok()).map_or(0, u64::from_le_bytes);
+        if held == term { return Ok(Self { term, revision: old.map_or(0, |kv| kv.mod_revision) }); }
+        if held > term { return Err(Refusal::StaleLeader { decided: term, applied: held }.into()); }
+        let put = PutRequest { key: k.clone(), value: term.to_le_bytes().to_vec().into(), ..Default::default() };
+        let compare = Compare { range: KeyRange::key(k), op: CompareOp::Equal, target: CompareTarget::Mod(old.map_or(0, |kv| kv.mod_revision)) };
+        let (header, done) = store.txn(TxnRequest { compares: vec![compare], success: vec![TxnOp::Put(put)], ..Default::default() }).await?;
+        if done.succeeded { Ok(Self { term, revision: header.revision }) } else { Err(Refusal::StaleLeader { decided: term, applied: term }.into()) }
+    }
 }

@@ -192,7 +192,7 @@ impl<'a, S: Store, C: Clock> Keeper<'a, S, C> {
 /// What is not there any more needs nothing; everything else is the caller's error.
 fn gone(error: Error) -> Result<(), Error> {
     match error {
-        Error::Refused(Refusal::KeyNotFound) => Ok(()),
+        Error::Refused(Refusal::NotThere { .. } | Refusal::TaskRule { .. }) => Ok(()),
         error => Err(error),
     }
 }

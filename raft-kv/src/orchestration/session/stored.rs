@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::super::standin::{self as keys};
-use super::super::words::{Object, ObjectKey, Task};
-use crate::codec::{Wire, Malformed};
-use crate::error::{Error, Refusal};
+use super::super::layout as keys;
+pub use super::super::stored::task_of;
+use super::super::words::{Object, ObjectKey};
+use crate::error::Error;
 use crate::types::{KeyValue, NodeId};
 
 pub fn tasks_by_node() -> Bytes { Bytes::from_static(b"_rk/tn/") }
@@ -44,14 +44,6 @@ pub fn object_key_of(key: &[u8]) -> Option<ObjectKey> {
     Some(ObjectKey { kind: parts.pop()?, id })
 }
 
-pub fn task_of(kv: &KeyValue, status: Option<&KeyValue>) -> Result<Task, Error> {
-    keys::task_of(kv, status).map_err(broken)
-}
-
 pub fn object_of(kv: &KeyValue) -> Result<Object, Error> {
-    keys::object_of(kv).map_err(broken)
-}
-
-fn broken(error: Malformed) -> Error {
-    Refusal::Malformed { what: error.to_string() }.into()
+    super::super::stored::object_of(kv, None)
 }

@@ -94,8 +94,8 @@ async fn a_bad_deployment_is_taken_back(handle: &Handle) {
     assert_eq!((failed.status.state, failed.node), (TaskState::Failed, Some(NodeId(5))));
 }
 
-async fn others_write_nothing_there(handle: &Handle) {
-    let other = handle.clone().on_node(NodeId(77));
+async fn others_write_nothing_there(handle: &Handle, caller: NodeId) {
+    let other = handle.clone().on_node(caller);
     let all = RangeRequest { range: KeyRange::prefix(ORCHESTRATION_PREFIX), ..RangeRequest::default() };
     let before = other.range(all.clone()).await.unwrap().1;
     assert!(before.kvs.len() > 10);
@@ -121,6 +121,6 @@ async fn on_a_member_and_at_its_door() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::init(config(dir.path())).await.unwrap();
     a_bad_deployment_is_taken_back(&node.handle()).await;
-    others_write_nothing_there(&node.handle()).await;
+    others_write_nothing_there(&node.handle(), node.id()).await;
     node.shutdown().await.unwrap();
 }

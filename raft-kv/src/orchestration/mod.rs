@@ -12,6 +12,10 @@
 #[cfg(feature = "node")]
 mod handle;
 #[cfg(any(feature = "node", feature = "sim"))]
+mod leadership;
+#[cfg(any(feature = "node", feature = "sim"))]
+mod queue;
+#[cfg(any(feature = "node", feature = "sim"))]
 pub mod session;
 mod standin;
 mod store;
@@ -19,6 +23,10 @@ mod words;
 
 #[cfg(feature = "node")]
 pub use handle::SystemClock;
+#[cfg(any(feature = "node", feature = "sim"))]
+pub use leadership::{Duty, on_leadership};
+#[cfg(any(feature = "node", feature = "sim"))]
+pub use queue::{Look, Queue};
 pub use standin::{Fence, Listed, Orchestrator, Page, Reported, TaskBy};
 pub use store::{Clock, Events, Store};
 pub use words::{

@@ -138,6 +138,10 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
 #[derive(Clone, Copy, Debug)]
 pub struct Fence { /** the term */ pub term: u64, revision: Revision }
 impl Fence {
+    /// What holds for as long as no later leader has taken the fence.
+    pub fn compare(&self) -> Compare {
+        Compare { range: KeyRange::key(key(&["f"])), op: CompareOp::Equal, target: CompareTarget::Mod(self.revision) }
+    }
     /// takes it
     pub async fn take(store: &impl Store, term: u64) -> Result<Self, Error> {
         let k = key(&["f"]);

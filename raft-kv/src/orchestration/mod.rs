@@ -9,6 +9,7 @@
 //! system's clock in a manager's process, or a simulated client on simulated time. It must never
 //! read a clock, draw a number or wait by any other way than these two.
 
+mod alerts;
 #[cfg(feature = "node")]
 mod handle;
 #[cfg(any(feature = "node", feature = "sim"))]
@@ -21,6 +22,7 @@ mod standin;
 mod store;
 mod words;
 
+pub use alerts::{Alert, AlertKind, Alerts, MAX_ALERT_TEXT_BYTES, MAX_ALERTS, MAX_SUBJECT_BYTES};
 #[cfg(feature = "node")]
 pub use handle::SystemClock;
 #[cfg(any(feature = "node", feature = "sim"))]

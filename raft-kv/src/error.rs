@@ -331,7 +331,9 @@ pub enum Refusal {
         max: u64,
     },
     /// A newer session of the node took over.
-    #[error("another session of this node was opened, this one is over; two workers may be using one certificate")]
+    #[error(
+        "another session of this node was opened, this one is over; two workers may be using one certificate"
+    )]
     SessionTaken,
     /// A member has as many sessions of workers as it may.
     #[error("this member has as many sessions as it may; open one at another member")]

@@ -144,7 +144,8 @@ impl<'a, S: Store, C: Clock> Keeper<'a, S, C> {
     /// Gives up the tasks of nodes that are down for too long.
     async fn give_up(&mut self) -> Result<(), Error> {
         let now = self.orchestrator.clock().now();
-        let late = |since: Time| Duration::from_millis(now.saturating_sub(since)) >= self.settings.orphan_after;
+        let late =
+            |since: Time| Duration::from_millis(now.saturating_sub(since)) >= self.settings.orphan_after;
         let late: Vec<NodeId> = self
             .down
             .iter()

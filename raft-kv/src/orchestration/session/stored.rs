@@ -2,21 +2,39 @@
 
 use bytes::Bytes;
 
-use super::super::standin::{self as keys};
+use super::super::standin as keys;
 use super::super::words::{Object, ObjectKey, Task};
-use crate::codec::{Wire, Malformed};
+use crate::codec::Malformed;
 use crate::error::{Error, Refusal};
 use crate::types::{KeyValue, NodeId};
 
-pub fn tasks_by_node() -> Bytes { Bytes::from_static(b"_rk/tn/") }
-pub fn tasks_of(node: NodeId) -> Bytes { format!("_rk/tn/{:016x}/", node.0).into() }
-pub fn objects() -> Bytes { Bytes::from_static(b"_rk/o/") }
-pub fn all_alive() -> Bytes { Bytes::from_static(b"_rk/a/") }
-pub fn alive(node: NodeId) -> Bytes { format!("_rk/a/{:016x}", node.0).into() }
-pub fn token_key() -> Bytes { Bytes::from_static(b"_rk/k") }
-pub fn task(id: &str) -> Bytes { keys::key(&["t", id]) }
-pub fn status(id: &str) -> Bytes { keys::key(&["s", id]) }
-pub fn object(key: &ObjectKey) -> Bytes { keys::key(&["o", &key.kind, &key.id]) }
+pub fn tasks_by_node() -> Bytes {
+    Bytes::from_static(b"_rk/tn/")
+}
+pub fn tasks_of(node: NodeId) -> Bytes {
+    format!("_rk/tn/{:016x}/", node.0).into()
+}
+pub fn objects() -> Bytes {
+    Bytes::from_static(b"_rk/o/")
+}
+pub fn all_alive() -> Bytes {
+    Bytes::from_static(b"_rk/a/")
+}
+pub fn alive(node: NodeId) -> Bytes {
+    format!("_rk/a/{:016x}", node.0).into()
+}
+pub fn token_key() -> Bytes {
+    Bytes::from_static(b"_rk/k")
+}
+pub fn task(id: &str) -> Bytes {
+    keys::key(&["t", id])
+}
+pub fn status(id: &str) -> Bytes {
+    keys::key(&["s", id])
+}
+pub fn object(key: &ObjectKey) -> Bytes {
+    keys::key(&["o", &key.kind, &key.id])
+}
 
 fn parts(key: &[u8]) -> Option<Vec<String>> {
     keys::parts(key)

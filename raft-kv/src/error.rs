@@ -332,8 +332,8 @@ pub enum Refusal {
     },
     /// A raw write below the prefix of tasks and state.
     #[error(
-        "keys below \"_rk/\" hold tasks and state and can't be written by raw requests; use the services Tasks and \
-         State, or the typed layer in a manager's process"
+        "keys below \"_rk/\" hold tasks and state and can't be written by raw requests; use the typed layer \
+         (raft_kv::orchestration) in a manager's process"
     )]
     ReservedPrefix,
     /// It was changed since it was read.

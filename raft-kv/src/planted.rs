@@ -228,6 +228,10 @@ pub enum Bug {
     SessionLeaksOthers,
     /// A worker's token is good for any node.
     ResumeTrustsAnyToken,
+    /// A manager's loops go on after their member has heard that it does not lead.
+    DutyOutlivesTerm,
+    /// A key that changes while it is looked at is not looked at again.
+    QueueDropsChange,
 }
 
 #[cfg(feature = "sim")]

@@ -43,8 +43,8 @@ impl Fence {
         Err(Error::NotDone(NotDone::Busy))
     }
 
-    /// What each transaction of its leader compares.
-    pub(super) fn compare(self) -> Compare {
+    /// What holds for as long as no later leader has taken the fence: for transactions of a leader's own.
+    pub fn compare(&self) -> Compare {
         at(self.revision)
     }
 

@@ -62,17 +62,22 @@
 //! # }
 //! ```
 
+mod alerts;
 mod draft;
 mod fence;
 #[cfg(feature = "node")]
 mod handle;
 mod layout;
+#[cfg(any(feature = "node", feature = "sim"))]
+mod leadership;
 #[cfg(all(test, feature = "node"))]
 mod node_tests;
 mod nodes;
 mod objects;
 mod orchestrator;
 mod page;
+#[cfg(any(feature = "node", feature = "sim"))]
+mod queue;
 mod rules;
 #[cfg(any(feature = "node", feature = "sim"))]
 pub mod session;
@@ -83,12 +88,17 @@ mod tasks;
 mod tests;
 mod words;
 
+pub use alerts::{Alert, AlertKind, Alerts, MAX_ALERT_TEXT_BYTES, MAX_ALERTS, MAX_SUBJECT_BYTES};
 pub use fence::Fence;
 #[cfg(feature = "node")]
 pub use handle::SystemClock;
+#[cfg(any(feature = "node", feature = "sim"))]
+pub use leadership::{Duty, on_leadership};
 pub use objects::ObjectBy;
 pub use orchestrator::{Change, Changed, Orchestrator};
 pub use page::{Listed, Page};
+#[cfg(any(feature = "node", feature = "sim"))]
+pub use queue::{Look, Queue};
 pub use store::{Clock, Events, Store};
 pub use tasks::{Reported, TaskBy};
 pub use words::{

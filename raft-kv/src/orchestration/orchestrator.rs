@@ -144,7 +144,7 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
             return Ok(Some(revision));
         }
         let fence = self.fence.filter(|_| !crate::planted!(IgnoreFence));
-        let request = draft.request(fence.map(Fence::compare))?;
+        let request = draft.request(fence.as_ref().map(Fence::compare))?;
         let (header, answer) = self.store.txn(request).await?;
         if answer.succeeded {
             return Ok(Some(header.revision));

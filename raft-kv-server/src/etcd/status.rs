@@ -98,8 +98,12 @@ fn refused(refusal: Refusal) -> Status {
             return Status::resource_exhausted(refusal.to_string());
         }
         Refusal::ReservedPrefix => return Status::permission_denied(refusal.to_string()),
-        Refusal::VersionConflict { .. } | Refusal::Fenced { .. } => return Status::aborted(refusal.to_string()),
-        Refusal::Exists { .. } | Refusal::NameTaken { .. } => return Status::already_exists(refusal.to_string()),
+        Refusal::VersionConflict { .. } | Refusal::Fenced { .. } => {
+            return Status::aborted(refusal.to_string());
+        }
+        Refusal::Exists { .. } | Refusal::NameTaken { .. } => {
+            return Status::already_exists(refusal.to_string());
+        }
         Refusal::NotThere { .. } => return Status::not_found(refusal.to_string()),
         Refusal::InUse { .. } | Refusal::TaskRule { .. } => {
             return Status::failed_precondition(refusal.to_string());

@@ -60,6 +60,17 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         ),
         (Refusal::OnceOvertaken { seq: 1, newest: 2 }, FailedPrecondition, "[request 1 of this client"),
         (Refusal::StaleLeader { decided: 1, applied: 2 }, Unavailable, "etcdserver: leader changed"),
+        (Refusal::SessionTaken, Aborted, "[another session of this node"),
+        (Refusal::TooManySessions, ResourceExhausted, "[this member has as many sessions"),
+        (Refusal::ReservedPrefix, PermissionDenied, "[keys below \"_rk/\""),
+        (Refusal::VersionConflict { what: "a".into(), given: 1, stored: 2 }, Aborted, "[a was changed"),
+        (Refusal::Fenced { term: 1, held: 2 }, Aborted, "[this is a write of the leader of term 1"),
+        (Refusal::Exists { what: "a".into() }, AlreadyExists, "[a exists already"),
+        (Refusal::NotThere { what: "a".into() }, NotFound, "[a does not exist"),
+        (Refusal::NameTaken { kind: "service".into(), name: "a".into() }, AlreadyExists, "[another service"),
+        (Refusal::InUse { what: "a".into(), by: "b".into() }, FailedPrecondition, "[a is in use by b"),
+        (Refusal::TaskRule { task: "a".into(), why: "no".into() }, FailedPrecondition, "[task a: no"),
+        (Refusal::BatchTooLarge { what: "keys".into(), len: 2, max: 1 }, InvalidArgument, "[the batch has 2"),
         (Refusal::AnswerTooLarge { max }, ResourceExhausted, "[the answer would have"),
         (Refusal::MemberNotFound { id: NodeId(1) }, NotFound, "etcdserver: member not found"),
         (
@@ -202,7 +213,12 @@ fn no_error_is_missing_in_the_table() {
         .collect();
     // A variant that is missing here has no row above; a new one has no arm in `status`.
     let auth = 31;
-    let refusals = (1..=33).chain([40]).filter(|tag| *tag != auth).map(|tag| vec![1, tag]);
+    let refusals = (1..=33)
+        .chain([40])
+        .chain(45..=53)
+        .chain([55, 56])
+        .filter(|tag| *tag != auth)
+        .map(|tag| vec![1, tag]);
     let all = refusals
         .chain((1..=19).map(|tag| vec![1, auth, tag]))
         .chain((1..=8).map(|tag| vec![2, tag]))

@@ -1,0 +1,4 @@
+//! placeholder
+mod compose;
+mod schedule;
+fn main() {}

@@ -1,4 +1,5 @@
 //! placeholder
 mod compose;
+mod process;
 mod schedule;
 fn main() {}

@@ -13,12 +13,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use raft_kv::client::Node;
 use raft_kv::limits;
+use raft_kv::orchestration::session::Settings;
 use raft_kv::net::{HandshakeFault, HttpsPeer, LiveTrust, UNKNOWN_ROOT};
 use raft_kv::raft::Leadership;
 use raft_kv::types::Role;
@@ -27,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tonic::service::Routes;
 use tower::ServiceExt;
 
 use crate::etcd::auth::AuthService;
@@ -41,6 +43,8 @@ use crate::etcd::{self, Certificate, Etcd, Via};
 use crate::gateway;
 use crate::http as pages;
 use crate::metrics::Metrics;
+use crate::orchestrator::keeper;
+use crate::orchestrator::worker::{WorkerService, refused};
 
 /// How long answers under way may take once the door closes, or the root behind a client's certificate
 /// was given up.
@@ -65,6 +69,17 @@ pub struct Door {
     stage: watch::Sender<Stage>,
     connections: Arc<Semaphore>,
     listening: JoinHandle<()>,
+    duties: Duties,
+}
+
+/// What is done for as long as the door is open.
+#[derive(Debug)]
+struct Duties(Vec<AbortHandle>);
+
+impl Drop for Duties {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,8 +120,16 @@ impl Door {
     /// # Errors
     /// The system's, if the socket can't be used.
     pub fn open(listener: std::net::TcpListener, node: &Node) -> io::Result<Self> {
+        Self::open_with(listener, node, Settings::default())
+    }
+
+    /// The same with other bounds for sessions of workers.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(listener: std::net::TcpListener, node: &Node, workers: Settings) -> io::Result<Self> {
         let etcd = Etcd::new(node.handle(), node.cluster(), node.id()).with_leadership(node.leadership());
-        Self::open_for(listener, etcd, node.trust())
+        Self::open_all(listener, etcd, node.trust(), workers)
     }
 
     /// The same for whom `trust` lets in.
@@ -114,6 +137,15 @@ impl Door {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_for(listener: std::net::TcpListener, etcd: Etcd, trust: LiveTrust) -> io::Result<Self> {
+        Self::open_all(listener, etcd, trust, Settings::default())
+    }
+
+    fn open_all(
+        listener: std::net::TcpListener,
+        etcd: Etcd,
+        trust: LiveTrust,
+        workers: Settings,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let addr = listener.local_addr()?;
@@ -124,7 +156,15 @@ impl Door {
         let json_api = gateway::router(&services(&etcd));
         let (stage, _) = watch::channel(Stage::Open);
         let connections = Arc::new(Semaphore::new(limits::MAX_DOOR_CONNECTIONS));
+        let mut duties = Vec::new();
+        if let Some(leadership) = etcd.own_handle().leadership() {
+            let keeping = keeper::keep(etcd.own_handle().clone(), workers.clone(), leadership);
+            duties.push(tokio::spawn(keeping).abort_handle());
+        }
+        let worker = WorkerService::new(etcd.own_handle().clone(), workers);
+        duties.push(tokio::spawn(worker.clone().run()).abort_handle());
         let shared = Arc::new(Shared {
+            workers: Routes::new(worker.server()).prepare().into_axum_router(),
             acceptor: TlsAcceptor::from(trust.https_config(&[b"h2", b"http/1.1"])),
             trust,
             http: http_builder(),
@@ -134,7 +174,7 @@ impl Door {
             stage: stage.subscribe(),
         });
         let listening = tokio::spawn(accept(shared, listener, connections.clone()));
-        Ok(Self { addr, stage, connections, listening })
+        Ok(Self { addr, stage, connections, listening, duties: Duties(duties) })
     }
 
     /// Where it listens.
@@ -146,6 +186,7 @@ impl Door {
     /// a moment, and cuts what is left.
     pub async fn close(self) {
         self.listening.abort();
+        self.duties.0.iter().for_each(AbortHandle::abort);
         self.stage.send_replace(Stage::Draining);
         let all = u32::try_from(limits::MAX_DOOR_CONNECTIONS).expect("a small number");
         // Permits return as connections end.
@@ -166,6 +207,7 @@ struct Shared {
     acceptor: TlsAcceptor,
     http: auto::Builder<TokioExecutor>,
     grpc: axum::Router,
+    workers: axum::Router,
     pages: axum::Router,
     metrics: Arc<Metrics>,
     stage: watch::Receiver<Stage>,
@@ -297,14 +339,24 @@ async fn serve(
     let _counted = shared.metrics.connected();
     let certificate = Certificate { name: name_of(&peer), role: peer.identity().role };
     let via = Via(peer.identity().node);
+    let role = certificate.role;
     let (grpc, pages, metrics) = (shared.grpc.clone(), shared.pages.clone(), shared.metrics.clone());
+    let workers = shared.workers.clone();
     let answer = move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(certificate.clone());
         request.extensions_mut().insert(via);
         let is_grpc = is_grpc(request.headers().get(header::CONTENT_TYPE));
-        let router = if is_grpc { grpc.clone() } else { pages.clone() };
+        let place = place_of(role, is_grpc, request.uri().path());
+        let router = match place {
+            Place::Grpc | Place::Refused => grpc.clone(),
+            Place::Workers => workers.clone(),
+            Place::Pages => pages.clone(),
+        };
         let metrics = metrics.clone();
         async move {
+            if place == Place::Refused {
+                return Ok(refusal(is_grpc));
+            }
             let path = is_grpc.then(|| request.uri().path().to_owned());
             let answered: Result<Response<axum::body::Body>, Infallible> = router.oneshot(request).await;
             answered.map(|response| match path {
@@ -353,6 +405,37 @@ async fn serve(
     }
 }
 
+/// Where a request goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Grpc,
+    Workers,
+    Pages,
+    Refused,
+}
+
+/// A worker has one path, and nobody else has it: it is refused for all others alike, whether there is
+/// something or not.
+fn place_of(role: Role, is_grpc: bool, path: &str) -> Place {
+    let for_workers = path.starts_with("/raftkv.Worker/");
+    match role {
+        Role::Worker if is_grpc && path == "/raftkv.Worker/Session" => Place::Workers,
+        Role::Worker => Place::Refused,
+        Role::Manager | Role::Client if for_workers => Place::Refused,
+        Role::Manager | Role::Client if is_grpc => Place::Grpc,
+        Role::Manager | Role::Client => Place::Pages,
+    }
+}
+
+fn refusal(is_grpc: bool) -> Response<axum::body::Body> {
+    if is_grpc {
+        return refused().into_http();
+    }
+    let mut response = Response::new(axum::body::Body::empty());
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    response
+}
+
 /// Waits for that time, or for ever.
 async fn at(time: Option<tokio::time::Instant>) {
     match time {
@@ -388,6 +471,27 @@ mod tests {
         ] {
             let value = given.map(HeaderValue::from_static);
             assert_eq!(is_grpc(value.as_ref()), expect, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_has_one_path_and_nobody_else_has_it() {
+        let session = "/raftkv.Worker/Session";
+        for (role, is_grpc, path, expect) in [
+            (Role::Worker, true, session, Place::Workers),
+            (Role::Worker, false, session, Place::Refused),
+            (Role::Worker, true, "/raftkv.Worker/Other", Place::Refused),
+            (Role::Worker, true, "/etcdserverpb.KV/Range", Place::Refused),
+            (Role::Worker, true, "/grpc.health.v1.Health/Check", Place::Refused),
+            (Role::Worker, false, "/v3/kv/range", Place::Refused),
+            (Role::Worker, false, "/metrics", Place::Refused),
+            (Role::Client, true, session, Place::Refused),
+            (Role::Manager, true, session, Place::Refused),
+            (Role::Manager, false, session, Place::Refused),
+            (Role::Client, true, "/etcdserverpb.KV/Range", Place::Grpc),
+            (Role::Client, false, "/v3/kv/range", Place::Pages),
+        ] {
+            assert_eq!(place_of(role, is_grpc, path), expect, "{role} {path}");
         }
     }
 

@@ -8,3 +8,5 @@ pub mod foreign;
 pub mod gateway;
 pub mod http;
 pub mod metrics;
+pub mod orchestrator;
+pub mod worker_client;

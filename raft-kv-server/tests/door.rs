@@ -261,7 +261,6 @@ fn who_has_no_business_here_is_refused_in_the_handshake() {
         });
         let cases = [
             ("no_certificate", None),
-            ("role", Some(ours.node(7, Role::Worker))),
             ("other_cluster", Some(renamed.node(7, Role::Client))),
             ("unknown_root", Some(stranger)),
             ("expired", Some(ours.node_at(7, Role::Client, SystemTime::now() - 100 * DAY))),

@@ -330,6 +330,12 @@ pub enum Refusal {
         /// Bytes allowed.
         max: u64,
     },
+    /// A newer session of the node took over.
+    #[error("another session of this node was opened, this one is over; two workers may be using one certificate")]
+    SessionTaken,
+    /// A member has as many sessions of workers as it may.
+    #[error("this member has as many sessions as it may; open one at another member")]
+    TooManySessions,
     /// It would take the live keys and values over the quota.
     #[error(
         "the live keys and values have {live} bytes, and this would take them over the quota of {quota}; delete keys, or \
@@ -356,6 +362,7 @@ wire_enum!(Refusal {
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
     33 => AnswerTooLarge { max }, 40 => QuotaExceeded { live, quota },
+    55 => SessionTaken, 56 => TooManySessions,
 });
 
 /// What an alarm that is raised asks for.
@@ -397,6 +404,8 @@ impl Refusal {
             | Self::Auth(_)
             | Self::Alarmed { .. }
             | Self::QuotaExceeded { .. }
+            | Self::SessionTaken
+            | Self::TooManySessions
             | Self::AnswerTooLarge { .. } => self,
             Self::BadToken { .. } => Self::BadToken { why: "ask for another".into() },
             Self::BadCertificate { .. } => Self::BadCertificate {

@@ -208,6 +208,12 @@ pub enum Bug {
     RestoreKeepsRevision,
     /// A restored cluster lets in members of the one that was backed up.
     AdmitPredecessorManager,
+    /// A worker is not told of the last of several changes.
+    SessionSkipsChange,
+    /// A worker is told of the tasks of nodes with a similar id.
+    SessionLeaksOthers,
+    /// A worker's token is good for any node.
+    ResumeTrustsAnyToken,
 }
 
 #[cfg(feature = "sim")]

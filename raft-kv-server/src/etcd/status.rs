@@ -94,7 +94,10 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::BadToken { .. } | Refusal::BadCertificate { .. } => {
             return Status::unauthenticated(refusal.to_string());
         }
-        Refusal::AnswerTooLarge { .. } => return Status::resource_exhausted(refusal.to_string()),
+        Refusal::AnswerTooLarge { .. } | Refusal::TooManySessions => {
+            return Status::resource_exhausted(refusal.to_string());
+        }
+        Refusal::SessionTaken => return Status::aborted(refusal.to_string()),
         Refusal::LeaseOutOfBounds { .. }
         | Refusal::NegativeLimit { .. }
         | Refusal::NegativeRevision { .. }

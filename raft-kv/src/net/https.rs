@@ -19,7 +19,6 @@ use super::live::LiveTrust;
 use super::tls::{Trust, certificate_error, provider};
 use crate::error::Refusal;
 use crate::pki::{Identity, Purpose, admit, validity_of};
-use crate::types::Role;
 
 /// A client at the other end of a TLS connection over TCP whose certificate was verified in the
 /// handshake. Only this file makes one.
@@ -172,13 +171,8 @@ fn check(
     if crate::planted!(SkipDoorCheck) {
         return Ok(());
     }
-    // A worker only renews, and does not do it here.
-    let served = match identity.role {
-        Role::Worker => Err(Refusal::NotAllowed { role: identity.role.to_string() }),
-        Role::Manager | Role::Client => Ok(()),
-    };
     let succeeds = |cluster| live.succeeds(cluster);
-    admit(&identity, Purpose::Client, trust.identity.cluster, succeeds).and(served).map_err(|refusal| {
+    admit(&identity, Purpose::Client, trust.identity.cluster, succeeds).map_err(|refusal| {
         let reason = if identity.cluster == trust.identity.cluster { "role" } else { "other_cluster" };
         HandshakeFault::of(reason, format!("{} {}: {refusal}", identity.role, identity.node))
     })?;

@@ -9,9 +9,17 @@
 //! system's clock in a manager's process, or a simulated client on simulated time. It must never
 //! read a clock, draw a number or wait by any other way than these two.
 
+#[cfg(feature = "node")]
+mod handle;
+#[cfg(any(feature = "node", feature = "sim"))]
+pub mod session;
+mod standin;
 mod store;
 mod words;
 
+#[cfg(feature = "node")]
+pub use handle::SystemClock;
+pub use standin::{Fence, Listed, Orchestrator, Page, Reported, TaskBy};
 pub use store::{Clock, Events, Store};
 pub use words::{
     Availability, Labels, NodeRecord, NodeState, Object, ObjectKey, Task, TaskState, TaskStatus, Time,

@@ -34,11 +34,7 @@ const LAYERS: &[Layer] = &[
         modules: &["node"],
         duty: "calls the stages in the order in which the data flows",
     },
-    Layer {
-        name: "4 doors",
-        modules: &["client"],
-        duty: "what a program that links the crate calls",
-    },
+    Layer { name: "4 doors", modules: &["client"], duty: "what a program that links the crate calls" },
     Layer {
         name: "5 typed",
         modules: &["orchestration"],

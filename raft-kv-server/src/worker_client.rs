@@ -177,6 +177,13 @@ impl WorkerClient {
         self.line.is_some().then(|| self.entries[self.entry].as_str())
     }
 
+    /// Dials these from the next connection on; an empty list changes nothing.
+    pub fn set_entries(&mut self, entries: Vec<String>) {
+        if !entries.is_empty() {
+            (self.entries, self.entry) = (entries, 0);
+        }
+    }
+
     /// Shows another certificate from the next connection on, and connects anew.
     ///
     /// # Errors
@@ -241,7 +248,8 @@ impl WorkerClient {
     async fn dial(&self) -> Result<Line, String> {
         let connecting = connect(self.entries[self.entry].clone(), self.tls.clone());
         let within = |_| "nobody answers".to_owned();
-        let channel = timeout(CONNECT, connecting).await.map_err(within)?.map_err(|error| error.to_string())?;
+        let channel =
+            timeout(CONNECT, connecting).await.map_err(within)?.map_err(|error| error.to_string())?;
         let (says, said) = mpsc::channel(16);
         let open = WorkerOpen { resume: self.token.clone(), description: Some(self.description.clone()) };
         says.try_send(WorkerSays { says: Some(Says::Open(open)) }).expect("there is room for the first");

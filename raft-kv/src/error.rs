@@ -330,8 +330,80 @@ pub enum Refusal {
         /// Bytes allowed.
         max: u64,
     },
+    /// A raw write below the prefix of tasks and state.
+    #[error(
+        "keys below \"_rk/\" hold tasks and state and can't be written by raw requests; use the services Tasks and \
+         State, or the typed layer in a manager's process"
+    )]
+    ReservedPrefix,
+    /// It was changed since it was read.
+    #[error("{what} was changed: you read version {given}, stored is {stored}; read it again and decide anew")]
+    VersionConflict {
+        /// Which.
+        what: String,
+        /// The version given.
+        given: Revision,
+        /// The version stored.
+        stored: Revision,
+    },
+    /// It exists.
+    #[error("{what} exists already; choose another id, or change the one there is")]
+    Exists {
+        /// Which.
+        what: String,
+    },
+    /// It does not exist.
+    #[error("{what} does not exist (any more)")]
+    NotThere {
+        /// Which.
+        what: String,
+    },
+    /// Another object of the kind has the name.
+    #[error("another {kind} has the name {name:?}; choose another name")]
+    NameTaken {
+        /// The kind.
+        kind: String,
+        /// The name.
+        name: String,
+    },
+    /// Something else needs it.
+    #[error("{what} is in use by {by}; remove that first")]
+    InUse {
+        /// Which.
+        what: String,
+        /// By what.
+        by: String,
+    },
+    /// A change of a task that no task can go through.
+    #[error("task {task}: {why}")]
+    TaskRule {
+        /// Which.
+        task: String,
+        /// Which rule, and the way out.
+        why: String,
+    },
+    /// A write of a leader that another has followed.
+    #[error("this is a write of the leader of term {term}, and term {held} has taken over; stop its duties")]
+    Fenced {
+        /// The term of the write.
+        term: u64,
+        /// The newest.
+        held: u64,
+    },
+    /// A batch of changes is too large for one transaction.
+    #[error("the batch has {len} {what}, the limit is {max}; split it")]
+    BatchTooLarge {
+        /// What there are too many of.
+        what: String,
+        /// So many.
+        len: u64,
+        /// Allowed.
+        max: u64,
+    },
     /// A newer session of the node took over.
-    #[error("another session of this node was opened, this one is over; two workers may be using one certificate")]
+    #[error(
+        "another session of this node was opened, this one is over; two workers may be using one certificate"
+    )]
     SessionTaken,
     /// A member has as many sessions of workers as it may.
     #[error("this member has as many sessions as it may; open one at another member")]
@@ -362,6 +434,9 @@ wire_enum!(Refusal {
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
     33 => AnswerTooLarge { max }, 40 => QuotaExceeded { live, quota },
+    45 => ReservedPrefix, 46 => VersionConflict { what, given, stored }, 47 => Exists { what },
+    48 => NotThere { what }, 49 => NameTaken { kind, name }, 50 => InUse { what, by },
+    51 => TaskRule { task, why }, 52 => Fenced { term, held }, 53 => BatchTooLarge { what, len, max },
     55 => SessionTaken, 56 => TooManySessions,
 });
 
@@ -419,7 +494,16 @@ impl Refusal {
             | Self::LeaseOutOfBounds { .. }
             | Self::Invalid { .. } => Self::invalid("request", "a part of it is out of its bounds"),
             Self::Malformed { .. } => Self::Malformed { what: "some part of it".into() },
-            Self::NotAllowed { .. }
+            Self::ReservedPrefix
+            | Self::VersionConflict { .. }
+            | Self::Exists { .. }
+            | Self::NotThere { .. }
+            | Self::NameTaken { .. }
+            | Self::InUse { .. }
+            | Self::TaskRule { .. }
+            | Self::Fenced { .. }
+            | Self::BatchTooLarge { .. }
+            | Self::NotAllowed { .. }
             | Self::MemberNotFound { .. }
             | Self::MemberTaken { .. }
             | Self::MemberNeeded { .. }

@@ -11,6 +11,48 @@ pub const MAX_VALUE_BYTES: usize = 1024 * 1024 + 512 * 1024 - MAX_KEY_BYTES;
 pub const MAX_REQUEST_BYTES: usize = 1024 * 1024 + 512 * 1024;
 /// Operations in each of a transaction's three lists.
 pub const MAX_TXN_OPS: usize = 128;
+/// What every key of tasks and state begins with; callers from outside write nothing there by raw keys.
+pub const ORCHESTRATION_PREFIX: &str = "_rk/";
+/// Longest kind, id or name of an object, task or service, in bytes.
+pub const MAX_ORCHESTRATION_NAME_BYTES: usize = 256;
+/// Labels of an object, task or node.
+pub const MAX_LABELS: usize = 64;
+/// Longest name of a label, in bytes.
+pub const MAX_LABEL_NAME_BYTES: usize = 128;
+/// Longest value of a label, in bytes.
+pub const MAX_LABEL_VALUE_BYTES: usize = 512;
+/// Objects that one object or task refers to.
+pub const MAX_REFS: usize = 64;
+/// Largest spec of an object or task, in bytes.
+pub const MAX_SPEC_BYTES: usize = 512 * 1024;
+/// Largest status of an object, in bytes.
+pub const MAX_OBJECT_STATUS_BYTES: usize = 128 * 1024;
+/// Longest message and error of a task's status, in bytes each.
+pub const MAX_STATUS_TEXT_BYTES: usize = 4 * 1024;
+/// Largest description of a node, in bytes.
+pub const MAX_DESCRIPTION_BYTES: usize = 128 * 1024;
+/// Letters and digits of a task's id that is drawn.
+pub const TASK_ID_LEN: usize = 25;
+/// Conditions of one batch of changes of tasks and state: one or two for each change, one for each reference.
+pub const MAX_BATCH_COMPARES: usize = 96;
+/// Operations of each nested transaction of a batch.
+pub const ORCHESTRATION_NESTED_OPS: usize = MAX_TXN_OPS - MAX_BATCH_COMPARES;
+/// Keys that one batch writes.
+pub const MAX_BATCH_WRITES: usize = MAX_BATCH_COMPARES * ORCHESTRATION_NESTED_OPS;
+/// Keys of tasks and state that one transaction reads.
+pub const MAX_ORCHESTRATION_READ_KEYS: usize = 64;
+/// Keys that one step of a listing finds.
+pub const MAX_LISTED_AT_ONCE: usize = 1000;
+/// How often a change is tried again because others changed what it rests on.
+pub const MAX_ORCHESTRATION_TRIES: usize = 32;
+/// Tasks whose status one transaction takes from their node.
+pub const MAX_REPORTED_AT_ONCE: usize = 32;
+/// Tasks of a slot that a look for ended ones finds.
+pub const MAX_SLOT_LOOK: usize = 256;
+/// Ended tasks of a slot that one transaction removes.
+pub const MAX_TRIMMED_AT_ONCE: usize = 8;
+/// Tasks of a node that are looked at before its record is removed.
+pub const MAX_NODE_TASKS_LOOK: usize = 4096;
 /// How deep transactions nest.
 pub const MAX_TXN_DEPTH: usize = 8;
 /// Longest time to live of a lease, in seconds (etcd's own bound).
@@ -337,6 +379,15 @@ pub const ELECTION_TICKS: usize = 20;
 pub const ELECTION_TICKS_MAX: usize = 30;
 
 const _: () = {
+    // An escaped byte takes three; a changed object writes its labels and references and removes those of before.
+    assert!(3 * (MAX_LABEL_NAME_BYTES + MAX_LABEL_VALUE_BYTES + 5 * MAX_ORCHESTRATION_NAME_BYTES) < MAX_KEY_BYTES);
+    assert!(MAX_REFS + 4 <= MAX_BATCH_COMPARES && 4 * MAX_LABELS + 2 * MAX_REFS + 8 <= MAX_BATCH_WRITES);
+    assert!(2 * MAX_REPORTED_AT_ONCE + 1 <= MAX_BATCH_COMPARES && MAX_TRIMMED_AT_ONCE * 2 <= MAX_BATCH_COMPARES);
+    assert!(
+        2 * MAX_REPORTED_AT_ONCE * MAX_STATUS_TEXT_BYTES + MAX_SPEC_BYTES + MAX_OBJECT_STATUS_BYTES
+            < MAX_REQUEST_BYTES
+    );
+    assert!(MAX_ORCHESTRATION_READ_KEYS * MAX_SPEC_BYTES <= MAX_RANGE_BYTES);
     assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES <= MAX_REQUEST_BYTES);
     assert!(MAX_ENTRY_BYTES < MAX_FRAME_BYTES);
     assert!(MAX_ENTRY_BATCH_BYTES < MAX_APPEND_BYTES as usize);

@@ -208,6 +208,18 @@ pub enum Bug {
     RestoreKeepsRevision,
     /// A restored cluster lets in members of the one that was backed up.
     AdmitPredecessorManager,
+    /// A task's observed state goes back.
+    StatusGoesBack,
+    /// A task that has a node is given to another.
+    TaskMoves,
+    /// An update leaves what the object was found by before.
+    IndexForgotten,
+    /// An update or delete does not look at the version given.
+    IgnoreVersion,
+    /// A stale leader's changes are carried out.
+    IgnoreFence,
+    /// A raw write from outside reaches tasks and state.
+    OpenReservedPrefix,
     /// A worker is not told of the last of several changes.
     SessionSkipsChange,
     /// A worker is told of the tasks of nodes with a similar id.

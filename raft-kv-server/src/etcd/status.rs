@@ -97,6 +97,14 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::AnswerTooLarge { .. } | Refusal::TooManySessions => {
             return Status::resource_exhausted(refusal.to_string());
         }
+        Refusal::ReservedPrefix => return Status::permission_denied(refusal.to_string()),
+        Refusal::VersionConflict { .. } | Refusal::Fenced { .. } => return Status::aborted(refusal.to_string()),
+        Refusal::Exists { .. } | Refusal::NameTaken { .. } => return Status::already_exists(refusal.to_string()),
+        Refusal::NotThere { .. } => return Status::not_found(refusal.to_string()),
+        Refusal::InUse { .. } | Refusal::TaskRule { .. } => {
+            return Status::failed_precondition(refusal.to_string());
+        }
+        Refusal::BatchTooLarge { .. } => return Status::invalid_argument(refusal.to_string()),
         Refusal::SessionTaken => return Status::aborted(refusal.to_string()),
         Refusal::LeaseOutOfBounds { .. }
         | Refusal::NegativeLimit { .. }

@@ -9,18 +9,31 @@
 //! system's clock in a manager's process, or a simulated client on simulated time. It must never
 //! read a clock, draw a number or wait by any other way than these two.
 
+mod draft;
+mod fence;
 #[cfg(feature = "node")]
 mod handle;
+mod layout;
+mod nodes;
+mod objects;
+mod orchestrator;
+mod page;
+mod rules;
 #[cfg(any(feature = "node", feature = "sim"))]
 pub mod session;
-mod standin;
 mod store;
+mod stored;
+mod tasks;
 mod words;
 
+pub use fence::Fence;
 #[cfg(feature = "node")]
 pub use handle::SystemClock;
-pub use standin::{Fence, Listed, Orchestrator, Page, Reported, TaskBy};
+pub use objects::ObjectBy;
+pub use orchestrator::{Change, Changed, Orchestrator};
+pub use page::{Listed, Page};
 pub use store::{Clock, Events, Store};
+pub use tasks::{Reported, TaskBy};
 pub use words::{
     Availability, Labels, NodeRecord, NodeState, Object, ObjectKey, Task, TaskState, TaskStatus, Time,
 };

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::super::store::{Clock, Events, Store};
 use super::super::Orchestrator;
+use super::super::store::{Clock, Events, Store};
 use super::hub::{Hub, SessionId};
 use super::opened::Session;
 use super::place::{Place, Sealer};
@@ -133,7 +133,12 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
 impl<S: Store, C: Clock> Inner<S, C> {
     /// Says that the node is there, by a key that ends with its lease. Unless it `takes_over`, `None`
     /// where another session of the node says so.
-    pub async fn appear(&self, node: NodeId, id: SessionId, takes_over: bool) -> Result<Option<LeaseId>, Error> {
+    pub async fn appear(
+        &self,
+        node: NodeId,
+        id: SessionId,
+        takes_over: bool,
+    ) -> Result<Option<LeaseId>, Error> {
         let store = self.orchestrator.store();
         let lease = store.lease_grant(self.settings.ttl()).await?;
         let key = stored::alive(node);
@@ -154,9 +159,10 @@ impl<S: Store, C: Clock> Inner<S, C> {
             }
         };
         let (_, answer) = store.txn(request).await?;
-        let nested = answer.responses.iter().any(
-            |response| matches!(response, crate::types::TxnOpResponse::Txn(nested) if nested.succeeded),
-        );
+        let nested = answer
+            .responses
+            .iter()
+            .any(|response| matches!(response, crate::types::TxnOpResponse::Txn(nested) if nested.succeeded));
         if answer.succeeded || nested {
             return Ok(Some(lease));
         }

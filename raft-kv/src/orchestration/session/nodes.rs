@@ -144,7 +144,8 @@ impl<'a, S: Store, C: Clock> Keeper<'a, S, C> {
     /// Gives up the tasks of nodes that are down for too long.
     async fn give_up(&mut self) -> Result<(), Error> {
         let now = self.orchestrator.clock().now();
-        let late = |since: Time| Duration::from_millis(now.saturating_sub(since)) >= self.settings.orphan_after;
+        let late =
+            |since: Time| Duration::from_millis(now.saturating_sub(since)) >= self.settings.orphan_after;
         let late: Vec<NodeId> = self
             .down
             .iter()
@@ -192,7 +193,7 @@ impl<'a, S: Store, C: Clock> Keeper<'a, S, C> {
 /// What is not there any more needs nothing; everything else is the caller's error.
 fn gone(error: Error) -> Result<(), Error> {
     match error {
-        Error::Refused(Refusal::KeyNotFound) => Ok(()),
+        Error::Refused(Refusal::NotThere { .. } | Refusal::TaskRule { .. }) => Ok(()),
         error => Err(error),
     }
 }

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::super::Reported;
 use super::super::store::{Clock, Store};
 use super::super::words::{TaskStatus, Time};
-use super::super::{Reported};
 use super::dispatcher::{Inner, NOTHING};
 use super::hub::{SessionId, Signal};
 use super::place::{Place, Sealer};

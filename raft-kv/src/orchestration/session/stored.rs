@@ -2,21 +2,39 @@
 
 use bytes::Bytes;
 
-use super::super::standin::{self as keys};
-use super::super::words::{Object, ObjectKey, Task};
-use crate::codec::{Wire, Malformed};
-use crate::error::{Error, Refusal};
+use super::super::layout as keys;
+pub use super::super::stored::task_of;
+use super::super::words::{Object, ObjectKey};
+use crate::error::Error;
 use crate::types::{KeyValue, NodeId};
 
-pub fn tasks_by_node() -> Bytes { Bytes::from_static(b"_rk/tn/") }
-pub fn tasks_of(node: NodeId) -> Bytes { format!("_rk/tn/{:016x}/", node.0).into() }
-pub fn objects() -> Bytes { Bytes::from_static(b"_rk/o/") }
-pub fn all_alive() -> Bytes { Bytes::from_static(b"_rk/a/") }
-pub fn alive(node: NodeId) -> Bytes { format!("_rk/a/{:016x}", node.0).into() }
-pub fn token_key() -> Bytes { Bytes::from_static(b"_rk/k") }
-pub fn task(id: &str) -> Bytes { keys::key(&["t", id]) }
-pub fn status(id: &str) -> Bytes { keys::key(&["s", id]) }
-pub fn object(key: &ObjectKey) -> Bytes { keys::key(&["o", &key.kind, &key.id]) }
+pub fn tasks_by_node() -> Bytes {
+    Bytes::from_static(b"_rk/tn/")
+}
+pub fn tasks_of(node: NodeId) -> Bytes {
+    format!("_rk/tn/{:016x}/", node.0).into()
+}
+pub fn objects() -> Bytes {
+    Bytes::from_static(b"_rk/o/")
+}
+pub fn all_alive() -> Bytes {
+    Bytes::from_static(b"_rk/a/")
+}
+pub fn alive(node: NodeId) -> Bytes {
+    format!("_rk/a/{:016x}", node.0).into()
+}
+pub fn token_key() -> Bytes {
+    Bytes::from_static(b"_rk/k")
+}
+pub fn task(id: &str) -> Bytes {
+    keys::key(&["t", id])
+}
+pub fn status(id: &str) -> Bytes {
+    keys::key(&["s", id])
+}
+pub fn object(key: &ObjectKey) -> Bytes {
+    keys::key(&["o", &key.kind, &key.id])
+}
 
 fn parts(key: &[u8]) -> Option<Vec<String>> {
     keys::parts(key)
@@ -44,14 +62,6 @@ pub fn object_key_of(key: &[u8]) -> Option<ObjectKey> {
     Some(ObjectKey { kind: parts.pop()?, id })
 }
 
-pub fn task_of(kv: &KeyValue, status: Option<&KeyValue>) -> Result<Task, Error> {
-    keys::task_of(kv, status).map_err(broken)
-}
-
 pub fn object_of(kv: &KeyValue) -> Result<Object, Error> {
-    keys::object_of(kv).map_err(broken)
-}
-
-fn broken(error: Malformed) -> Error {
-    Refusal::Malformed { what: error.to_string() }.into()
+    super::super::stored::object_of(kv, None)
 }

@@ -14,9 +14,7 @@ use super::stored;
 use super::words::{Assigned, Needed, Settings};
 use crate::error::{Error, Refusal};
 use crate::planted;
-use crate::types::{
-    KeyRange, KeyValue, NodeId, RangeRequest, Revision, TxnOp, TxnOpResponse, TxnRequest,
-};
+use crate::types::{KeyRange, KeyValue, NodeId, RangeRequest, Revision, TxnOp, TxnOpResponse, TxnRequest};
 
 /// Keys that one transaction reads whole.
 const READ_AT_ONCE: usize = 16;
@@ -104,7 +102,8 @@ impl Held {
         for id in &removed {
             held.tasks.remove(id);
         }
-        let changed = |(id, at): &(&String, &Revision)| self.tasks.get(*id).is_none_or(|had| had.changed != **at);
+        let changed =
+            |(id, at): &(&String, &Revision)| self.tasks.get(*id).is_none_or(|had| had.changed != **at);
         let mut changed: Vec<&String> = index.iter().filter(changed).map(|(id, _)| id).collect();
         if planted!(SessionSkipsChange) && changed.len() > 1 {
             let skipped = changed.pop().expect("more than one");
@@ -139,11 +138,16 @@ impl Held {
         let mut needed: Vec<ObjectKey> = self.tasks.values().flat_map(|task| task.refs.clone()).collect();
         needed.sort_unstable();
         needed.dedup();
-        let now: BTreeMap<ObjectKey, Revision> = look_at(store, &needed, revision).await?.into_iter().collect();
-        let gone: Vec<ObjectKey> = self.objects.keys().filter(|key| !now.contains_key(*key)).cloned().collect();
+        let now: BTreeMap<ObjectKey, Revision> =
+            look_at(store, &needed, revision).await?.into_iter().collect();
+        let gone: Vec<ObjectKey> =
+            self.objects.keys().filter(|key| !now.contains_key(*key)).cloned().collect();
         self.objects.retain(|key, _| now.contains_key(key));
-        let changed: Vec<ObjectKey> =
-            now.iter().filter(|(key, at)| self.objects.get(*key) != Some(*at)).map(|(key, _)| key.clone()).collect();
+        let changed: Vec<ObjectKey> = now
+            .iter()
+            .filter(|(key, at)| self.objects.get(*key) != Some(*at))
+            .map(|(key, _)| key.clone())
+            .collect();
         let mut objects = Vec::new();
         let mut rest = changed.chunks(READ_AT_ONCE);
         while budget.left()
@@ -226,10 +230,7 @@ async fn read_objects<S: Store>(
     revision: Revision,
 ) -> Result<Vec<Option<Needed>>, Error> {
     let found = read(store, keys.iter().map(stored::object), revision, false).await?;
-    found
-        .iter()
-        .map(|kv| kv.as_ref().map(|kv| stored::object_of(kv).map(Needed::of)).transpose())
-        .collect()
+    found.iter().map(|kv| kv.as_ref().map(|kv| stored::object_of(kv).map(Needed::of)).transpose()).collect()
 }
 
 /// Which of `keys` there are, and when each was last changed.
@@ -254,8 +255,7 @@ async fn read<S: Store>(
     revision: Revision,
     keys_only: bool,
 ) -> Result<Vec<Option<KeyValue>>, Error> {
-    let request =
-        |key| RangeRequest { range: KeyRange::key(key), revision, keys_only, ..Default::default() };
+    let request = |key| RangeRequest { range: KeyRange::key(key), revision, keys_only, ..Default::default() };
     let success: Vec<TxnOp> = keys.map(|key| TxnOp::Range(request(key))).collect();
     if success.is_empty() {
         return Ok(Vec::new());

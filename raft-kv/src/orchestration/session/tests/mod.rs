@@ -118,11 +118,23 @@ impl Worker {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Task { id: u8, node: u8, refs: Vec<u8> },
-    Desired { id: u8 },
-    Gone { id: u8 },
-    Object { id: u8 },
-    ObjectGone { id: u8 },
+    Task {
+        id: u8,
+        node: u8,
+        refs: Vec<u8>,
+    },
+    Desired {
+        id: u8,
+    },
+    Gone {
+        id: u8,
+    },
+    Object {
+        id: u8,
+    },
+    ObjectGone {
+        id: u8,
+    },
     Compact,
     /// The worker takes so many updates.
     Take(u8),
@@ -182,7 +194,8 @@ async fn history(steps: &[Step]) -> Result<(), String> {
                         None => reopen(&orch, &worker).await?,
                     };
                     let waited = tokio::time::timeout(Duration::from_secs(100), open.next()).await;
-                    let update = waited.map_err(|_| "it waits for ever")?.map_err(|error| error.to_string())?;
+                    let update =
+                        waited.map_err(|_| "it waits for ever")?.map_err(|error| error.to_string())?;
                     worker.take(update)?;
                     session = Some(open);
                 }
@@ -311,7 +324,16 @@ proptest! {
 /// A history with what each planted bug needs.
 fn telling() -> Vec<Step> {
     let task = |id, node| Step::Task { id, node, refs: vec![id % 4] };
-    vec![task(0, 0), Step::Object { id: 0 }, Step::Take(3), task(1, 1), task(2, 0), task(3, 0), Step::Take(2), Step::Break]
+    vec![
+        task(0, 0),
+        Step::Object { id: 0 },
+        Step::Take(3),
+        task(1, 1),
+        task(2, 0),
+        task(3, 0),
+        Step::Take(2),
+        Step::Break,
+    ]
 }
 
 #[test]
@@ -368,7 +390,8 @@ fn tokens_of_others_begin_anew_and_say_nothing() {
         give(&orch, "theirs", NODES[1], &[]).await;
         let dispatcher = Dispatcher::new(orch.clone(), Settings::default());
         let foreign = dispatcher.open(NODES[1], None).await.unwrap().next().await.unwrap().results_in;
-        for token in [foreign, Bytes::from_static(b"x"), Bytes::from(vec![0; 5000]), Bytes::from(vec![7; 44])] {
+        for token in [foreign, Bytes::from_static(b"x"), Bytes::from(vec![0; 5000]), Bytes::from(vec![7; 44])]
+        {
             let update = dispatcher.open(NODE, Some(token)).await.unwrap().next().await.unwrap();
             assert!(update.applies_to.is_empty());
             assert_eq!(update.tasks.iter().map(|task| &task.id).collect::<Vec<_>>(), ["mine"]);
@@ -414,8 +437,10 @@ fn changes_arrive_gathered_and_an_idle_session_gets_a_newer_token() {
 fn a_newer_session_takes_over_also_from_another_member() {
     run(async {
         let (world, orch) = orchestrator().await;
-        let (one, two) =
-            (Dispatcher::new(orch.clone(), Settings::default()), Dispatcher::new(orch.clone(), Settings::default()));
+        let (one, two) = (
+            Dispatcher::new(orch.clone(), Settings::default()),
+            Dispatcher::new(orch.clone(), Settings::default()),
+        );
         let running = one.clone();
         let task = tokio::spawn(async move { running.run().await });
         let mut old = one.open(NODE, None).await.unwrap();
@@ -442,7 +467,8 @@ fn reports_are_the_nodes_own() {
         give(&orch, "mine", NODE, &[]).await;
         give(&orch, "theirs", NODES[1], &[]).await;
         let session = Dispatcher::new(orch.clone(), Settings::default()).open(NODE, None).await.unwrap();
-        let report = |ids: &[&str]| ids.iter().map(|id| ((*id).to_owned(), status(TaskState::Running))).collect();
+        let report =
+            |ids: &[&str]| ids.iter().map(|id| ((*id).to_owned(), status(TaskState::Running))).collect();
         let answers = session.report(report(&["mine", "theirs", "nobodys"])).await.unwrap();
         assert_eq!(answers, [Reported::Taken, Reported::NotYours, Reported::NotYours]);
         assert_eq!(orch.task("theirs").await.unwrap().unwrap().status.state, TaskState::Assigned);

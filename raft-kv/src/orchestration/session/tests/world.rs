@@ -62,7 +62,8 @@ impl World {
     fn end_lease(&self, id: LeaseId) {
         let mut state = self.0.lock();
         state.leases.remove(&id);
-        let keys: Vec<Bytes> = state.all(0).into_values().filter(|kv| kv.lease == id).map(|kv| kv.key).collect();
+        let keys: Vec<Bytes> =
+            state.all(0).into_values().filter(|kv| kv.lease == id).map(|kv| kv.key).collect();
         let events: Vec<Event> = keys.into_iter().map(|key| delete(key, state.revision + 1)).collect();
         state.push(events);
         self.1.send_replace(state.revision);
@@ -96,7 +97,9 @@ impl State {
 
     fn range(&mut self, request: &RangeRequest) -> Result<RangeResponse, Error> {
         if request.revision > self.revision {
-            return Err(Refusal::FutureRevision { requested: request.revision, current: self.revision }.into());
+            return Err(
+                Refusal::FutureRevision { requested: request.revision, current: self.revision }.into()
+            );
         }
         if request.revision != 0 && request.revision < self.compacted {
             let (requested, compacted) = (request.revision, self.compacted);
@@ -109,6 +112,9 @@ impl State {
     }
 
     fn holds(&self, compare: &Compare) -> bool {
+        if let (CompareOp::Less, CompareTarget::Mod(than)) = (compare.op, &compare.target) {
+            return self.all(0).values().all(|kv| !compare.range.contains(&kv.key) || kv.mod_revision < *than);
+        }
         assert!(compare.range.is_single() && compare.op == CompareOp::Equal);
         let kv = self.all(0).remove(&compare.range.key);
         match &compare.target {
@@ -225,15 +231,20 @@ impl Events for Following {
             self.changed.borrow_and_update();
             {
                 let state = self.world.0.lock();
-                if self.next <= state.compacted && state.changes.iter().any(|change| change.revision >= self.next)
+                if self.next <= state.compacted
+                    && state.changes.iter().any(|change| change.revision >= self.next)
                     && self.next < state.compacted
                 {
                     return Ok(Some(WatchBatch::Compacted(state.compacted)));
                 }
                 let mut changes = Vec::new();
                 for change in state.changes.iter().filter(|change| change.revision >= self.next) {
-                    let events: Vec<Event> =
-                        change.events.iter().filter(|event| self.range.contains(&event.kv.key)).cloned().collect();
+                    let events: Vec<Event> = change
+                        .events
+                        .iter()
+                        .filter(|event| self.range.contains(&event.kv.key))
+                        .cloned()
+                        .collect();
                     if !events.is_empty() {
                         changes.push(Change { revision: change.revision, events });
                     }

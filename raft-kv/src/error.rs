@@ -337,7 +337,9 @@ pub enum Refusal {
     )]
     ReservedPrefix,
     /// It was changed since it was read.
-    #[error("{what} was changed: you read version {given}, stored is {stored}; read it again and decide anew")]
+    #[error(
+        "{what} was changed: you read version {given}, stored is {stored}; read it again and decide anew"
+    )]
     VersionConflict {
         /// Which.
         what: String,

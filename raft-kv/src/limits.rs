@@ -380,9 +380,13 @@ pub const ELECTION_TICKS_MAX: usize = 30;
 
 const _: () = {
     // An escaped byte takes three; a changed object writes its labels and references and removes those of before.
-    assert!(3 * (MAX_LABEL_NAME_BYTES + MAX_LABEL_VALUE_BYTES + 5 * MAX_ORCHESTRATION_NAME_BYTES) < MAX_KEY_BYTES);
+    assert!(
+        3 * (MAX_LABEL_NAME_BYTES + MAX_LABEL_VALUE_BYTES + 5 * MAX_ORCHESTRATION_NAME_BYTES) < MAX_KEY_BYTES
+    );
     assert!(MAX_REFS + 4 <= MAX_BATCH_COMPARES && 4 * MAX_LABELS + 2 * MAX_REFS + 8 <= MAX_BATCH_WRITES);
-    assert!(2 * MAX_REPORTED_AT_ONCE + 1 <= MAX_BATCH_COMPARES && MAX_TRIMMED_AT_ONCE * 2 <= MAX_BATCH_COMPARES);
+    assert!(
+        2 * MAX_REPORTED_AT_ONCE + 1 <= MAX_BATCH_COMPARES && MAX_TRIMMED_AT_ONCE * 2 <= MAX_BATCH_COMPARES
+    );
     assert!(
         2 * MAX_REPORTED_AT_ONCE * MAX_STATUS_TEXT_BYTES + MAX_SPEC_BYTES + MAX_OBJECT_STATUS_BYTES
             < MAX_REQUEST_BYTES

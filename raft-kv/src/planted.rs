@@ -218,6 +218,8 @@ pub enum Bug {
     IgnoreVersion,
     /// A stale leader's changes are carried out.
     IgnoreFence,
+    /// A change of tasks and state is committed whatever was changed since it was decided.
+    CommitBlind,
     /// A raw write from outside reaches tasks and state.
     OpenReservedPrefix,
     /// A worker is not told of the last of several changes.

@@ -176,6 +176,13 @@ impl Local {
     pub(super) async fn admit(&self, asker: &Asker, call: &Call, patience: Duration) -> Result<(), Error> {
         let (asked, place) = asked(call);
         let caller = &asker.caller;
+        if let (Some(_), Call::Command { command, .. }) = (asker.node, call)
+            && let Err(refusal) = super::reserved::check(command)
+        {
+            // What is wrong with a request by itself is said first, as etcd does.
+            machine::validate(command)?;
+            return Err(refusal.into());
+        }
         // What is no command of the log is not asked for again: it is decided on all there is.
         if let Some(node) = asker.node.filter(|_| place == Where::Fresh) {
             self.barrier(patience).await?;

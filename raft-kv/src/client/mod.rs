@@ -40,6 +40,8 @@ mod remote;
 mod renewing;
 #[cfg(feature = "node")]
 mod repair;
+#[cfg(any(test, feature = "node"))]
+mod reserved;
 #[cfg(feature = "node")]
 mod rollback;
 #[cfg(feature = "node")]

@@ -34,7 +34,7 @@ mod restore;
 mod stop;
 pub mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trust;
 mod txn;
 pub mod validate;

@@ -24,6 +24,8 @@ pub mod session;
 mod store;
 mod stored;
 mod tasks;
+#[cfg(all(test, feature = "sim"))]
+mod tests;
 mod words;
 
 pub use fence::Fence;

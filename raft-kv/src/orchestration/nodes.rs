@@ -50,7 +50,12 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
     ///
     /// # Errors
     /// [`Refusal::Invalid`], and the store's.
-    pub async fn describe_node(&self, id: NodeId, name: String, description: Bytes) -> Result<NodeRecord, Error> {
+    pub async fn describe_node(
+        &self,
+        id: NodeId,
+        name: String,
+        description: Bytes,
+    ) -> Result<NodeRecord, Error> {
         rules::description(&name, &description)?;
         self.change_node(id, |before| {
             let before = before.unwrap_or_else(|| NodeRecord {
@@ -95,7 +100,9 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
             draft.hold(&key).await?;
             let (keys, more) = draft.scan(layout::tasks_of_node(id), MAX_NODE_TASKS_LOOK).await?;
             let tasks: Vec<String> = keys.iter().filter_map(|key| layout::last_part(key)).collect();
-            draft.fetch(tasks.iter().flat_map(|id| [layout::task(id), layout::task_status(id)]).collect()).await?;
+            draft
+                .fetch(tasks.iter().flat_map(|id| [layout::task(id), layout::task_status(id)]).collect())
+                .await?;
             for task in &tasks {
                 let task = tasks::read(&mut draft, task).await?;
                 if let Some(task) = task.filter(|task| !task.status.state.is_final()) {

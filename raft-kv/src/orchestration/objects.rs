@@ -110,7 +110,8 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
         let of = |kv: &crate::types::KeyValue| layout::last_part(&kv.key);
         let ids: Vec<ObjectKey> =
             kvs.iter().filter_map(of).map(|id| ObjectKey { kind: kind.into(), id }).collect();
-        let wanted: Vec<Bytes> = ids.iter().flat_map(|id| [layout::object(id), layout::object_status(id)]).collect();
+        let wanted: Vec<Bytes> =
+            ids.iter().flat_map(|id| [layout::object(id), layout::object_status(id)]).collect();
         let found = page::read_all(&self.store, &wanted, revision).await?;
         let mut items = Vec::with_capacity(ids.len());
         for pair in found.chunks(2) {
@@ -171,7 +172,11 @@ fn write<S: Store>(draft: &mut Draft<'_, S>, object: &Object) {
     }
 }
 
-pub async fn create<S: Store>(draft: &mut Draft<'_, S>, mut object: Object, now: Time) -> Result<Object, Error> {
+pub async fn create<S: Store>(
+    draft: &mut Draft<'_, S>,
+    mut object: Object,
+    now: Time,
+) -> Result<Object, Error> {
     let key = layout::object(&object.key);
     if draft.get(&key).await?.is_some() {
         return Err(Refusal::Exists { what: what(&object.key) }.into());
@@ -188,7 +193,11 @@ pub async fn create<S: Store>(draft: &mut Draft<'_, S>, mut object: Object, now:
     Ok(object)
 }
 
-pub async fn update<S: Store>(draft: &mut Draft<'_, S>, mut object: Object, now: Time) -> Result<Object, Error> {
+pub async fn update<S: Store>(
+    draft: &mut Draft<'_, S>,
+    mut object: Object,
+    now: Time,
+) -> Result<Object, Error> {
     let before = needed(draft, &object.key).await?;
     rules::version(|| what(&object.key), object.version, before.version)?;
     draft.hold(&layout::object(&object.key)).await?;
@@ -208,7 +217,11 @@ pub async fn update<S: Store>(draft: &mut Draft<'_, S>, mut object: Object, now:
     Ok(object)
 }
 
-pub async fn delete<S: Store>(draft: &mut Draft<'_, S>, key: &ObjectKey, version: Revision) -> Result<(), Error> {
+pub async fn delete<S: Store>(
+    draft: &mut Draft<'_, S>,
+    key: &ObjectKey,
+    version: Revision,
+) -> Result<(), Error> {
     let before = needed(draft, key).await?;
     rules::version(|| what(key), version, before.version)?;
     draft.hold(&layout::object(key)).await?;

@@ -102,7 +102,8 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
                 changed.push(apply(&mut draft, change, now).await?);
             }
             let Some(revision) = self.commit(draft).await? else { continue };
-            let stamp = |version: &mut Revision| *version = if *version == CHANGED { revision } else { *version };
+            let stamp =
+                |version: &mut Revision| *version = if *version == CHANGED { revision } else { *version };
             for changed in &mut changed {
                 match changed {
                     Changed::Object(object) => stamp(&mut object.version),
@@ -125,7 +126,10 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
                 }
                 super::rules::new_task(task)?;
             }
-            Change::Delete(..) | Change::Assign { .. } | Change::SetDesired { .. } | Change::DeleteTask(_) => {}
+            Change::Delete(..)
+            | Change::Assign { .. }
+            | Change::SetDesired { .. }
+            | Change::DeleteTask(_) => {}
         }
         Ok(())
     }
@@ -201,7 +205,9 @@ async fn apply<S: Store>(draft: &mut Draft<'_, S>, change: &Change, now: u64) ->
             Changed::Task(tasks::create(draft, task.clone(), *history, now).await?)
         }
         Change::Assign { id, node } => Changed::Task(tasks::assign(draft, id, *node, now).await?),
-        Change::SetDesired { id, desired } => Changed::Task(tasks::set_desired(draft, id, *desired, now).await?),
+        Change::SetDesired { id, desired } => {
+            Changed::Task(tasks::set_desired(draft, id, *desired, now).await?)
+        }
         Change::DeleteTask(id) => {
             tasks::delete(draft, id).await?;
             Changed::Gone

@@ -11,7 +11,10 @@ use crate::types::{NodeId, Revision};
 
 fn bytes(field: &str, len: usize, max: usize) -> Result<(), Refusal> {
     if len > max {
-        return Err(Refusal::invalid(field, format!("it has {len} bytes, the limit is {max}; use a shorter one")));
+        return Err(Refusal::invalid(
+            field,
+            format!("it has {len} bytes, the limit is {max}; use a shorter one"),
+        ));
     }
     Ok(())
 }

@@ -118,7 +118,8 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
     pub async fn tasks(&self, by: TaskBy, page: Page) -> Result<Listed<Task>, Error> {
         let page::Keys { kvs, revision, next } = page::keys(&self.store, range_of(by), page, true).await?;
         let ids: Vec<String> = kvs.iter().filter_map(|kv| layout::last_part(&kv.key)).collect();
-        let wanted: Vec<Bytes> = ids.iter().flat_map(|id| [layout::task(id), layout::task_status(id)]).collect();
+        let wanted: Vec<Bytes> =
+            ids.iter().flat_map(|id| [layout::task(id), layout::task_status(id)]).collect();
         let found = page::read_all(&self.store, &wanted, revision).await?;
         let mut items = Vec::with_capacity(ids.len());
         for pair in found.chunks(2) {
@@ -146,7 +147,11 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
         Ok(answers)
     }
 
-    async fn report_some(&self, node: NodeId, reports: &[(String, TaskStatus)]) -> Result<Vec<Reported>, Error> {
+    async fn report_some(
+        &self,
+        node: NodeId,
+        reports: &[(String, TaskStatus)],
+    ) -> Result<Vec<Reported>, Error> {
         // A name that can't be one is no key: the store would say something else of it.
         let possible = |id: &str| rules::word("task's id", id).is_ok();
         for _ in 0..MAX_ORCHESTRATION_TRIES {
@@ -241,10 +246,8 @@ async fn needed<S: Store>(draft: &mut Draft<'_, S>, id: &str) -> Result<Task, Er
 /// Index keys of a task.
 fn indexes(task: &Task) -> Vec<Bytes> {
     let id = &task.id;
-    let mut keys = vec![
-        layout::task_by_slot(&task.service, task.slot, id),
-        layout::task_by_desired(task.desired, id),
-    ];
+    let mut keys =
+        vec![layout::task_by_slot(&task.service, task.slot, id), layout::task_by_desired(task.desired, id)];
     keys.extend(task.node.map(|node| layout::task_by_node(node, id)));
     keys.extend(task.labels.iter().map(|label| layout::task_by_label(label, id)));
     keys

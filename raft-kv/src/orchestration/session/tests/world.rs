@@ -113,7 +113,10 @@ impl State {
 
     fn holds(&self, compare: &Compare) -> bool {
         if let (CompareOp::Less, CompareTarget::Mod(than)) = (compare.op, &compare.target) {
-            return self.all(0).values().all(|kv| !compare.range.contains(&kv.key) || kv.mod_revision < *than);
+            return self
+                .all(0)
+                .values()
+                .all(|kv| !compare.range.contains(&kv.key) || kv.mod_revision < *than);
         }
         assert!(compare.range.is_single() && compare.op == CompareOp::Equal);
         let kv = self.all(0).remove(&compare.range.key);

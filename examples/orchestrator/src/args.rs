@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{manager, worker};
+use crate::{lead, worker};
 
 /// A small orchestrator of processes on raft-kv.
 #[derive(Parser, Debug)]
@@ -142,9 +142,9 @@ impl Availability {
 }
 
 impl ManagerWords {
-    pub fn place(self) -> manager::Place {
+    pub fn place(self) -> lead::Place {
         let join = self.join.and_then(|words| <[String; 2]>::try_from(words).ok());
-        manager::Place {
+        lead::Place {
             name: self.name.unwrap_or_else(|| name_of(&self.data_dir)),
             data_dir: self.data_dir,
             listen: self.listen,

@@ -5,7 +5,7 @@
 mod args;
 mod compose;
 mod control;
-mod manager;
+mod lead;
 mod process;
 mod schedule;
 mod state;
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
 fn run(words: Words) -> Result<(), String> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| error.to_string();
     match words {
-        Words::Manager(words) => runtime(true)?.block_on(manager::run(words.place())).map_err(failed),
+        Words::Manager(words) => runtime(true)?.block_on(lead::run(words.place())).map_err(failed),
         // One thread, which lives as long as the worker: the kernel ends its processes with the thread.
         Words::Worker(words) => runtime(false)?.block_on(worker::run(words.place())).map_err(failed),
         Words::Deploy { file, at } => {

@@ -12,6 +12,7 @@ use crate::compose::{Condition, Constraint, FailureAction, Order, Restart, Servi
 
 /// One change of the store that brings what is nearer to what should be.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful at a time, each used up at once")]
 pub enum Change {
     /// A task is made, without an id and a node.
     Create(Task),

@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use raft_kv::client::{Handle, enrol};
+use raft_kv::error::Error;
 use raft_kv::net::{read_credentials_in, write_credentials};
 use raft_kv_server::worker_client::{Changes, WorkerClient};
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +16,9 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::process::Processes;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Pause before managers that do not answer are asked again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Where a worker is and how it comes to be.
 pub struct Place {
@@ -35,7 +40,11 @@ pub async fn run(place: Place) -> Result<(), Failure> {
     let (says, mut said) = unbounded_channel();
     let mut processes = Processes::open(&place.data_dir.join("tasks"), says)?;
     // Keeps the certificate current: renews it in time, and follows a rotation of the root.
-    let keeper = Handle::connect_renewing(&place.join, &certificate).await?;
+    let keeper = tokio::select! {
+        keeper = connected(&place.join, &certificate) => keeper?,
+        _ = stop.0.recv() => return Ok(()),
+        _ = stop.1.recv() => return Ok(()),
+    };
     let mut renewals = keeper.renewals().ok_or("a certificate in files is kept current")?;
     let credentials = read_credentials_in(&certificate)?;
     let mut client = WorkerClient::new(place.entries, &credentials, place.name.clone(), Bytes::new())?;
@@ -51,6 +60,19 @@ pub async fn run(place: Place) -> Result<(), Failure> {
             }
             _ = stop.0.recv() => return Ok(()),
             _ = stop.1.recv() => return Ok(()),
+        }
+    }
+}
+
+/// Waits for as long as no manager answers: a worker is not started again for that.
+async fn connected(endpoints: &[String], certificate: &Path) -> Result<Handle, Error> {
+    loop {
+        match Handle::connect_renewing(endpoints, certificate).await {
+            Err(error @ (Error::NotDone(_) | Error::Unknown(_))) => {
+                tracing::info!(%error, "no manager answers");
+                tokio::time::sleep(AGAIN).await;
+            }
+            other => return other,
         }
     }
 }

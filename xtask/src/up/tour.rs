@@ -325,6 +325,13 @@ impl Tour {
             credentials.key.display()
         );
         println!("  etcdctl put greeting hello\n");
+        if let Some(program) = self.fleet.program.as_ref().filter(|_| self.cluster.managers.is_some()) {
+            println!("  export ORCHESTRATOR_DATA_DIR={}", self.cluster.members()[0].data_dir.display());
+            println!("  alias orchestrator={}", program.display());
+            println!(
+                "  orchestrator ps; orchestrator scale web=3; orchestrator rollback; orchestrator nodes\n"
+            );
+        }
         println!("Ctrl-C stops it.");
         let mut told = BTreeSet::new();
         while !interrupted() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use raft_kv::client::{Config, Node, Overrides, Tuning};
 use raft_kv::error::Error;
 use raft_kv::orchestration::session::Settings;
-use raft_kv::orchestration::{Clock, Events, Fence, Orchestrator, Store, SystemClock};
+use raft_kv::orchestration::{Clock, Fence, Orchestrator, SystemClock};
 use raft_kv::raft::{Leadership, Role};
 use raft_kv::types::{KeyRange, WatchRequest};
 use raft_kv_server::door::Door;

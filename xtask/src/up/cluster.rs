@@ -16,8 +16,9 @@ use super::{STOP_PATIENCE, wait_for};
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Learners are promoted by themselves, once they have caught up.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(60);
-/// How often workers say that they are there: a tour should not have to wait long for one that does not.
-const HEARTBEAT_MS: &str = "1000";
+/// How often workers say that they are there. Three without a word are a worker's end: a tour should not have to
+/// wait long for it, and a busy machine should not look like it.
+const HEARTBEAT_MS: &str = "3000";
 /// Lines of a member's log that are shown when it fails.
 const LOG_TAIL: usize = 15;
 

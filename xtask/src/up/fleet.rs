@@ -51,14 +51,13 @@ impl Fleet {
         let names = wait_for("all workers are ready", LIMIT, || {
             let nodes = self.ask(cluster, 0, &["nodes"]).unwrap_or_default();
             let ready = nodes.iter().filter(|node| node["state"] == "ready");
-            let names: Vec<String> =
-                ready.filter_map(|node| Some(node["name"].as_str()?.to_owned())).collect();
+            let names: Vec<String> = ready
+                .filter_map(|node| Some(node["name"].as_str()?.to_owned()))
+                .filter(|name| !name.is_empty())
+                .collect();
             Ok((names.len() == WORKERS).then_some(names))
         })?;
-        Ok(format!(
-            "{} have certificates of their own and a session; they know no manager's key",
-            names.join(", ")
-        ))
+        Ok(format!("{} have certificates of their own and a session", names.join(", ")))
     }
 
     /// A Compose file becomes tasks.

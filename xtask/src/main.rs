@@ -18,7 +18,7 @@ use workspace::Workspace;
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  up                       three members on this machine, a tour, then they stay up until Ctrl-C
+  up                       three managers and workers on this machine, a tour, then they stay up until Ctrl-C
      --check               the same, ends with a verdict and stops the members
      --dir D               where the data goes (an existing cluster there is started again)
      --detach --dir D [--nodes N]

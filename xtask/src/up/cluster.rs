@@ -16,6 +16,9 @@ use super::{STOP_PATIENCE, wait_for};
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Learners are promoted by themselves, once they have caught up.
 const PROMOTION_LIMIT: Duration = Duration::from_secs(60);
+/// How often workers say that they are there. Three without a word are a worker's end: a tour should not have to
+/// wait long for it, and a busy machine should not look like it.
+const HEARTBEAT_MS: &str = "3000";
 /// Lines of a member's log that are shown when it fails.
 const LOG_TAIL: usize = 15;
 
@@ -23,6 +26,8 @@ const LOG_TAIL: usize = 15;
 pub struct Cluster {
     /// The binary that all members run.
     pub binary: Binary,
+    /// The example orchestrator, where its managers are to be the members.
+    pub managers: Option<Binary>,
     dir: PathBuf,
     detached: bool,
     record: Record,
@@ -48,6 +53,7 @@ impl Cluster {
         let running = record.members.iter().map(|_| None).collect();
         Ok(Self {
             binary: Binary { path: binary.to_owned() },
+            managers: None,
             dir: dir.to_owned(),
             detached,
             record,
@@ -244,9 +250,7 @@ impl Cluster {
         let name = format!("n{}", self.record.members.len() + 1);
         let addr = format!("127.0.0.1:{}", free_port()?);
         let data_dir = self.dir.join(&name);
-        let mut command = self.binary.command(words);
-        command.arg("--data-dir").arg(&data_dir);
-        command.args(["--name", &name, "--listen-addr", &addr, "--etcd-addr", "127.0.0.1:0", "--json"]);
+        let command = self.new_member(words, &name, &addr, &data_dir)?;
         self.record.members.push(MemberRecord {
             id: String::new(),
             name: name.clone(),
@@ -263,9 +267,37 @@ impl Cluster {
         Ok(name)
     }
 
+    /// The command that starts a new member: `init`, or `join SEED --token TOKEN`; or a manager of the example.
+    fn new_member(
+        &self,
+        words: &[&str],
+        name: &str,
+        addr: &str,
+        data_dir: &Path,
+    ) -> Result<std::process::Command, String> {
+        let Some(managers) = &self.managers else {
+            let mut command = self.binary.command(words);
+            command.arg("--data-dir").arg(data_dir);
+            command.args(["--name", name, "--listen-addr", addr, "--etcd-addr", "127.0.0.1:0", "--json"]);
+            return Ok(command);
+        };
+        // Workers keep the addresses that they were given: they must hold over a restart.
+        let etcd = format!("127.0.0.1:{}", free_port()?);
+        let mut command = managers.command(["manager", "--heartbeat", HEARTBEAT_MS, "--data-dir"]);
+        command.arg(data_dir).args(["--name", name, "--listen", addr, "--etcd", &etcd]);
+        if let ["join", seed, "--token", token] = words {
+            command.args(["--join", token, seed]);
+        }
+        Ok(command)
+    }
+
     fn spawn_existing(&mut self, index: usize) -> Result<(), String> {
-        let mut command = self.binary.command(["run"]);
-        command.arg("--data-dir").arg(&self.record.members[index].data_dir).arg("--json");
+        let data_dir = &self.record.members[index].data_dir;
+        let mut command = match &self.managers {
+            None => self.binary.command(["run", "--json", "--data-dir"]),
+            Some(managers) => managers.command(["manager", "--heartbeat", HEARTBEAT_MS, "--data-dir"]),
+        };
+        command.arg(data_dir);
         self.launch(index, &command)
     }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod command;
+mod fleet;
 mod process;
 mod record;
 mod tour;
@@ -109,6 +110,7 @@ pub fn build(place: &Workspace) -> Result<PathBuf, String> {
     let status = place
         .cargo()
         .args(["build", "--release", "-p", "raft-kv-server", "--bin", "raft-kv"])
+        .args(["-p", "raft-kv-orchestrator-example", "--bin", "orchestrator"])
         .stdout(std::io::stderr())
         .status()
         .map_err(|error| format!("cargo: {error}"))?;

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::cluster::{Cluster, word};
-use super::command::text;
+use super::command::{Binary, text};
+use super::fleet::Fleet;
 use super::process::Running;
 use super::{LOOK, interrupted, wait_for};
 
@@ -27,6 +28,8 @@ const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the tour has learnt on its way.
 struct Tour {
+    // Before the cluster, so that workers end first.
+    fleet: Fleet,
     cluster: Cluster,
     dir: PathBuf,
     /// Where this tour's keys begin.
@@ -56,11 +59,26 @@ const STEPS: &[Step] = &[
     ("the watcher saw every change once, in order", Tour::watch_is_whole),
 ];
 
+/// The steps of the example orchestrator, on the same members.
+const WORK: &[Step] = &[
+    ("three workers join the managers of the example orchestrator", |tour| tour.fleet.begin(&tour.cluster)),
+    ("deploy a Compose file of 6 tasks", |tour| tour.fleet.deploy(&tour.cluster)),
+    ("scale to 9", |tour| tour.fleet.scale(&tour.cluster)),
+    ("kill -9 a worker; its tasks move", |tour| tour.fleet.kill_worker(&tour.cluster)),
+    ("kill -9 the leading manager; all goes on", Tour::kill_manager),
+    ("deploy a bad release", |tour| tour.fleet.bad_deploy(&tour.cluster)),
+    ("roll it back", |tour| tour.fleet.roll_back(&tour.cluster)),
+    ("replace the root of all certificates", |tour| tour.fleet.rotate(&tour.cluster)),
+];
+
 /// Runs the tour. With `check` it stops the members and gives a verdict; otherwise the cluster stays
 /// until Ctrl-C.
 pub fn run(binary: &Path, dir: &Path, check: bool) -> Result<(), String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| error.to_string())?;
+    // Both are built together, and lie side by side.
+    let program = Some(binary.with_file_name("orchestrator")).filter(|path| path.is_file());
     let mut tour = Tour {
+        fleet: Fleet::new(program.clone(), dir.to_owned()),
         cluster: Cluster::prepare(binary, dir, false)?,
         dir: dir.to_owned(),
         prefix: format!("tour/{}/", now.as_secs()),
@@ -70,18 +88,25 @@ pub fn run(binary: &Path, dir: &Path, check: bool) -> Result<(), String> {
         leader: 0,
         first: 0,
     };
+    let known = tour.cluster.existed();
+    tour.cluster.managers = program.filter(|_| !known).map(|path| Binary { path });
+    let steps: Vec<&Step> = match tour.cluster.managers {
+        Some(_) => STEPS.iter().chain(WORK).collect(),
+        None => STEPS.iter().collect(),
+    };
     println!("up: a tour of three raft-kv processes on this machine, data in {}", dir.display());
-    let passed = tour.walk();
-    let whole = passed == STEPS.len();
+    let passed = tour.walk(&steps);
+    let whole = passed == steps.len();
     // The watcher goes first: it would only lose its member.
     tour.watch = None;
     if !check && !interrupted() {
         tour.stay(whole);
     }
+    tour.fleet.stop();
     let stopped = show("stop all members cleanly", || {
         tour.cluster.stop().map(|()| "all of them said goodbye".to_owned())
     });
-    let total = STEPS.len() + 1;
+    let total = steps.len() + 1;
     let passed = passed + usize::from(stopped);
     let name = if check { "up --check" } else { "up" };
     println!("\n{name}: {passed} of {total} steps passed");
@@ -102,8 +127,13 @@ fn show(name: &str, work: impl FnOnce() -> Result<String, String>) -> bool {
 
 impl Tour {
     /// Walks until a step fails: each rests on those before. Returns how many passed.
-    fn walk(&mut self) -> usize {
-        STEPS.iter().take_while(|(name, work)| show(name, || work(self))).count()
+    fn walk(&mut self, steps: &[&Step]) -> usize {
+        steps.iter().take_while(|(name, work)| show(name, || work(self))).count()
+    }
+
+    fn kill_manager(&mut self) -> Result<String, String> {
+        self.leader = self.find_leader()?;
+        self.fleet.kill_manager(&mut self.cluster, self.leader)
     }
 
     fn begin(&mut self) -> Result<String, String> {
@@ -295,6 +325,13 @@ impl Tour {
             credentials.key.display()
         );
         println!("  etcdctl put greeting hello\n");
+        if let Some(program) = self.fleet.program.as_ref().filter(|_| self.cluster.managers.is_some()) {
+            println!("  export ORCHESTRATOR_DATA_DIR={}", self.cluster.members()[0].data_dir.display());
+            println!("  alias orchestrator={}", program.display());
+            println!(
+                "  orchestrator ps; orchestrator scale web=3; orchestrator rollback; orchestrator nodes\n"
+            );
+        }
         println!("Ctrl-C stops it.");
         let mut told = BTreeSet::new();
         while !interrupted() {

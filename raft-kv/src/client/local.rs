@@ -121,6 +121,11 @@ impl Local {
         request: WatchRequest,
         patience: Duration,
     ) -> Result<Watch, Error> {
+        // A member that has just joined has no state yet, nor one that takes a snapshot in: a caller who
+        // can wait need not hear of that.
+        if matches!(self.now(), Err(Error::NotDone(NotDone::NoState))) {
+            self.barrier(patience).await?;
+        }
         let caller = &self.settle_caller(caller, patience).await?;
         self.may_watch(caller, &request.range)?;
         self.watch(request)

@@ -7,7 +7,7 @@ use crate::codec::wire_enum;
 use crate::error::Error;
 use crate::machine::Proposal;
 use crate::raft::{self, PeerMessage, ReadContext};
-use crate::types::{ConfProposal, Index, LeaseId, LeaseStatus, NodeId, RequestId, Term};
+use crate::types::{ConfProposal, Index, LeaseId, LeaseStatus, NodeId, Older, RequestId, Run, Term};
 
 /// One frame from member to member.
 #[derive(Clone, Debug)]
@@ -69,11 +69,28 @@ pub enum PeerFrame {
         /// To whom; the most caught-up voter otherwise.
         to: Option<NodeId>,
     },
+    /// A member that has started asks whether what it began with is the newest that is known of it.
+    Runs {
+        /// Its run.
+        run: Run,
+        /// Its term and its log's last entry, as long as it has promised nothing in this run.
+        end: Option<(Term, Index)>,
+    },
+    /// The answer.
+    RunHeard {
+        /// As asked.
+        run: Run,
+        /// What shows that it is an older copy of itself.
+        older: Option<Older>,
+        /// Whether the answer comes from a leader that has applied all that came before its term.
+        leads: bool,
+    },
 }
 wire_enum!(PeerFrame {
     1 => Raft(message), 2 => Forward { term, proposals }, 3 => ForwardConf { term, proposal },
     4 => Declined { requests, why }, 5 => ReadIndex { context }, 6 => ReadConfirmed { context, index },
     7 => LeaseCall { request, id, renew }, 8 => LeaseReply { request, result }, 9 => Transfer { to },
+    10 => Runs { run, end }, 11 => RunHeard { run, older, leads },
 });
 
 impl PeerFrame {
@@ -135,6 +152,15 @@ mod tests {
             PeerFrame::LeaseReply { request, result: Err(Error::NotDone(NotDone::NotLeader)) },
             PeerFrame::Transfer { to: Some(two) },
             PeerFrame::Transfer { to: None },
+            PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: Some((5, 6)) },
+            PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: None },
+            PeerFrame::RunHeard { run: Run::default(), older: None, leads: true },
+            PeerFrame::RunHeard { run: Run::default(), older: Some(Older::Run { newest: 7 }), leads: false },
+            PeerFrame::RunHeard {
+                run: Run::default(),
+                older: Some(Older::Promised { term: 8, index: 9 }),
+                leads: false,
+            },
         ]
     }
 

@@ -700,6 +700,10 @@ impl Cluster {
                 return self.end(host, false, Stop::Removed);
             }
         }
+        if let Some(older) = effects.older {
+            self.lose(host);
+            return self.end(host, false, Stop::Older(older));
+        }
         for (to, frame) in effects.frames {
             self.send(id, to, &frame);
         }

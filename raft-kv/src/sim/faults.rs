@@ -233,7 +233,7 @@ impl Nemesis {
                 cluster.join(host);
                 Vec::new()
             }
-            Stop::Behind => Vec::new(),
+            Stop::Behind | Stop::Older(_) => Vec::new(),
             _ if !cluster.hosts()[host].is_member() => Vec::new(),
             _ => {
                 let most = if self.over { Duration::from_millis(300) } else { Duration::from_secs(5) };

@@ -23,7 +23,9 @@ use crate::node::replica::{Bounds, Identity, Input, Replica};
 use crate::node::wire::PeerFrame;
 use crate::raft::LogView;
 use crate::storage::log::{self, Durable, Log, LogWrite, LogWriter, Opened};
-use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, Payload, SnapshotMeta, Term};
+use crate::types::{
+    ClusterId, Committed, ConfState, HardState, Index, NodeId, Older, Payload, SnapshotMeta, Term,
+};
 use crate::watch::{Hub, HubOptions};
 
 /// How fast a machine is.
@@ -54,6 +56,8 @@ pub enum Stop {
     Storage(StorageFailed),
     /// It found at its start that its log had lost something it had promised.
     Behind,
+    /// The others found that its disk is an older copy of itself.
+    Older(Older),
     /// The others turned it away: it is no member any more.
     Removed,
 }
@@ -260,7 +264,7 @@ impl Host {
         let applier = applier.with_steps(start.step_keys);
         let report = applier.start().map_err(Stop::Storage)?;
         let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
-        let identity = Identity { me: self.id, boot: start.boot, seed: start.seed };
+        let identity = Identity { me: self.id, boot: start.boot, run: log.run(), seed: start.seed };
         let replica = Replica::new(&identity, log, report).map_err(Stop::Storage)?;
         self.life += 1;
         self.process = Some(Process {

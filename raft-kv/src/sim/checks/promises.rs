@@ -24,6 +24,9 @@ pub fn ended(host: usize, why: &Stop, hurt: bool) -> Verdict {
         Stop::Behind if !hurt => {
             violation("promises are kept", format!("m{host} lost a part of its log on a healthy disk"))
         }
+        Stop::Older(older) if !hurt => {
+            violation("the roll call turns away only old copies", format!("m{host} was turned away: {older}"))
+        }
         _ => Ok(()),
     }
 }

@@ -42,6 +42,7 @@ impl<L: LogView> Replica<L> {
             self.leadership_changed(now, leadership, out);
         }
         for (to, message) in output.messages {
+            self.roll.promises(message.promise());
             if message.is_snapshot() {
                 self.sending.insert(to);
                 out.snapshots.push((to, message));
@@ -246,6 +247,8 @@ impl<L: LogView> Replica<L> {
             None => self.leases.applied(&report.leases, now),
         }
         if let Some(runs) = report.runs {
+            // Known again as soon as this member starts: see docs/repair.md.
+            self.flush_soon = true;
             self.runs_recorded(runs, out);
         }
         if let Some(members) = report.members {

@@ -37,6 +37,7 @@ impl<L: LogView> Replica<L> {
                     messages.push((from, message));
                 }
                 PeerFrame::Raft(_) => {}
+                PeerFrame::Held { term, index } => self.roll.note_promise(from, (term, index)),
                 PeerFrame::Runs { run, end } => self.take_run(now, from, run, end, out),
                 PeerFrame::RunHeard { run, older, leads } => {
                     self.take_word(now, from, (run, older, leads), out)

@@ -204,8 +204,9 @@ impl<L: LogView> Replica<L> {
         };
         let run = Run { number: identity.run, boot: identity.boot };
         let mut roll = Roll::new(identity.me, run, &start.applied.conf);
-        roll.begin(start.runs.unwrap_or_default());
         let core = Core::new(options, log)?;
+        let status = core.status();
+        roll.begin(start.runs.unwrap_or_default(), (status.term, status.last_index));
         let mut leases = Leases::default();
         leases.reset(start.all_leases.unwrap_or_default(), Duration::ZERO);
         Ok(Self {

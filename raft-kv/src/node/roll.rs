@@ -22,9 +22,13 @@ const GRACE: Duration = limits::TICK.saturating_mul(10);
 /// How often a run that is not recorded yet is told to the leader, and proposed by it.
 const TELL_AGAIN: Duration = limits::TICK.saturating_mul(10);
 
+/// How often the others are told what was promised, where that has changed.
+const TELL_HELD: Duration = limits::TICK.saturating_mul(20);
+
 /// What this member knows of everybody's runs, its own included.
 pub(super) struct Roll {
     run: Run,
+    began: (Term, Index),
     /// The call is over: it may promise.
     answered: bool,
     /// It is an older copy of itself, and may never promise.
@@ -40,6 +44,9 @@ pub(super) struct Roll {
     recorded: BTreeMap<NodeId, Run>,
     /// The last promise of each: the term, and what it acknowledged in it.
     promised: BTreeMap<NodeId, (Term, Index)>,
+    /// The last promise of this member, and what the others were told of it and when.
+    own: (Term, Index),
+    held: ((Term, Index), Duration),
     /// To be proposed, and when that was done last.
     due: BTreeMap<NodeId, Run>,
     proposed: BTreeMap<NodeId, (Run, Duration)>,
@@ -49,6 +56,7 @@ impl Roll {
     pub(super) fn new(me: NodeId, run: Run, conf: &ConfState) -> Self {
         Self {
             run,
+            began: (0, 0),
             // Where it alone votes there is nobody to ask.
             answered: run.number == 0 || (conf.voters == [me] && conf.voters_outgoing.is_empty()),
             older: None,
@@ -60,13 +68,16 @@ impl Roll {
             heard: BTreeMap::new(),
             recorded: BTreeMap::new(),
             promised: BTreeMap::new(),
+            own: (0, 0),
+            held: ((0, 0), Duration::ZERO),
             due: BTreeMap::new(),
             proposed: BTreeMap::new(),
         }
     }
 
     /// What the state says at the start.
-    pub(super) fn begin(&mut self, recorded: Vec<(NodeId, Run)>) {
+    pub(super) fn begin(&mut self, recorded: Vec<(NodeId, Run)>, began: (Term, Index)) {
+        self.began = began;
         self.recorded = recorded.into_iter().collect();
     }
 
@@ -79,6 +90,11 @@ impl Roll {
     pub(super) fn note_promise(&mut self, from: NodeId, promise: (Term, Index)) {
         let last = self.promised.entry(from).or_default();
         *last = (*last).max(promise);
+    }
+
+    /// This member promises this.
+    pub(super) fn promises(&mut self, promise: Option<(Term, Index)>) {
+        self.own = self.own.max(promise.unwrap_or_default());
     }
 
     /// What shows that the member that tells this is an older copy of itself.
@@ -110,6 +126,16 @@ impl Roll {
 }
 
 impl<L: LogView> Replica<L> {
+    /// The last promise of another member that this one has seen, for checks.
+    pub fn promise_of(&self, id: NodeId) -> (Term, Index) {
+        self.roll.promised.get(&id).copied().unwrap_or_default()
+    }
+
+    /// The number of this run, and the term and the log's last entry that it began with, for checks.
+    pub fn began(&self) -> (u64, (Term, Index)) {
+        (self.roll.run.number, self.roll.began)
+    }
+
     /// Tells those who can say something about it that this member runs, until that is recorded.
     pub(super) fn call_roll(&mut self, now: Duration, out: &mut Effects<L::Write>) {
         if self.roll.run.number == 0 {
@@ -124,6 +150,7 @@ impl<L: LogView> Replica<L> {
             }
             return;
         }
+        self.tell_held(now, out);
         let recorded = self.roll.recorded.get(&self.me).is_some_and(|run| run.number >= self.roll.run.number);
         if recorded || self.members.len() < 2 {
             return;
@@ -139,12 +166,28 @@ impl<L: LogView> Replica<L> {
         }
     }
 
+    /// Tells everybody what this member has promised, so that not only its leader knows, which may forget.
+    fn tell_held(&mut self, now: Duration, out: &mut Effects<L::Write>) {
+        if now.saturating_sub(self.roll.held.1) < TELL_HELD {
+            return;
+        }
+        if self.leads() {
+            let status = self.core.status();
+            self.roll.promises(Some((status.term, status.persisted)));
+        }
+        let (term, index) = self.roll.own;
+        if self.roll.held.0 != self.roll.own {
+            self.roll.held = (self.roll.own, now);
+            let others = self.members.iter().map(|member| member.record.id).filter(|id| *id != self.me);
+            out.frames.extend(others.map(|id| (id, PeerFrame::Held { term, index })));
+        }
+    }
+
     fn tell_run(&mut self, to: NodeId, out: &mut Effects<L::Write>) {
         if to == self.me || self.roll.older.is_some() || !self.roll.told.insert(to) {
             return;
         }
-        let status = self.core.status();
-        let end = self.roll.is_mute().then_some((status.term, status.last_index));
+        let end = self.roll.is_mute().then_some(self.roll.began);
         out.frames.push((to, PeerFrame::Runs { run: self.roll.run, end }));
     }
 

@@ -85,12 +85,20 @@ pub enum PeerFrame {
         /// Whether the answer comes from a leader that has applied all that came before its term.
         leads: bool,
     },
+    /// What the sender has promised last, for the others to remember: see [`Older::Promised`].
+    Held {
+        /// The term.
+        term: Term,
+        /// Up to where it holds its leader's log, or its own as leader.
+        index: Index,
+    },
 }
 wire_enum!(PeerFrame {
     1 => Raft(message), 2 => Forward { term, proposals }, 3 => ForwardConf { term, proposal },
     4 => Declined { requests, why }, 5 => ReadIndex { context }, 6 => ReadConfirmed { context, index },
     7 => LeaseCall { request, id, renew }, 8 => LeaseReply { request, result }, 9 => Transfer { to },
     10 => Runs { run, end }, 11 => RunHeard { run, older, leads },
+    12 => Held { term, index },
 });
 
 impl PeerFrame {
@@ -154,6 +162,7 @@ mod tests {
             PeerFrame::Transfer { to: None },
             PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: Some((5, 6)) },
             PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: None },
+            PeerFrame::Held { term: 1, index: 2 },
             PeerFrame::RunHeard { run: Run::default(), older: None, leads: true },
             PeerFrame::RunHeard { run: Run::default(), older: Some(Older::Run { newest: 7 }), leads: false },
             PeerFrame::RunHeard {
@@ -192,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..12u8) {
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..14u8) {
             let tagged = [&[tag], &bytes[..]].concat();
             let _ = PeerFrame::from_bytes(Bytes::from(bytes));
             let _ = PeerFrame::from_bytes(Bytes::from(tagged));

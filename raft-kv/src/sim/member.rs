@@ -12,6 +12,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::disk::SimDisk;
+use super::image::Later;
 use super::trust::Papers;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
@@ -122,6 +123,8 @@ pub struct Host {
     pub(super) life: u64,
     pub(super) speed: Speed,
     pub(super) hurt: bool,
+    /// Its disk was put back as it was earlier: what the others know of it that came later.
+    pub(super) later: Option<Later>,
     pub(super) member: bool,
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
@@ -153,6 +156,7 @@ impl Host {
             life: 0,
             speed: Speed::default(),
             hurt: false,
+            later: None,
             member: false,
             promise: Promise::default(),
             removed: BTreeSet::new(),
@@ -246,6 +250,7 @@ impl Host {
         self.id = id;
         self.member = true;
         self.hurt = false;
+        self.later = None;
         self.promise = Promise::default();
         self.removed = BTreeSet::new();
     }

@@ -3,6 +3,7 @@
 
 use super::{Verdict, violation};
 use crate::sim::{Promise, Stop};
+use crate::types::NodeId;
 
 /// A member is up again.
 pub fn kept(host: usize, promised: Promise, has: Promise) -> Verdict {
@@ -13,6 +14,14 @@ pub fn kept(host: usize, promised: Promise, has: Promise) -> Verdict {
         );
     }
     Ok(())
+}
+
+/// A member that runs on an old copy of its disk has promised something.
+pub fn old(id: NodeId) -> Verdict {
+    violation(
+        "an old copy of a disk promises nothing",
+        format!("{id} voted or acknowledged, and the others had seen it promise more"),
+    )
 }
 
 /// A process ended; `hurt` says whether its disk was damaged on purpose.

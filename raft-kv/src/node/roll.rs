@@ -289,3 +289,91 @@ impl<L: LogView> Replica<L> {
         due.into_iter().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const OTHER: NodeId = NodeId(2);
+
+    fn run(number: u64, boot: u64) -> Run {
+        Run { number, boot }
+    }
+
+    fn conf(voters: &[u64]) -> ConfState {
+        ConfState { voters: voters.iter().copied().map(NodeId).collect(), ..ConfState::default() }
+    }
+
+    fn roll(voters: &[u64]) -> Roll {
+        Roll::new(ME, run(5, 50), &conf(voters))
+    }
+
+    /// What is said of a member that tells `run` and `end`, by one who heard of run 7 with boot 70 and saw it
+    /// acknowledge entry 10 in term 3.
+    fn judged(told: Run, end: Option<(Term, Index)>) -> Option<Older> {
+        let mut roll = roll(&[1, 2, 3]);
+        roll.heard.insert(OTHER, run(4, 40));
+        roll.recorded.insert(OTHER, run(7, 70));
+        for promise in [(2, 90), (3, 0), (3, 10), (3, 9)] {
+            roll.note_promise(OTHER, promise);
+        }
+        roll.judge(OTHER, told, end)
+    }
+
+    #[test]
+    fn an_older_copy_is_told_from_a_later_start() {
+        let later = Some(Older::Run { newest: 7 });
+        let promised = Some(Older::Promised { term: 3, index: 10 });
+        for (told, end, expect) in [
+            (run(8, 1), Some((3, 10)), None),
+            (run(8, 1), Some((4, 2)), None), // a later leader has replaced the tail
+            (run(7, 70), Some((3, 12)), None),
+            (run(6, 60), Some((9, 99)), later),
+            (run(7, 71), Some((9, 99)), later), // a second start from one copy
+            (run(6, 60), None, later),
+            (run(8, 1), Some((3, 9)), promised),
+            (run(8, 1), Some((2, 99)), promised),
+            (run(8, 1), None, None), // it was let in, and promises in this run
+        ] {
+            assert_eq!(judged(told, end), expect, "{told:?} {end:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_promises_before_enough_have_spoken_or_waits_for_the_rest_for_ever() {
+        let check = |voters: &[u64], words: &[u64], leader: bool, expect: [bool; 2]| {
+            let mut roll = roll(voters);
+            roll.words.extend(words.iter().copied().map(NodeId));
+            roll.leader_spoke = leader;
+            let answers = [Duration::from_secs(1), Duration::from_secs(1) + GRACE].map(|now| {
+                roll.settle(now, ME, &conf(voters));
+                !roll.is_mute()
+            });
+            assert_eq!(answers, expect, "{voters:?} {words:?} {leader}");
+        };
+        check(&[1], &[], false, [true, true]);
+        check(&[1, 2, 3], &[], false, [false, false]);
+        check(&[1, 2, 3], &[2], false, [false, true]);
+        check(&[1, 2, 3], &[2, 3], false, [true, true]);
+        check(&[1, 2, 3, 4, 5], &[2], false, [false, false]);
+        check(&[1, 2, 3, 4, 5], &[2], true, [false, true]);
+        // A learner's own word is none; who has just joined knows of nobody and needs a leader's.
+        check(&[2, 3], &[2], false, [false, false]);
+        check(&[2, 3], &[2, 3], false, [true, true]);
+        check(&[], &[2, 3], false, [false, false]);
+        check(&[], &[2], true, [true, true]);
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn planted_bugs_are_found_here() {
+        use crate::planted::{Bug, with};
+        for (bug, told, end) in
+            [(Bug::IgnoreRun, run(6, 60), Some((9, 99))), (Bug::IgnorePromised, run(8, 1), Some((3, 9)))]
+        {
+            assert!(judged(told, end).is_some());
+            assert_eq!(with(Some(bug), || judged(told, end)), None, "{bug:?}");
+        }
+    }
+}

@@ -208,6 +208,10 @@ pub enum Bug {
     RestoreKeepsRevision,
     /// A restored cluster lets in members of the one that was backed up.
     AdmitPredecessorManager,
+    /// A member whose directory is of an older run than it was seen with goes on.
+    IgnoreRun,
+    /// A member that lacks what the others saw it promise goes on.
+    IgnorePromised,
 }
 
 #[cfg(feature = "sim")]

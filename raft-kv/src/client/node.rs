@@ -708,7 +708,7 @@ fn open_disk(dir: &DataDir, node: &Remembered, tuning: &Tuning) -> Result<Parts,
             return Err(StorageFailed::damaged(dir.join("log").display().to_string(), why).into());
         }
     };
-    let identity = Identity { me: node.node, boot: random(), seed: random() };
+    let identity = Identity { me: node.node, boot: random(), run: log.run(), seed: random() };
     let folder = dir.path().to_path_buf();
     Ok(Parts { identity, log, writer, state, folder, bounds: tuning.bounds })
 }

@@ -50,6 +50,8 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::RecountRollback,
     Bug::DropSegment,
     Bug::DropParts,
+    Bug::IgnoreRun,
+    Bug::IgnorePromised,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

@@ -97,6 +97,8 @@ pub enum Happening {
     Stopped(HostId, Stop),
     /// A machine got a new member.
     Joined(HostId),
+    /// A member that runs on an old copy of its disk has promised something.
+    OldPromise(NodeId),
     /// Who leads, as the member sees it, changed.
     Leadership(HostId, Leadership),
     /// A member granted its vote in a term.
@@ -444,6 +446,10 @@ impl Cluster {
         }
     }
 
+    pub(super) fn hosts_mut(&mut self) -> &mut [Host] {
+        &mut self.hosts
+    }
+
     /// Ends a process at once and puts the log's files back from an old image of its disk, but not
     /// the marker beside them.
     pub fn restore_log(&mut self, host: HostId, image: &DiskImage) {
@@ -700,6 +706,10 @@ impl Cluster {
                 return self.end(host, false, Stop::Removed);
             }
         }
+        if let Some(older) = effects.older {
+            self.lose(host);
+            return self.end(host, false, Stop::Older(older));
+        }
         for (to, frame) in effects.frames {
             self.send(id, to, &frame);
         }
@@ -759,6 +769,12 @@ impl Cluster {
             && message.grants_vote()
         {
             self.happened.push(Happening::Voted { voter: from, term: message.term(), candidate: to });
+        }
+        if let PeerFrame::Raft(message) = frame
+            && message.promise().is_some()
+            && self.runs_old_image(from)
+        {
+            self.happened.push(Happening::OldPromise(from));
         }
         let bytes = frame.to_bytes();
         self.trace.fold_bytes(&bytes);

@@ -13,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::cluster::{Cluster, HostId};
 use super::disk::{DiskImage, SimDisk};
+use super::image::OldImage;
 use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
 use super::scheduler::{span, stream};
@@ -69,13 +70,15 @@ pub enum Fault {
     BitFlip,
     /// The log's files come back as they were a while ago.
     OldLog,
+    /// The whole disk, state and all, comes back as it was a while ago.
+    OldImage,
     /// A member is removed; its machine joins again.
     Remove,
     /// Leadership is handed over.
     Transfer,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 26] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -101,7 +104,12 @@ const ALL: [Fault; 25] = [
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
+    // Last: what a seed drew for those before stays.
+    Fault::OldImage,
 ];
+
+/// How long nothing else goes wrong after an old image was put back.
+const QUIET: Duration = Duration::from_secs(4);
 
 /// What a nemesis timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +122,8 @@ pub(super) enum Alarm {
     Flap(HostId, u32),
     /// A log falls back to its old image.
     OldLog(HostId),
+    /// A disk falls back to its old image.
+    OldImage(HostId),
     /// A process that is down starts again.
     Restart(HostId),
     /// A process is killed.
@@ -136,6 +146,9 @@ pub(super) struct Nemesis {
     /// Machines that lose their power when their process stops for a failed sync.
     cycled: BTreeSet<HostId>,
     images: BTreeMap<HostId, DiskImage>,
+    whole: BTreeMap<HostId, OldImage>,
+    /// Until when nothing else goes wrong: who could tell that an image is old must be there.
+    quiet: Duration,
     over: bool,
     ends: Duration,
     removed_at: Duration,
@@ -153,7 +166,7 @@ impl Nemesis {
         for fault in ALL {
             let weight = random.random_range(1..10);
             let fits = match fault {
-                Fault::BitFlip | Fault::OldLog => damage,
+                Fault::BitFlip | Fault::OldLog | Fault::OldImage => damage,
                 Fault::Remove => !damage,
                 _ => true,
             };
@@ -170,6 +183,8 @@ impl Nemesis {
             excused: BTreeSet::new(),
             cycled: BTreeSet::new(),
             images: BTreeMap::new(),
+            whole: BTreeMap::new(),
+            quiet: Duration::ZERO,
             over: false,
             ends: Duration::MAX,
             removed_at: Duration::ZERO,
@@ -233,7 +248,7 @@ impl Nemesis {
                 cluster.join(host);
                 Vec::new()
             }
-            Stop::Behind => Vec::new(),
+            Stop::Behind | Stop::Older(_) => Vec::new(),
             _ if !cluster.hosts()[host].is_member() => Vec::new(),
             _ => {
                 let most = if self.over { Duration::from_millis(300) } else { Duration::from_secs(5) };
@@ -254,6 +269,11 @@ impl Nemesis {
             }
             _ if self.over => Vec::new(),
             Alarm::Operator | Alarm::Probe => Vec::new(),
+            later if cluster.now() < self.quiet => vec![(self.quiet - cluster.now(), later)],
+            Alarm::OldImage(host) => {
+                self.put_back(cluster, host);
+                Vec::new()
+            }
             Alarm::Kill(host) => {
                 let power = self.random.random_bool(0.5);
                 cluster.crash(host, power);
@@ -291,6 +311,18 @@ impl Nemesis {
                 next
             }
         }
+    }
+
+    /// Puts an old image back, with everybody there who knows better.
+    fn put_back(&mut self, cluster: &mut Cluster, host: HostId) {
+        let Some(image) = self.whole.remove(&host) else { return };
+        let restart = self.random.random_bool(0.3);
+        if Self::weak(cluster, None) || !cluster.put_back(host, &image, restart) {
+            return;
+        }
+        self.mend(cluster);
+        self.quiet = cluster.now() + QUIET;
+        cluster.restart(host, Duration::from_millis(20));
     }
 
     fn pick(&mut self) -> Option<Fault> {
@@ -371,6 +403,18 @@ impl Nemesis {
                 }
             }
             Fault::Transfer => self.transfer(cluster, host),
+            Fault::OldImage => {
+                if self.whole.contains_key(&host) || Self::weak(cluster, None) {
+                    return Vec::new();
+                }
+                self.whole.insert(host, cluster.image_of(host));
+                // Then a later run may be recorded, too.
+                if self.random.random_bool(0.5) {
+                    cluster.crash(host, false);
+                }
+                let pause = Duration::from_millis(self.random.random_range(200..8000));
+                next.push((pause, Alarm::OldImage(host)));
+            }
         }
         *self.counts.entry(fault).or_default() += 1;
         next

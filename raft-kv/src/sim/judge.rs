@@ -50,6 +50,7 @@ impl Judge {
                 self.promised[*host] = Promise::default();
                 Ok(())
             }
+            Happening::OldPromise(id) => promises::old(*id),
             Happening::Leadership(host, leadership) => self.leadership(cluster, *host, leadership),
             Happening::Voted { voter, term, candidate } => self.elections.voted(*voter, *term, *candidate),
             Happening::Wrote(host) => self.scan(cluster, *host),
@@ -75,6 +76,8 @@ impl Judge {
         self.scan(cluster, host)?;
         let promised = self.promised.get(host).copied().unwrap_or_default();
         match cluster.hosts()[host].log_end() {
+            // A disk that was put back as it was earlier has lost some: the roll call has to notice.
+            Some(_) if cluster.hosts()[host].later.is_some() => Ok(()),
             Some(end) => promises::kept(host, promised, end),
             None => Ok(()),
         }

@@ -12,6 +12,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::disk::SimDisk;
+use super::image::Later;
 use super::trust::Papers;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
@@ -23,7 +24,9 @@ use crate::node::replica::{Bounds, Identity, Input, Replica};
 use crate::node::wire::PeerFrame;
 use crate::raft::LogView;
 use crate::storage::log::{self, Durable, Log, LogWrite, LogWriter, Opened};
-use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, Payload, SnapshotMeta, Term};
+use crate::types::{
+    ClusterId, Committed, ConfState, HardState, Index, NodeId, Older, Payload, SnapshotMeta, Term,
+};
 use crate::watch::{Hub, HubOptions};
 
 /// How fast a machine is.
@@ -54,6 +57,8 @@ pub enum Stop {
     Storage(StorageFailed),
     /// It found at its start that its log had lost something it had promised.
     Behind,
+    /// The others found that its disk is an older copy of itself.
+    Older(Older),
     /// The others turned it away: it is no member any more.
     Removed,
 }
@@ -118,6 +123,8 @@ pub struct Host {
     pub(super) life: u64,
     pub(super) speed: Speed,
     pub(super) hurt: bool,
+    /// Its disk was put back as it was earlier: what the others know of it that came later.
+    pub(super) later: Option<Later>,
     pub(super) member: bool,
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
@@ -149,6 +156,7 @@ impl Host {
             life: 0,
             speed: Speed::default(),
             hurt: false,
+            later: None,
             member: false,
             promise: Promise::default(),
             removed: BTreeSet::new(),
@@ -242,6 +250,7 @@ impl Host {
         self.id = id;
         self.member = true;
         self.hurt = false;
+        self.later = None;
         self.promise = Promise::default();
         self.removed = BTreeSet::new();
     }
@@ -260,7 +269,7 @@ impl Host {
         let applier = applier.with_steps(start.step_keys);
         let report = applier.start().map_err(Stop::Storage)?;
         let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
-        let identity = Identity { me: self.id, boot: start.boot, seed: start.seed };
+        let identity = Identity { me: self.id, boot: start.boot, run: log.run(), seed: start.seed };
         let replica = Replica::new(&identity, log, report).map_err(Stop::Storage)?;
         self.life += 1;
         self.process = Some(Process {

@@ -11,6 +11,7 @@ pub mod checks;
 mod cluster;
 pub mod disk;
 mod faults;
+mod image;
 mod join;
 mod judge;
 mod member;

@@ -477,6 +477,7 @@ impl World {
             Stop::Clean => "stopped: cleanly",
             Stop::Storage(_) => "stopped: its disk failed",
             Stop::Behind => "stopped: it had lost a part of its log",
+            Stop::Older(_) => "stopped: its disk was an older copy",
             Stop::Removed => "stopped: it was removed",
         };
         *self.stops.entry(kind).or_default() += 1;

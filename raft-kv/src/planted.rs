@@ -208,6 +208,12 @@ pub enum Bug {
     RestoreKeepsRevision,
     /// A restored cluster lets in members of the one that was backed up.
     AdmitPredecessorManager,
+    /// An archiver goes on one revision behind the next.
+    ArchiveSkipsRevision,
+    /// A file of an archive has its name before it is whole.
+    ArchiveRenamesEarly,
+    /// What an archive no longer needs is counted from its newest full backup.
+    ArchiveForgetsChain,
 }
 
 #[cfg(feature = "sim")]

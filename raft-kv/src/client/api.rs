@@ -224,8 +224,23 @@ pub struct BackupInfo {
     pub since: Revision,
     /// Whether it has the data keys that the cluster's secrets are sealed with.
     pub keys: bool,
+    /// In an archive: the SHA-256 of the file that it goes on from; empty elsewhere.
+    pub follows: Bytes,
 }
-wire_struct!(BackupInfo { cluster, member, revision, index, term, made, version, bytes, files, since, keys });
+wire_struct!(BackupInfo {
+    cluster,
+    member,
+    revision,
+    index,
+    term,
+    made,
+    version,
+    bytes,
+    files,
+    since,
+    keys,
+    follows
+});
 
 /// What a joiner sends.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -293,7 +293,7 @@ async fn damage_to_an_archive_is_found_and_nothing_is_built_on_it() {
     fs::remove_file(&files[1].0).unwrap();
     check("are missing before it");
     // One that says the same and is another.
-    fs::write(&files[1].0, &fs::read(&files[2].0).unwrap()).unwrap();
+    fs::write(&files[1].0, fs::read(&files[2].0).unwrap()).unwrap();
     check("otherwise than its name");
     fs::write(&files[1].0, &whole).unwrap();
     verify_archive(&folder, None).unwrap();

@@ -360,8 +360,8 @@ enum Pause {
 
 impl Handle {
     /// Keeps an archive of the cluster in `folder`, which is made if it is not there, until `stop` is ready: a full
-    /// backup, then files of what was committed since. Goes on where the files end. [`restore`](super::restore)
-    /// and [`verify_archive`](super::verify_archive) read it. Nobody else may archive into the folder meanwhile.
+    /// backup, then files of what was committed since. Goes on where the files end. [`restore`](crate::client::restore)
+    /// and [`verify_archive`](crate::client::verify_archive) read it. Nobody else may archive into the folder meanwhile.
     /// What is done goes to `say`. For who may make backups: [`backup`](Self::backup).
     ///
     /// What fails on the way, the disk or the cluster, is said and tried again, for ever.

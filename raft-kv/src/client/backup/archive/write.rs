@@ -25,8 +25,8 @@ use crate::client::config::StartError;
 use crate::client::handle::Handle;
 use crate::error::{Refusal, StorageFailed};
 use crate::pki::BackupKey;
+use crate::planted;
 use crate::types::{Change, ClusterId, Header, KeyRange, Revision, WatchRequest};
-use crate::{crash_point, planted};
 
 /// After a failure it is tried again so soon, and each time later, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
@@ -305,7 +305,7 @@ impl Archive {
             let file = Catalog::file(&self.folder, *entry);
             fs::remove_file(&file).map_err(failed(&file, "removing it"))?;
             self.catalog.remove(*entry);
-            crash_point!(ArchivePruning);
+            crate::crash_point!(ArchivePruning);
         }
         sync(&self.folder)?;
         say(&ArchiveEvent::Removed { files: needless.len(), from: kept.to });
@@ -335,16 +335,16 @@ fn write_changes(
     let entry = Entry { to: info.revision, since: info.since, made: info.made };
     let file = Catalog::file(folder, entry);
     let part = taken(folder, "changes")?;
-    crash_point!(ArchiveChangesBegun);
+    crate::crash_point!(ArchiveChangesBegun);
     if planted!(ArchiveRenamesEarly) {
         let _ = fs::rename(folder.join("changes.part"), &file);
     }
     let (part, written) = part.write(&info, key, blocks.into_iter().chain([Bytes::new()]))?;
-    crash_point!(ArchiveChangesWritten);
+    crate::crash_point!(ArchiveChangesWritten);
     if !planted!(ArchiveRenamesEarly) {
         part.named(file).finish(true)?;
     }
-    crash_point!(ArchiveChangesNamed);
+    crate::crash_point!(ArchiveChangesNamed);
     Ok((entry, summary_of(info, key, written)))
 }
 
@@ -464,7 +464,7 @@ impl Handle {
         // By the clock that changes are dated with, and not before all of it was there.
         let date = |info: &mut BackupInfo| info.made = clock.max(milliseconds()) / 1000 + 1;
         let written = self.backup_into(part, key, date).await?;
-        crash_point!(ArchiveFullWritten);
+        crate::crash_point!(ArchiveFullWritten);
         Ok(written)
     }
 
@@ -606,7 +606,7 @@ impl Archive {
     ) -> Result<Tail, StartError> {
         let entry = Entry { to: backup.info.revision, since: 0, made: backup.info.made };
         part.named(Catalog::file(&self.folder, entry)).finish(true)?;
-        crash_point!(ArchiveFullNamed);
+        crate::crash_point!(ArchiveFullNamed);
         self.catalog.add(entry);
         let digest = backup.digest.clone();
         say(&ArchiveEvent::Full { file: Catalog::file(&self.folder, entry), backup, reason });

@@ -11,6 +11,8 @@ mod check;
 #[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
+mod dates;
+#[cfg(feature = "node")]
 mod disk;
 #[cfg(feature = "node")]
 mod enrol;

@@ -175,7 +175,7 @@ async fn a_moment_is_told_from_the_next_write() {
     let (handle, folder) = (nodes[0].handle(), dir.path().join("archive"));
     // Everything in one file: what tells moments apart is in it.
     let plan = ArchivePlan { every: Duration::from_secs(1), ..plan(None) };
-    let mut archiver = Archiver::start(&handle, &folder, plan);
+    let mut archiver = Archiver::start(&handle, &folder, plan.clone());
     let first = archiver
         .until("it begins", |event| match event {
             ArchiveEvent::Full { backup, .. } => Some(backup.info.clone()),
@@ -193,6 +193,22 @@ async fn a_moment_is_told_from_the_next_write() {
         })
         .await;
     }
+    archiver.stop().await;
+    // While nobody archives: the member knows when it was.
+    for number in 4..7 {
+        let revision = handle.put(put("k", &number.to_string())).await.unwrap().0.revision;
+        crate::support::eventually("the member has seen it", || async {
+            (!handle.revision_dates(revision - 1).await.unwrap().is_empty()).then_some(())
+        })
+        .await;
+        moments.push((milliseconds(), revision));
+        crate::support::eventually("a millisecond is over", || async {
+            (milliseconds() > moments.last().unwrap().0).then_some(())
+        })
+        .await;
+    }
+    let mut archiver = Archiver::start(&handle, &folder, plan);
+    archiver.archived(moments.last().unwrap().1).await;
     archiver.stop().await;
     for (at, revision) in moments.into_iter().filter(|(at, _)| *at >= first.made * 1000) {
         let name = format!("at-{revision}");

@@ -23,7 +23,8 @@ pub(super) struct Entry {
     pub(super) to: Revision,
     /// The revision that it has the changes since; 0 for a full backup.
     pub(super) since: Revision,
-    /// When it was closed, in seconds since 1970.
+    /// A full backup: when all of it was there, at the latest. Changes: the date of the last one. In seconds since
+    /// 1970.
     pub(super) made: i64,
 }
 

@@ -31,7 +31,7 @@ pub struct ArchiveSummary {
     pub to: Revision,
     /// When it begins, in seconds since 1970.
     pub begins: i64,
-    /// When the last file was closed.
+    /// The date of the last of it.
     pub ends: i64,
     /// Where nothing in between can be restored.
     pub gaps: Vec<ArchiveGap>,
@@ -42,11 +42,11 @@ pub struct ArchiveSummary {
 pub struct ArchiveGap {
     /// The last revision before.
     pub after: Revision,
-    /// When that was archived, in seconds since 1970.
+    /// Its date, in seconds since 1970.
     pub after_made: i64,
     /// The first revision behind.
     pub before: Revision,
-    /// When that was archived.
+    /// Its date.
     pub before_made: i64,
 }
 

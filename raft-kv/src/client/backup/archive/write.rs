@@ -152,12 +152,26 @@ impl Waiting {
     }
 }
 
+/// When revisions were there that were committed before anybody looked.
+struct Known(VecDeque<(Revision, i64)>);
+
+impl Known {
+    /// A time at which it was there: the member's word where there is one, else now.
+    fn at(&mut self, revision: Revision) -> i64 {
+        while self.0.front().is_some_and(|(known, _)| *known < revision) {
+            self.0.pop_front();
+        }
+        let now = milliseconds();
+        self.0.front().map_or(now, |(_, at)| now.min(*at))
+    }
+}
+
 /// A folder that nobody else writes to.
 struct Archive {
     folder: PathBuf,
     catalog: Catalog,
-    /// No time that is written is before this one, in milliseconds, whatever the clock does.
-    clock: i64,
+    /// The date of the last revision, in milliseconds: none is before the last one's, whatever clocks do.
+    dated: i64,
     /// Full backups that were read and can be relied on, and such that can't.
     checked: Option<(Entry, bool)>,
     _lock: File,
@@ -202,7 +216,7 @@ impl Archive {
         let mut archive = Self {
             folder: folder.to_owned(),
             catalog: Catalog::default(),
-            clock: 0,
+            dated: 0,
             checked: None,
             _lock: lock,
         };
@@ -213,16 +227,19 @@ impl Archive {
     /// What is there, in place of what was believed.
     fn look(&mut self) -> Result<(), StartError> {
         self.catalog = Catalog::read(&self.folder).map_err(failed(&self.folder, "listing it"))?;
-        // Full backups are dated up to a second later.
-        let made = |entry: &Entry| entry.made.saturating_sub(i64::from(entry.is_full())).saturating_mul(1000);
-        let all = self.catalog.fulls.iter().chain(&self.catalog.changes);
-        self.clock = all.map(made).fold(self.clock, i64::max);
+        let last = self.catalog.changes.iter().map(|changes| changes.made.saturating_mul(1000)).max();
+        self.dated = self.dated.max(last.unwrap_or_default());
         Ok(())
     }
 
-    fn now(&mut self) -> i64 {
-        self.clock = self.clock.max(milliseconds());
-        self.clock
+    fn now(&self) -> i64 {
+        self.dated.max(milliseconds())
+    }
+
+    /// The date of a revision that was there at `at`: not before that of the one before.
+    fn date(&mut self, at: i64) -> i64 {
+        self.dated = self.dated.max(at);
+        self.dated
     }
 
     /// `entry` as that which the next changes follow, all of it read.
@@ -264,7 +281,8 @@ impl Archive {
             term: header.term,
             revision: waiting.to,
             since: tail.entry.to,
-            made: self.now() / 1000,
+            // All that comes behind it is dated later.
+            made: self.dated / 1000,
             version: env!("CARGO_PKG_VERSION").into(),
             follows: tail.digest.clone(),
             ..BackupInfo::default()
@@ -429,7 +447,7 @@ impl Handle {
             };
             *begun = true;
             let mut tail = tail;
-            match self.follow(archive, plan, &mut tail, &header, stop.as_mut(), say).await? {
+            match self.follow(archive, plan, &mut tail, stop.as_mut(), say).await? {
                 Pause::Stopped => return Ok(()),
                 Pause::Gap { why, whole } => {
                     let next = archive.catalog.behind(tail.entry).filter(|_| !whole);
@@ -439,6 +457,18 @@ impl Handle {
                 }
             }
         }
+    }
+
+    /// When the revisions from one to the other were there, as far as a member knows.
+    async fn known(&self, from: Revision, to: Revision) -> Result<Known, StartError> {
+        let (mut known, mut reached) = (VecDeque::new(), from);
+        while reached < to {
+            let dates = self.revision_dates(reached).await?;
+            let Some((last, _)) = dates.last() else { break };
+            reached = *last;
+            known.extend(dates);
+        }
+        Ok(Known(known))
     }
 
     /// Makes a full backup, which the next changes may follow.
@@ -474,16 +504,18 @@ impl Handle {
         archive: &mut Archive,
         plan: &ArchivePlan,
         tail: &mut Tail,
-        header: &Header,
         mut stop: Pin<&mut S>,
         say: &mut impl FnMut(&ArchiveEvent),
     ) -> Result<Pause, StartError> {
         archive.prune(plan, say).await?;
+        // A full backup may have taken a while.
+        let (header, _) = self.range(one_key()).await?;
+        let mut known = self.known(tail.entry.to, header.revision).await?;
         let start_revision = tail.entry.next();
         let request = WatchRequest { range: KeyRange::all(), start_revision, ..WatchRequest::default() };
         let mut watch = self.watch(request).await?;
         let (mut gathered, mut waiting) = (Gathered::default(), Waiting::default());
-        let by = (header, plan.key.as_ref());
+        let by = (&header, plan.key.as_ref());
         let mut tick = interval_at(Instant::now() + plan.every / 2, plan.every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let folder = archive.folder.clone();
@@ -507,8 +539,8 @@ impl Handle {
                 Found::Batch(batch) => match batch.map(|batch| gathered.take(batch)) {
                     Ok(Taken::Whole(changes)) => {
                         for change in changes {
-                            let now = archive.now();
-                            waiting.add(change, now);
+                            let at = archive.date(known.at(change.revision));
+                            waiting.add(change, at);
                             if waiting.bytes >= plan.every_bytes {
                                 archive.close(tail, std::mem::take(&mut waiting), by, say).await?;
                             }
@@ -614,7 +646,7 @@ impl Archive {
     }
 
     /// Whether it is time for a full backup, and there is anything new for it.
-    fn full_is_due(&mut self, plan: &ArchivePlan, revision: Revision) -> bool {
+    fn full_is_due(&self, plan: &ArchivePlan, revision: Revision) -> bool {
         let now = self.now() / 1000;
         let every = i64::try_from(plan.full_every.as_secs()).unwrap_or(i64::MAX);
         let newest = self.catalog.newest_full();

@@ -212,6 +212,12 @@ pub enum Bug {
     IgnoreRun,
     /// A member that lacks what the others saw it promise goes on.
     IgnorePromised,
+    /// An archiver goes on one revision behind the next.
+    ArchiveSkipsRevision,
+    /// A file of an archive has its name before it is whole.
+    ArchiveRenamesEarly,
+    /// What an archive no longer needs is counted from its newest full backup.
+    ArchiveForgetsChain,
 }
 
 #[cfg(feature = "sim")]

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
+use super::dates::Dates;
 use super::disk::Disk;
 use super::points::{ROLLBACK_PATIENCE, millis};
 use super::scrub::Scrubs;
@@ -71,6 +72,8 @@ pub(super) struct Local {
     pub(super) external_signer: Option<Signer>,
     /// How far the reading of the disk has come.
     pub(super) scrubs: Scrubs,
+    /// When its revisions were there.
+    pub(super) dates: Mutex<Dates>,
     /// Snapshots to and from this member.
     pub(super) transfers: Arc<Transfers>,
 }
@@ -170,6 +173,7 @@ impl Local {
             Call::MemberPromote(id) => self.conf(ConfChange::Promote(id), patience).await,
             Call::MemberRemove(id) => self.conf(ConfChange::Remove(id), patience).await,
             Call::Info => self.info().await,
+            Call::Dates { since } => self.dates_since(since),
             Call::JoinToken(role) => {
                 self.barrier(patience).await?;
                 Ok((self.now()?, Reply::Token(self.token(role)?.to_string().into())))

@@ -348,6 +348,7 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::Points(PointCall::Diff(PointDiffRequest::default())),
         Call::Backup { keys: false },
         Call::Backup { keys: true },
+        Call::Dates { since: 0 },
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),
         Call::HashKv(0),

@@ -11,14 +11,18 @@ pub mod checks;
 mod cluster;
 pub mod disk;
 mod faults;
+mod feed;
 mod join;
 mod judge;
 mod member;
 mod network;
 mod operator;
+mod process;
 mod run;
 mod scheduler;
+mod serve;
 mod surveyor;
+mod tally;
 mod trust;
 mod workload;
 

@@ -50,6 +50,10 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::RecountRollback,
     Bug::DropSegment,
     Bug::DropParts,
+    Bug::QuotaCountsDeletes,
+    Bug::QuotaOnlyAtDoor,
+    Bug::QuotaForgetsSteps,
+    Bug::IgnoreDiskShort,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

@@ -476,6 +476,17 @@ impl Cluster {
         self.hosts[host].hurt = true;
     }
 
+    /// Leaves the log of a machine so many bytes; `u64::MAX` for as many as it wants.
+    pub fn set_room(&mut self, host: HostId, room: u64) {
+        self.hosts[host].room = room;
+        self.hosts[host].disk.set_space(room);
+    }
+
+    /// Below so many free bytes a member's disk is short.
+    pub fn disk_reserve(&self) -> u64 {
+        self.options.log.segment_bytes * 2
+    }
+
     /// Lets a machine without a member join under a new id, at the others' next convenience.
     pub fn join(&mut self, host: HostId) {
         self.scheduler.after(Duration::ZERO, Event::Join(host));

@@ -65,6 +65,8 @@ pub enum Fault {
     WriteError,
     /// A disk is full.
     DiskFull,
+    /// A disk is nearly full.
+    DiskShort,
     /// A bit of the log or its marker flips, for good.
     BitFlip,
     /// The log's files come back as they were a while ago.
@@ -75,7 +77,7 @@ pub enum Fault {
     Transfer,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 26] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -97,6 +99,7 @@ const ALL: [Fault; 25] = [
     Fault::SyncError,
     Fault::WriteError,
     Fault::DiskFull,
+    Fault::DiskShort,
     Fault::BitFlip,
     Fault::OldLog,
     Fault::Remove,
@@ -118,6 +121,8 @@ pub(super) enum Alarm {
     Restart(HostId),
     /// A process is killed.
     Kill(HostId),
+    /// There is room on a disk again.
+    Room(HostId),
     /// People look after the cluster's roots.
     Operator,
     /// It is looked who lets whom in.
@@ -198,8 +203,8 @@ impl Nemesis {
         self.over = true;
         self.mend(cluster);
         for host in 0..cluster.hosts().len() {
+            cluster.set_room(host, u64::MAX);
             let disk = cluster.hosts()[host].disk();
-            disk.set_space(u64::MAX);
             disk.fail_syncs(0);
             disk.fail_writes(0);
         }
@@ -250,6 +255,10 @@ impl Nemesis {
         match alarm {
             Alarm::Restart(host) => {
                 cluster.restart(host, Duration::ZERO);
+                Vec::new()
+            }
+            Alarm::Room(host) => {
+                cluster.set_room(host, u64::MAX);
                 Vec::new()
             }
             _ if self.over => Vec::new(),
@@ -354,7 +363,14 @@ impl Nemesis {
                 self.slow(cluster, fault, host);
                 next = mend;
             }
-            Fault::SyncError | Fault::WriteError | Fault::DiskFull | Fault::BitFlip | Fault::OldLog => {
+            Fault::DiskFull | Fault::DiskShort => {
+                let used = cluster.hosts()[host].disk().used();
+                let spare = if fault == Fault::DiskFull { 0 } else { cluster.disk_reserve() };
+                cluster.set_room(host, used + self.random.random_range(0..=spare));
+                let most = Duration::from_secs(9);
+                next.push((span(&mut self.random, Duration::from_millis(50), most), Alarm::Room(host)));
+            }
+            Fault::SyncError | Fault::WriteError | Fault::BitFlip | Fault::OldLog => {
                 if !self.disk(cluster, fault, host) {
                     return Vec::new();
                 }
@@ -457,10 +473,6 @@ impl Nemesis {
     fn disk(&mut self, cluster: &mut Cluster, fault: Fault, host: HostId) -> bool {
         match fault {
             Fault::WriteError => cluster.hosts()[host].disk().fail_writes(1),
-            Fault::DiskFull => {
-                let disk = cluster.hosts()[host].disk();
-                disk.set_space(disk.used());
-            }
             // The pages of a failed sync look clean and are lost with the power, which goes at once.
             Fault::SyncError => {
                 cluster.hosts()[host].disk().fail_syncs(1);

@@ -118,6 +118,8 @@ pub struct Host {
     pub(super) life: u64,
     pub(super) speed: Speed,
     pub(super) hurt: bool,
+    /// Bytes that the log may take; what else is on the disk leaves it no more.
+    pub(super) room: u64,
     pub(super) member: bool,
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
@@ -149,6 +151,7 @@ impl Host {
             life: 0,
             speed: Speed::default(),
             hurt: false,
+            room: u64::MAX,
             member: false,
             promise: Promise::default(),
             removed: BTreeSet::new(),
@@ -174,6 +177,16 @@ impl Host {
     /// Whether its disk was damaged on purpose and it has not been replaced since.
     pub fn is_hurt(&self) -> bool {
         self.hurt
+    }
+
+    /// Whether something else has filled its disk, or nearly.
+    pub fn is_short(&self) -> bool {
+        self.room != u64::MAX
+    }
+
+    /// Bytes that are free on its disk.
+    pub fn free(&self) -> u64 {
+        self.room.saturating_sub(self.disk.used())
     }
 
     /// Its disk, for faults.
@@ -224,6 +237,7 @@ impl Host {
     /// Puts a joining member on this machine: it waits for its first snapshot.
     pub(super) fn join(&mut self, cluster: ClusterId, id: NodeId, random: ChaCha8Rng, options: log::Options) {
         self.disk = SimDisk::new(random);
+        self.room = u64::MAX;
         self.store = MemoryStore::new();
         self.settle_in(cluster, id, SnapshotMeta::default(), HardState::default(), options);
     }
@@ -296,8 +310,7 @@ impl Host {
     pub(super) fn kill(&mut self, power: bool, random: &mut ChaCha8Rng) -> (Vec<Ticket>, usize) {
         let callers = self.process.take().map(|process| process.callers).unwrap_or_default();
         self.disk = if power { self.disk.crash() } else { self.disk.restart() };
-        // A full disk is a fault of a run; its end makes room.
-        self.disk.set_space(u64::MAX);
+        self.disk.set_space(self.room);
         self.disk.fail_syncs(0);
         self.disk.fail_writes(0);
         let unflushed = self.store.unflushed();

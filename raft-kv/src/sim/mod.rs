@@ -21,6 +21,7 @@ mod process;
 mod run;
 mod scheduler;
 mod serve;
+mod steward;
 mod surveyor;
 mod tally;
 mod trust;

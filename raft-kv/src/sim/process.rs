@@ -97,7 +97,11 @@ impl Cluster {
             }
             Err(why) => {
                 self.trace.line(self.scheduler.now(), || format!("m{host} can't start: {why:?}"));
-                self.lose(host);
+                // A disk that is full or fails holds what it held; one that was damaged does not.
+                let lost = !matches!(&why, Stop::Storage(failed) if !failed.is_damage());
+                if lost {
+                    self.lose(host);
+                }
                 self.happened.push(Happening::Stopped(host, why));
             }
         }

@@ -479,7 +479,8 @@ impl World {
             Stop::Removed => "stopped: it was removed",
         };
         *self.stops.entry(kind).or_default() += 1;
-        let excused = self.cluster.hosts()[host].is_hurt() || self.nemesis.excuses(host);
+        let full = self.cluster.hosts()[host].is_short();
+        let excused = full || self.cluster.hosts()[host].is_hurt() || self.nemesis.excuses(host);
         promises::ended(host, why, excused)?;
         self.workload.stopped(host);
         for (delay, alarm) in self.nemesis.stopped(&mut self.cluster, host, why) {
@@ -518,7 +519,9 @@ impl World {
         for (what, count) in &self.workload.surveyor.counts {
             counts.insert((*what).to_owned(), *count);
         }
-        for (what, count) in self.mattered().into_iter().chain(self.rotated()).chain(self.rolled_back()) {
+        for (what, count) in
+            self.mattered().into_iter().chain(self.rotated()).chain(self.rolled_back()).chain(self.of_space())
+        {
             *counts.entry(what.to_owned()).or_default() += count;
         }
         counts.retain(|_, count| *count > 0);

@@ -23,6 +23,20 @@ impl World {
         ]
     }
 
+    /// What was done and refused for want of room.
+    pub(super) fn of_space(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.judge.space.counts;
+        vec![
+            ("quotas set", counts.quotas),
+            ("quotas set below what there was", counts.below),
+            ("refused by the quota", counts.over),
+            ("refused while a disk was short", counts.short),
+            ("changes done above the quota", counts.shrunk),
+            ("alarms raised for a disk", counts.raised),
+            ("alarms ended for a disk", counts.ended),
+        ]
+    }
+
     /// What happened to rollback points.
     pub(super) fn rolled_back(&self) -> Vec<(&'static str, u64)> {
         let (cluster, all) = (self.cluster.counts(), &self.judge.points.rolled);

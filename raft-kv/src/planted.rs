@@ -208,6 +208,8 @@ pub enum Bug {
     RestoreKeepsRevision,
     /// A restored cluster lets in members of the one that was backed up.
     AdmitPredecessorManager,
+    /// What was received takes the place of the state though it is damaged as its sender's files are.
+    InstallDamaged,
 }
 
 #[cfg(feature = "sim")]

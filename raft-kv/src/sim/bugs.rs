@@ -54,6 +54,9 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::QuotaOnlyAtDoor,
     Bug::QuotaForgetsSteps,
     Bug::IgnoreDiskShort,
+    Bug::SkipBlockChecksums,
+    Bug::ServeDamaged,
+    Bug::InstallDamaged,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

@@ -14,10 +14,11 @@ use rand_chacha::ChaCha8Rng;
 use super::disk::DiskImage;
 use super::member::{Host, Speed, Stop};
 use super::network::{Network, NetworkOptions};
+use super::rot::SimStore;
 use super::scheduler::{Scheduler, Trace, stream};
 use super::trust::{Believed, Leaf, Papers, Trusts, authority};
 use crate::error::{Error, Refusal, StorageFailed};
-use crate::machine::{self, Genesis, LeaseChange, MemoryStore, Read, Store};
+use crate::machine::{self, Genesis, LeaseChange, Read, Store};
 use crate::node::ask::{Ask, Ticket, Told, What};
 use crate::node::replica::{Bounds, Input};
 use crate::raft::{Leadership, PeerMessage};
@@ -123,6 +124,8 @@ pub enum Happening {
     },
     /// A member has done a part of an entry that takes several batches.
     Half(HostId),
+    /// Damage was found in a member's state: it ends soon.
+    Condemned(HostId),
     /// A caller was answered.
     Answer(HostId, Ticket, Result<Told, Error>),
     /// A watcher was handed something.
@@ -142,7 +145,7 @@ pub(super) enum Event {
     Flushed(HostId, u64, Box<SnapshotMeta>),
     Watch(WatchKey),
     Frame { from: NodeId, to: NodeId, bytes: Bytes },
-    Snapshot { from: NodeId, to: NodeId, message: Box<PeerMessage>, store: MemoryStore },
+    Snapshot { from: NodeId, to: NodeId, message: Box<PeerMessage>, store: SimStore },
     SnapshotSent { from: NodeId, to: NodeId, ok: bool },
     Unreachable { at: NodeId, peer: NodeId },
     Join(HostId),
@@ -150,6 +153,8 @@ pub(super) enum Event {
     Keep(HostId, u64),
     Leaf(HostId, u64, Leaf),
     Recheck(HostId, u64),
+    Scrub(HostId, u64),
+    Guard(HostId, u64),
     Timer(u64),
 }
 
@@ -161,6 +166,7 @@ pub(super) struct Chances {
     pub(super) transfers: ChaCha8Rng,
     pub(super) joins: ChaCha8Rng,
     pub(super) trust: ChaCha8Rng,
+    pub(super) rot: ChaCha8Rng,
 }
 
 /// What happened to snapshots, joins and states.
@@ -200,6 +206,12 @@ pub struct ClusterCounts {
     pub issued: u64,
     /// Members readmitted after they had been shut out.
     pub readmitted: u64,
+    /// Processes that ended because their state was found damaged.
+    pub condemned: u64,
+    /// Starts that damage ended.
+    pub damaged_starts: u64,
+    /// Snapshots that were not taken because they were damaged.
+    pub damaged_snapshots: u64,
 }
 
 /// A cluster in one thread from one seed. Nothing moves but by [`step`](Self::step).
@@ -241,6 +253,7 @@ impl Cluster {
             transfers: stream(seed, "transfers"),
             joins: stream(seed, "joins"),
             trust: stream(seed, "trust"),
+            rot: stream(seed, "rot"),
         };
         let id = ClusterId(chances.ids.next_u64() | 1);
         let network = Network::new(stream(seed, "network"), options.network);
@@ -350,6 +363,7 @@ impl Cluster {
     pub fn step(&mut self, happened: &mut Vec<Happening>) {
         if let Some(event) = self.scheduler.take() {
             self.handle(event);
+            self.guard();
         }
         happened.append(&mut self.happened);
     }
@@ -395,7 +409,7 @@ impl Cluster {
         host: HostId,
         read: impl FnOnce(&dyn Read) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.hosts[host].store.view(|view| {
+        self.hosts[host].served().view(|view| {
             let holds =
                 machine::read::holds_state(view).map_err(|failed| Error::Stopped(failed.to_string()))?;
             if holds { read(view) } else { Err(Error::NotDone(crate::error::NotDone::NoState)) }
@@ -474,6 +488,14 @@ impl Cluster {
     /// Says that the disk of a machine was damaged on purpose: it may fail from now on.
     pub fn hurt(&mut self, host: HostId) {
         self.hosts[host].hurt = true;
+    }
+
+    /// Damages a block of a machine's state, or loses a file of it; says whether there was anything.
+    pub fn rot(&mut self, host: HostId, file: bool) -> bool {
+        let Host { rot, store, .. } = &self.hosts[host];
+        let struck = rot.strike(store, file, &mut self.chances.rot);
+        self.hosts[host].hurt |= struck;
+        struck
     }
 
     /// Leaves the log of a machine so many bytes; `u64::MAX` for as many as it wants.

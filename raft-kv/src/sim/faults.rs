@@ -69,6 +69,10 @@ pub enum Fault {
     DiskShort,
     /// A bit of the log or its marker flips, for good.
     BitFlip,
+    /// A block of the state rots.
+    Rot,
+    /// A file of the state is lost.
+    LostTable,
     /// The log's files come back as they were a while ago.
     OldLog,
     /// A member is removed; its machine joins again.
@@ -77,7 +81,7 @@ pub enum Fault {
     Transfer,
 }
 
-const ALL: [Fault; 26] = [
+const ALL: [Fault; 28] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -101,6 +105,8 @@ const ALL: [Fault; 26] = [
     Fault::DiskFull,
     Fault::DiskShort,
     Fault::BitFlip,
+    Fault::Rot,
+    Fault::LostTable,
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
@@ -147,6 +153,8 @@ pub(super) struct Nemesis {
     /// Until when a process stays down once it ends.
     held: BTreeMap<HostId, Duration>,
     pub(super) counts: BTreeMap<Fault, u64>,
+    /// Each fault that was carried out: from when, and until when it went on by itself.
+    pub(super) spans: Vec<(Fault, Duration, Duration)>,
 }
 
 impl Nemesis {
@@ -158,7 +166,7 @@ impl Nemesis {
         for fault in ALL {
             let weight = random.random_range(1..10);
             let fits = match fault {
-                Fault::BitFlip | Fault::OldLog => damage,
+                Fault::BitFlip | Fault::OldLog | Fault::Rot | Fault::LostTable => damage,
                 Fault::Remove => !damage,
                 _ => true,
             };
@@ -180,6 +188,7 @@ impl Nemesis {
             removed_at: Duration::ZERO,
             held: BTreeMap::new(),
             counts: BTreeMap::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -370,6 +379,11 @@ impl Nemesis {
                 let most = Duration::from_secs(9);
                 next.push((span(&mut self.random, Duration::from_millis(50), most), Alarm::Room(host)));
             }
+            Fault::Rot | Fault::LostTable => {
+                if Self::weak(cluster, None) || !cluster.rot(host, fault == Fault::LostTable) {
+                    return Vec::new();
+                }
+            }
             Fault::SyncError | Fault::WriteError | Fault::BitFlip | Fault::OldLog => {
                 if !self.disk(cluster, fault, host) {
                     return Vec::new();
@@ -389,6 +403,8 @@ impl Nemesis {
             Fault::Transfer => self.transfer(cluster, host),
         }
         *self.counts.entry(fault).or_default() += 1;
+        let lasts = next.iter().map(|(delay, _)| *delay).max().unwrap_or_default();
+        self.spans.push((fault, cluster.now(), cluster.now() + lasts));
         next
     }
 

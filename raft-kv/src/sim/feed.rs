@@ -8,9 +8,10 @@ use rand::Rng;
 
 use super::cluster::{COMPARE_EVERY, Cluster, Event, Happening, HostId, WatchKey};
 use super::member::Feed;
+use super::rot::SimStore;
 use super::scheduler::span;
 use crate::error::StorageFailed;
-use crate::machine::{self, Answer, MemoryStore, Read, Store};
+use crate::machine::{self, Answer, Read, Store};
 use crate::node::apply::{Under, Work};
 use crate::node::replica::Input;
 use crate::node::wire::PeerFrame;
@@ -98,7 +99,7 @@ impl Cluster {
                 self.counts.half += 1;
                 self.happened.push(Happening::Half(host));
                 if self.chances.delays.random_bool(0.05) {
-                    self.hosts[host].store.flush()?;
+                    self.hosts[host].served().flush()?;
                 }
                 return Ok(());
             }
@@ -154,7 +155,7 @@ impl Cluster {
         self.input(host, Input::Applied(report));
         // The store flushes by itself too, whenever its memory is full; and compacts.
         if self.chances.delays.random_bool(0.02) {
-            self.hosts[host].store.flush()?;
+            self.hosts[host].served().flush()?;
         }
         if self.chances.delays.random_bool(0.2) {
             self.hosts[host].process.as_mut().expect("it runs").applier.collect()?;
@@ -171,7 +172,8 @@ impl Cluster {
             return Err(StorageFailed::damaged("incoming", why));
         };
         self.counts.half_installs += u64::from(self.is_half(host));
-        self.hosts[host].store.replace(&store);
+        self.hosts[host].store.replace(&store.sound);
+        self.hosts[host].rot.replace(&store.rot);
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let report = process.applier.installed(meta)?;
         let life = process.life;
@@ -197,7 +199,7 @@ impl Cluster {
 
     pub(super) fn checkpoint(&mut self, host: HostId) {
         self.counts.half_checkpoints += u64::from(self.is_half(host));
-        let store = self.hosts[host].store.snapshot();
+        let store = self.hosts[host].served().snapshot();
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let meta = process.applier.applied();
         process.checkpoint = Some((meta.clone(), store));
@@ -207,7 +209,10 @@ impl Cluster {
     pub(super) fn flush(&mut self, host: HostId) {
         let process = self.hosts[host].process.as_mut().expect("it runs");
         let (life, meta) = (process.life, process.applier.applied());
-        self.hosts[host].store.flush().expect("memory does not fail");
+        if self.hosts[host].served().flush().is_err() {
+            // Its state is condemned: it ends soon.
+            return;
+        }
         let delay = span(&mut self.chances.delays, Duration::from_millis(1), Duration::from_millis(100));
         self.scheduler.after(delay, Event::Flushed(host, life, Box::new(meta)));
     }
@@ -235,7 +240,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn snapshot(&mut self, from: NodeId, to: NodeId, message: PeerMessage, store: MemoryStore) {
+    pub(super) fn snapshot(&mut self, from: NodeId, to: NodeId, message: PeerMessage, store: SimStore) {
         let cut = self.network.is_cut(from, to) || self.network.is_cut(to, from);
         let cut = cut || !self.connected(from, to);
         let taker = self.running(to).filter(|host| !cut && !self.hosts[*host].removed.contains(&from));
@@ -243,6 +248,10 @@ impl Cluster {
             process.incoming.whole.is_some() || process.incoming.accepted.is_some()
         };
         let taker = taker.filter(|host| self.hosts[*host].process.as_ref().is_some_and(|it| !busy(it)));
+        // It reads all of what it was sent before that may take the place of its state.
+        let damaged = store.rot.is_there(&store.sound) && !crate::planted!(InstallDamaged);
+        self.counts.damaged_snapshots += u64::from(taker.is_some() && damaged);
+        let taker = taker.filter(|_| !damaged);
         let ok = taker.is_some();
         self.counts.snapshots_lost += u64::from(!ok);
         if let Some(host) = taker {

@@ -68,7 +68,10 @@ impl Judge {
                 self.halves += 1;
                 if self.halves.is_multiple_of(8) { self.checksum(cluster, *host) } else { Ok(()) }
             }
-            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
+            Happening::Condemned(_)
+            | Happening::Answer(..)
+            | Happening::Watched(..)
+            | Happening::Timer(_) => Ok(()),
         }
     }
 

@@ -12,6 +12,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::disk::SimDisk;
+use super::rot::{Rot, SimStore};
 use super::trust::Papers;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
@@ -68,8 +69,8 @@ pub(super) enum Feed {
 /// A snapshot that arrives: at most one at a time.
 #[derive(Default)]
 pub(super) struct Incoming {
-    pub(super) whole: Option<(SnapshotMeta, MemoryStore)>,
-    pub(super) accepted: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) whole: Option<(SnapshotMeta, SimStore)>,
+    pub(super) accepted: Option<(SnapshotMeta, SimStore)>,
 }
 
 /// One run of the product's process.
@@ -78,7 +79,7 @@ pub(super) struct Process {
     pub(super) born: Duration,
     pub(super) replica: Replica<Log<SimDisk>>,
     pub(super) writer: LogWriter<SimDisk>,
-    pub(super) applier: Applier<MemoryStore>,
+    pub(super) applier: Applier<SimStore>,
     pub(super) hub: Hub,
     pub(super) inputs: Vec<Input<Durable>>,
     pub(super) frames: Vec<(NodeId, PeerFrame)>,
@@ -91,7 +92,7 @@ pub(super) struct Process {
     pub(super) feeding: bool,
     /// Entries of which some batches are written and others are to follow.
     pub(super) under: Option<Under>,
-    pub(super) checkpoint: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) checkpoint: Option<(SnapshotMeta, SimStore)>,
     pub(super) incoming: Incoming,
     pub(super) callers: BTreeSet<Ticket>,
     pub(super) paused_until: Duration,
@@ -114,6 +115,10 @@ pub struct Host {
     pub(super) id: NodeId,
     pub(super) disk: SimDisk,
     pub(super) store: MemoryStore,
+    /// What of its store is damaged.
+    pub(super) rot: Rot,
+    /// Damage that was found while a process ran: the next one does not trust what is here.
+    pub(super) noted: Option<StorageFailed>,
     pub(super) process: Option<Process>,
     pub(super) life: u64,
     pub(super) speed: Speed,
@@ -147,6 +152,8 @@ impl Host {
             id: NodeId(0),
             disk: SimDisk::new(random),
             store: MemoryStore::new(),
+            rot: Rot::default(),
+            noted: None,
             process: None,
             life: 0,
             speed: Speed::default(),
@@ -194,7 +201,22 @@ impl Host {
         &self.disk
     }
 
-    /// Its state.
+    /// Its state as its process sees it.
+    pub(super) fn served(&self) -> SimStore {
+        SimStore { sound: self.store.clone(), rot: self.rot.clone() }
+    }
+
+    /// Whether damage was found in its state, so that nothing of it may be served any more.
+    pub fn is_condemned(&self) -> bool {
+        self.rot.failure().is_some()
+    }
+
+    /// Whether its state is damaged.
+    pub fn is_rotten(&self) -> bool {
+        self.rot.is_there(&self.store)
+    }
+
+    /// Its state as it was written, for those who judge.
     pub fn store(&self) -> &MemoryStore {
         &self.store
     }
@@ -239,6 +261,7 @@ impl Host {
         self.disk = SimDisk::new(random);
         self.room = u64::MAX;
         self.store = MemoryStore::new();
+        (self.rot, self.noted) = (Rot::default(), None);
         self.settle_in(cluster, id, SnapshotMeta::default(), HardState::default(), options);
     }
 
@@ -262,7 +285,10 @@ impl Host {
 
     /// Opens what is on the disk, as the product's start does.
     pub(super) fn start(&mut self, start: &Start) -> Result<(), Stop> {
-        let state = Machine::open(self.store.clone()).map_err(Stop::Storage)?;
+        if let Some(damage) = self.noted.clone() {
+            return Err(Stop::Storage(damage));
+        }
+        let state = Machine::open(self.served()).map_err(Stop::Storage)?;
         let applied = state.map(|machine| machine.applied());
         let identity = log::Identity { cluster: start.cluster, node: self.id };
         let opened = Log::open(self.disk.clone(), start.log, identity, applied).map_err(Stop::Storage)?;
@@ -270,7 +296,7 @@ impl Host {
             Opened::Ready { log, writer, .. } => (log, writer),
             Opened::Behind { .. } => return Err(Stop::Behind),
         };
-        let applier = Applier::open(self.store.clone(), self.id, start.boot).map_err(Stop::Storage)?;
+        let applier = Applier::open(self.served(), self.id, start.boot).map_err(Stop::Storage)?;
         let applier = applier.with_steps(start.step_keys);
         let report = applier.start().map_err(Stop::Storage)?;
         let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
@@ -313,6 +339,7 @@ impl Host {
         self.disk.set_space(self.room);
         self.disk.fail_syncs(0);
         self.disk.fail_writes(0);
+        self.rot.restart();
         let unflushed = self.store.unflushed();
         let keep = random.random_range(0..=unflushed);
         self.store.crash(keep);

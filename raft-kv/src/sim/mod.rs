@@ -18,6 +18,7 @@ mod member;
 mod network;
 mod operator;
 mod process;
+mod rot;
 mod run;
 mod scheduler;
 mod serve;

@@ -22,6 +22,10 @@ use crate::types::NodeId;
 
 /// A member without a leader for this long asks whether it still is a member.
 const LEADERLESS: Duration = Duration::from_secs(3);
+/// The longest pause between two rounds of the scrub.
+const SCRUB: Duration = Duration::from_secs(8);
+/// The longest until a process ends whose state was found damaged.
+const GUARD: Duration = Duration::from_millis(250);
 
 impl Cluster {
     pub(super) fn handle(&mut self, event: Event) {
@@ -62,6 +66,16 @@ impl Cluster {
             Event::Keep(host, _) => self.keep(host),
             Event::Leaf(host, _, leaf) => self.take_leaf(host, leaf),
             Event::Recheck(host, _) => self.recheck(host),
+            Event::Scrub(host, life) => {
+                // What it finds condemns the state.
+                let _ = self.hosts[host].served().scrub();
+                self.scrub_later(host, life);
+            }
+            Event::Guard(host, _) => {
+                if let Some(failed) = self.hosts[host].rot.failure() {
+                    self.failed(host, failed);
+                }
+            }
             Event::Timer(token) => self.happened.push(Happening::Timer(token)),
         }
     }
@@ -94,8 +108,12 @@ impl Cluster {
                 self.scheduler.after(tick(&self.hosts[host].speed), Event::Tick(host, life));
                 self.happened.push(Happening::Started(host));
                 self.look_soon(host);
+                self.scrub_later(host, life);
             }
             Err(why) => {
+                self.hosts[host].rot.restart();
+                let damaged = matches!(&why, Stop::Storage(failed) if failed.is_damage());
+                self.counts.damaged_starts += u64::from(damaged);
                 self.trace.line(self.scheduler.now(), || format!("m{host} can't start: {why:?}"));
                 // A disk that is full or fails holds what it held; one that was damaged does not.
                 let lost = !matches!(&why, Stop::Storage(failed) if !failed.is_damage());
@@ -103,6 +121,29 @@ impl Cluster {
                     self.lose(host);
                 }
                 self.happened.push(Happening::Stopped(host, why));
+            }
+        }
+    }
+
+    fn scrub_later(&mut self, host: HostId, life: u64) {
+        let delay = span(&mut self.chances.rot, Duration::from_millis(500), SCRUB);
+        self.scheduler.after(delay, Event::Scrub(host, life));
+    }
+
+    /// Whose state was found damaged ends soon; until then nothing is served.
+    pub(super) fn guard(&mut self) {
+        for host in 0..self.hosts.len() {
+            let member = &mut self.hosts[host];
+            if member.noted.is_some() || !member.hurt || member.process.is_none() {
+                continue;
+            }
+            if let Some(damage) = member.rot.failure() {
+                member.noted = Some(damage);
+                let life = member.life;
+                self.counts.condemned += 1;
+                self.happened.push(Happening::Condemned(host));
+                let delay = span(&mut self.chances.rot, Duration::from_micros(10), GUARD);
+                self.scheduler.after(delay, Event::Guard(host, life));
             }
         }
     }
@@ -129,6 +170,8 @@ impl Cluster {
 
     pub(super) fn failed(&mut self, host: HostId, failed: StorageFailed) {
         let off = self.hosts[host].disk.is_off();
+        self.hosts[host].noted =
+            self.hosts[host].noted.take().or(Some(failed.clone()).filter(|it| it.is_damage() && !off));
         self.end(host, off, if off { Stop::Crashed } else { Stop::Storage(failed) });
     }
 
@@ -371,6 +414,8 @@ fn place_of(event: &Event) -> Option<(HostId, u64)> {
         | Event::Keep(host, life)
         | Event::Leaf(host, life, _)
         | Event::Recheck(host, life)
+        | Event::Scrub(host, life)
+        | Event::Guard(host, life)
         | Event::Flushed(host, life, _) => Some((*host, *life)),
         Event::Watch(key) => Some((key.host, key.life)),
         _ => None,

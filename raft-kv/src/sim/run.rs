@@ -329,6 +329,11 @@ impl World {
         self.workload.be_quiet();
         self.run_until(healed + QUIET, |_| false)?;
         self.run_until(healed + QUIET + Duration::from_secs(20), |world| world.has_converged())?;
+        let rotten = self.cluster.hosts().iter().position(|host| host.is_rotten());
+        if let Some(host) = rotten {
+            let detail = format!("m{host} has run on with a damaged state");
+            return Err(Violation::new("damage is found", detail));
+        }
         self.judge.at_end(&self.cluster)?;
         let (head, slowest) = (self.judge.changes.head(), self.workload.slowest_watcher());
         if slowest < head {
@@ -434,6 +439,7 @@ impl World {
                 }
                 Ok(())
             }
+            Happening::Condemned(host) => self.workload.look_at_damage(&self.cluster, host),
             Happening::Trusted(host) => {
                 if let Some((delay, alarm)) = self.operator.step(&self.cluster, host) {
                     self.alarm(delay, alarm);
@@ -509,6 +515,9 @@ impl World {
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
         for (fault, count) in &self.nemesis.counts {
             counts.insert(format!("fault: {fault:?}"), *count);
+        }
+        for (fault, count) in self.faults_that_mattered() {
+            counts.insert(format!("mattered: {fault:?}"), count);
         }
         for (stop, count) in &self.stops {
             counts.insert((*stop).to_owned(), *count);

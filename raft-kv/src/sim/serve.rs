@@ -32,7 +32,7 @@ impl Cluster {
                 let read = |view: &dyn Read| {
                     machine::read::history_in_parts(view, (from, part), to, WATCH_BATCH_BYTES)
                 };
-                let history = match self.hosts[host].store.view(read) {
+                let history = match self.hosts[host].served().view(read) {
                     Ok(history) => history,
                     Err(failed) => return self.failed(host, failed),
                 };

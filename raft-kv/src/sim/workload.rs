@@ -525,6 +525,7 @@ impl Workload {
     }
 
     fn read(&mut self, cluster: &Cluster, host: HostId, place: usize) -> Verdict {
+        let condemned = cluster.hosts()[host].is_condemned();
         let outcome = match self.history[place].asked.clone() {
             Asked::Range(request) => self.read_range(cluster, host, &request)?,
             Asked::Points => self.read_points(cluster, host),
@@ -532,6 +533,10 @@ impl Workload {
             Asked::Command(_) | Asked::KeepAlive(_) => unreachable!("it reads"),
         };
         self.settle(cluster, place, outcome);
+        if condemned && self.history[place].is_ok() {
+            let detail = format!("m{host} knows of damage, and answers {:?}", self.history[place]);
+            return violation("damage is never served", detail);
+        }
         Ok(())
     }
 
@@ -663,6 +668,17 @@ impl Workload {
             Ok(changes) if changes.is_empty() => Ok(()),
             other => violation("a rollback is whole", format!("m{host} at {revision} tells {other:?}")),
         }
+    }
+
+    /// Somebody reads at a member that has found its state damaged.
+    pub(super) fn look_at_damage(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        for key in 0..KEYS {
+            let range = KeyRange::key(format!("k{key}"));
+            let request = RangeRequest { range, serializable: true, ..RangeRequest::default() };
+            let place = self.begin(cluster, Asked::Range(request));
+            self.read(cluster, host, place)?;
+        }
+        Ok(())
     }
 
     fn note(&mut self, key: &Bytes, kv: Option<&KeyValue>) {

@@ -57,6 +57,10 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::SkipBlockChecksums,
     Bug::ServeDamaged,
     Bug::InstallDamaged,
+    Bug::RestoreForgetsRevocations,
+    Bug::RestoreKeepsRevision,
+    Bug::RecoverKeepsOldMembers,
+    Bug::RecoverReusesRevisions,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

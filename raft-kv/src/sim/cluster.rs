@@ -11,8 +11,9 @@ use bytes::Bytes;
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
 
+use super::afterlife::First;
 use super::disk::DiskImage;
-use super::member::{Host, Speed, Stop};
+use super::member::{Gone, Host, Speed, Stop};
 use super::network::{Network, NetworkOptions};
 use super::rot::SimStore;
 use super::scheduler::{Scheduler, Trace, stream};
@@ -246,6 +247,13 @@ pub struct Cluster {
 impl Cluster {
     /// A cluster of one that the other machines begin to join at once.
     pub fn new(seed: u64, options: ClusterOptions) -> Self {
+        let mut cluster = Self::empty(seed, options);
+        cluster.found();
+        cluster
+    }
+
+    /// Machines with nobody on them.
+    fn empty(seed: u64, options: ClusterOptions) -> Self {
         let mut chances = Chances {
             delays: stream(seed, "delays"),
             ids: stream(seed, "ids"),
@@ -260,7 +268,7 @@ impl Cluster {
         let hosts = (0..options.hosts)
             .map(|host| Host::new(format!("m{host}"), stream(seed, &format!("disk {host}"))))
             .collect();
-        let mut cluster = Self {
+        Self {
             seed,
             trace: Trace::new(options.text),
             id,
@@ -275,9 +283,46 @@ impl Cluster {
             happened: Vec::new(),
             counts: ClusterCounts::default(),
             options,
-        };
-        cluster.found();
+        }
+    }
+
+    /// A cluster that follows on another one, from that time on; all machines but the first are empty.
+    pub(super) fn reborn(seed: u64, options: ClusterOptions, first: First, now: Duration) -> Self {
+        let mut cluster = Self::empty(seed, options);
+        cluster.id = first.cluster;
+        cluster.scheduler.advance_to(now);
+        cluster.hosts[0].go_on(&first, cluster.options.log);
+        cluster.place.insert(first.record.id, 0);
+        cluster.settle();
         cluster
+    }
+
+    /// A machine of before is back, in the place of one on which nobody runs yet.
+    pub(super) fn come_back(&mut self, host: HostId, gone: Gone) {
+        if self.hosts[host].runs() {
+            self.end(host, true, Stop::Crashed);
+        }
+        self.place.insert(gone.id, host);
+        self.hosts[host].come_back(gone);
+        for other in 0..self.hosts.len() {
+            self.note_removed(other);
+        }
+        self.restart(host, Duration::ZERO);
+    }
+
+    /// All ids that members have had.
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.place.keys().copied()
+    }
+
+    /// The cluster's id.
+    pub(super) fn id(&self) -> ClusterId {
+        self.id
+    }
+
+    /// How it was set up.
+    pub(super) fn options(&self) -> &ClusterOptions {
+        &self.options
     }
 
     fn found(&mut self) {
@@ -295,6 +340,11 @@ impl Cluster {
         self.hosts[0].create(&genesis, self.options.log);
         self.hosts[0].papers = Some(Papers { leaf, believed: Believed::of(&trusted, 0) });
         self.place.insert(member.id, 0);
+        self.settle();
+    }
+
+    /// The first machine starts, the others ask to join.
+    fn settle(&mut self) {
         self.scheduler.after(Duration::ZERO, Event::Start(0, 0));
         for host in 1..self.hosts.len() {
             self.scheduler.after(Duration::from_millis(500), Event::Join(host));

@@ -129,6 +129,10 @@ pub(super) enum Alarm {
     Kill(HostId),
     /// There is room on a disk again.
     Room(HostId),
+    /// A backup is made.
+    Backup,
+    /// It is noted what all machines would be left with if they ended now.
+    Lose,
     /// People look after the cluster's roots.
     Operator,
     /// It is looked who lets whom in.
@@ -271,7 +275,7 @@ impl Nemesis {
                 Vec::new()
             }
             _ if self.over => Vec::new(),
-            Alarm::Operator | Alarm::Probe => Vec::new(),
+            Alarm::Operator | Alarm::Probe | Alarm::Backup | Alarm::Lose => Vec::new(),
             Alarm::Kill(host) => {
                 let power = self.random.random_bool(0.5);
                 cluster.crash(host, power);
@@ -380,6 +384,8 @@ impl Nemesis {
                 next.push((span(&mut self.random, Duration::from_millis(50), most), Alarm::Room(host)));
             }
             Fault::Rot | Fault::LostTable => {
+                // What a leader has goes to others.
+                let host = if self.random.random_bool(0.5) { leader } else { host };
                 if Self::weak(cluster, None) || !cluster.rot(host, fault == Fault::LostTable) {
                     return Vec::new();
                 }

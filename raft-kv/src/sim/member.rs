@@ -8,11 +8,13 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::afterlife::First;
 use super::disk::SimDisk;
 use super::rot::{Rot, SimStore};
+use super::scheduler::stream;
 use super::trust::Papers;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
@@ -129,6 +131,15 @@ pub struct Host {
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
     /// Its certificate and what it believes: files of their own, which a crash leaves as they are.
+    pub(super) papers: Option<Papers>,
+}
+
+/// A machine that ended for good, with what was on it then.
+pub(super) struct Gone {
+    pub(super) id: NodeId,
+    pub(super) member: bool,
+    pub(super) disk: SimDisk,
+    pub(super) store: MemoryStore,
     pub(super) papers: Option<Papers>,
 }
 
@@ -281,6 +292,36 @@ impl Host {
         self.hurt = false;
         self.promise = Promise::default();
         self.removed = BTreeSet::new();
+    }
+
+    /// What would be left of this machine if its process ended now; it goes on.
+    pub(super) fn gone(&self, random: &mut ChaCha8Rng) -> Gone {
+        let keep = random.random_range(0..=self.store.unflushed());
+        let mut own = ChaCha8Rng::from_seed(random.random());
+        own.set_stream(1);
+        Gone {
+            id: self.id,
+            member: self.member && !self.hurt,
+            disk: SimDisk::new(own).restore(&self.disk.image()),
+            store: self.store.after_crash(keep),
+            papers: self.papers.clone(),
+        }
+    }
+
+    /// Puts the first member of what follows on another cluster on this machine.
+    pub(super) fn go_on(&mut self, first: &First, options: log::Options) {
+        self.store = first.store.clone();
+        self.papers = Some(first.papers.clone());
+        self.settle_in(first.cluster, first.record.id, first.boundary.clone(), first.hard(), options);
+    }
+
+    /// A machine is back with what was on it, one step behind of all that happened since.
+    pub(super) fn come_back(&mut self, gone: Gone) {
+        let Gone { id, member, disk, store, papers } = gone;
+        let name = std::mem::take(&mut self.name);
+        let life = self.life + 1;
+        *self =
+            Self { name, id, member, disk, store, papers, life, ..Self::new(String::new(), stream(0, "")) };
     }
 
     /// Opens what is on the disk, as the product's start does.

@@ -6,6 +6,7 @@
 //! [`run`] adds clients, faults and checks, and is what `cargo xtask sim` calls.
 //! `docs/simulation.md` says what is modelled and what is checked.
 
+mod afterlife;
 mod bugs;
 pub mod checks;
 mod cluster;

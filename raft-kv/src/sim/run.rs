@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::afterlife::Legacy;
 use super::checks::history::{Operation, Outcome};
 use super::checks::{Verdict, Violation, promises, witness};
 use super::cluster::{Cluster, ClusterOptions, Happening, HostId};
@@ -147,6 +148,7 @@ pub(super) struct World {
     pub(super) nemesis: Nemesis,
     pub(super) operator: Operator,
     pub(super) judge: Judge,
+    pub(super) legacy: Legacy,
     bells: Vec<Bell>,
     alarms: BTreeMap<u64, Alarm>,
     next_alarm: u64,
@@ -220,6 +222,7 @@ impl World {
             nemesis: Nemesis::new(seed, calm, options.intensity),
             operator: Operator::new(seed, options.rotate),
             judge: Judge::default(),
+            legacy: Legacy::new(seed),
             bells,
             alarms: BTreeMap::new(),
             next_alarm: FIRST_ALARM,
@@ -239,9 +242,13 @@ impl World {
         self.nemesis.ends_at(ends);
         self.alarm(Duration::ZERO, Alarm::Next);
         self.alarm(Duration::ZERO, Alarm::Operator);
+        let (backup, loss) = self.legacy.draw(self.options.faults);
+        backup.into_iter().for_each(|delay| self.alarm(delay, Alarm::Backup));
+        loss.into_iter().for_each(|delay| self.alarm(delay, Alarm::Lose));
         self.run_until(ends, |_| false)?;
         self.heal()?;
-        self.finish()
+        self.finish()?;
+        self.legacy.go_on(self.seed, &self.cluster, &self.judge.changes)
     }
 
     fn form(&mut self) -> Verdict {
@@ -462,6 +469,16 @@ impl World {
                     self.operator.look(&mut self.cluster, &mut self.nemesis);
                     return Ok(());
                 }
+                Alarm::Backup | Alarm::Lose => {
+                    let done = match alarm {
+                        Alarm::Backup => self.legacy.back_up(&self.cluster),
+                        _ => self.legacy.lose(&self.cluster),
+                    };
+                    if !done {
+                        self.alarm(Duration::from_millis(200), alarm);
+                    }
+                    return Ok(());
+                }
                 _ => {}
             }
             for (delay, alarm) in self.nemesis.ring(&mut self.cluster, alarm) {
@@ -521,6 +538,9 @@ impl World {
         }
         for (stop, count) in &self.stops {
             counts.insert((*stop).to_owned(), *count);
+        }
+        for (what, count) in &self.legacy.counts {
+            counts.insert((*what).to_owned(), *count);
         }
         for (what, count) in &self.operator.counts {
             counts.insert((*what).to_owned(), *count);

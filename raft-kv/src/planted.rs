@@ -218,6 +218,8 @@ pub enum Bug {
     ArchiveRenamesEarly,
     /// What an archive no longer needs is counted from its newest full backup.
     ArchiveForgetsChain,
+    /// What was received takes the place of the state though it is damaged as its sender's files are.
+    InstallDamaged,
 }
 
 #[cfg(feature = "sim")]

@@ -152,11 +152,8 @@ async fn keys_can_be_followed_at_a_member_that_has_just_joined() {
     let endpoints = vec![first.addr().to_owned()];
     let second = Node::join(config(dir.path(), "manager-bravo"), &token, &endpoints).await.unwrap();
     // Its state is still on its way: that is waited for.
-    let request = WatchRequest {
-        range: KeyRange::key("k"),
-        start_revision: header.revision,
-        ..Default::default()
-    };
+    let request =
+        WatchRequest { range: KeyRange::key("k"), start_revision: header.revision, ..Default::default() };
     let mut watch = second.handle().with_patience(Duration::from_secs(30)).watch(request).await.unwrap();
     let batch = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("it comes").unwrap();
     assert!(matches!(batch, Some(WatchBatch::Changes(changes)) if changes[0].events[0].kv.value == "v"));

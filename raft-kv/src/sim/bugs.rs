@@ -52,6 +52,17 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::DropParts,
     Bug::IgnoreRun,
     Bug::IgnorePromised,
+    Bug::QuotaCountsDeletes,
+    Bug::QuotaOnlyAtDoor,
+    Bug::QuotaForgetsSteps,
+    Bug::IgnoreDiskShort,
+    Bug::SkipBlockChecksums,
+    Bug::ServeDamaged,
+    Bug::InstallDamaged,
+    Bug::RestoreForgetsRevocations,
+    Bug::RestoreKeepsRevision,
+    Bug::RecoverKeepsOldMembers,
+    Bug::RecoverReusesRevisions,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

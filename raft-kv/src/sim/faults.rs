@@ -66,8 +66,14 @@ pub enum Fault {
     WriteError,
     /// A disk is full.
     DiskFull,
+    /// A disk is nearly full.
+    DiskShort,
     /// A bit of the log or its marker flips, for good.
     BitFlip,
+    /// A block of the state rots.
+    Rot,
+    /// A file of the state is lost.
+    LostTable,
     /// The log's files come back as they were a while ago.
     OldLog,
     /// The whole disk, state and all, comes back as it was a while ago.
@@ -78,7 +84,7 @@ pub enum Fault {
     Transfer,
 }
 
-const ALL: [Fault; 26] = [
+const ALL: [Fault; 29] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -100,7 +106,10 @@ const ALL: [Fault; 26] = [
     Fault::SyncError,
     Fault::WriteError,
     Fault::DiskFull,
+    Fault::DiskShort,
     Fault::BitFlip,
+    Fault::Rot,
+    Fault::LostTable,
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
@@ -128,6 +137,12 @@ pub(super) enum Alarm {
     Restart(HostId),
     /// A process is killed.
     Kill(HostId),
+    /// There is room on a disk again.
+    Room(HostId),
+    /// A backup is made.
+    Backup,
+    /// It is noted what all machines would be left with if they ended now.
+    Lose,
     /// People look after the cluster's roots.
     Operator,
     /// It is looked who lets whom in.
@@ -155,6 +170,8 @@ pub(super) struct Nemesis {
     /// Until when a process stays down once it ends.
     held: BTreeMap<HostId, Duration>,
     pub(super) counts: BTreeMap<Fault, u64>,
+    /// Each fault that was carried out: from when, and until when it went on by itself.
+    pub(super) spans: Vec<(Fault, Duration, Duration)>,
 }
 
 impl Nemesis {
@@ -166,7 +183,7 @@ impl Nemesis {
         for fault in ALL {
             let weight = random.random_range(1..10);
             let fits = match fault {
-                Fault::BitFlip | Fault::OldLog | Fault::OldImage => damage,
+                Fault::BitFlip | Fault::OldLog | Fault::Rot | Fault::LostTable | Fault::OldImage => damage,
                 Fault::Remove => !damage,
                 _ => true,
             };
@@ -190,6 +207,7 @@ impl Nemesis {
             removed_at: Duration::ZERO,
             held: BTreeMap::new(),
             counts: BTreeMap::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -213,8 +231,8 @@ impl Nemesis {
         self.over = true;
         self.mend(cluster);
         for host in 0..cluster.hosts().len() {
+            cluster.set_room(host, u64::MAX);
             let disk = cluster.hosts()[host].disk();
-            disk.set_space(u64::MAX);
             disk.fail_syncs(0);
             disk.fail_writes(0);
         }
@@ -267,8 +285,12 @@ impl Nemesis {
                 cluster.restart(host, Duration::ZERO);
                 Vec::new()
             }
+            Alarm::Room(host) => {
+                cluster.set_room(host, u64::MAX);
+                Vec::new()
+            }
             _ if self.over => Vec::new(),
-            Alarm::Operator | Alarm::Probe => Vec::new(),
+            Alarm::Operator | Alarm::Probe | Alarm::Backup | Alarm::Lose => Vec::new(),
             later if cluster.now() < self.quiet => vec![(self.quiet - cluster.now(), later)],
             Alarm::OldImage(host) => {
                 self.put_back(cluster, host);
@@ -386,7 +408,21 @@ impl Nemesis {
                 self.slow(cluster, fault, host);
                 next = mend;
             }
-            Fault::SyncError | Fault::WriteError | Fault::DiskFull | Fault::BitFlip | Fault::OldLog => {
+            Fault::DiskFull | Fault::DiskShort => {
+                let used = cluster.hosts()[host].disk().used();
+                let spare = if fault == Fault::DiskFull { 0 } else { cluster.disk_reserve() };
+                cluster.set_room(host, used + self.random.random_range(0..=spare));
+                let most = Duration::from_secs(9);
+                next.push((span(&mut self.random, Duration::from_millis(50), most), Alarm::Room(host)));
+            }
+            Fault::Rot | Fault::LostTable => {
+                // What a leader has goes to others.
+                let host = if self.random.random_bool(0.5) { leader } else { host };
+                if Self::weak(cluster, None) || !cluster.rot(host, fault == Fault::LostTable) {
+                    return Vec::new();
+                }
+            }
+            Fault::SyncError | Fault::WriteError | Fault::BitFlip | Fault::OldLog => {
                 if !self.disk(cluster, fault, host) {
                     return Vec::new();
                 }
@@ -417,6 +453,8 @@ impl Nemesis {
             }
         }
         *self.counts.entry(fault).or_default() += 1;
+        let lasts = next.iter().map(|(delay, _)| *delay).max().unwrap_or_default();
+        self.spans.push((fault, cluster.now(), cluster.now() + lasts));
         next
     }
 
@@ -501,10 +539,6 @@ impl Nemesis {
     fn disk(&mut self, cluster: &mut Cluster, fault: Fault, host: HostId) -> bool {
         match fault {
             Fault::WriteError => cluster.hosts()[host].disk().fail_writes(1),
-            Fault::DiskFull => {
-                let disk = cluster.hosts()[host].disk();
-                disk.set_space(disk.used());
-            }
             // The pages of a failed sync look clean and are lost with the power, which goes at once.
             Fault::SyncError => {
                 cluster.hosts()[host].disk().fail_syncs(1);

@@ -6,6 +6,7 @@
 
 use super::cluster::{Cluster, HostId};
 use super::disk::DiskImage;
+use super::rot::Rot;
 use crate::machine::{self, MemoryStore, Store};
 use crate::types::{Index, NodeId, Term};
 
@@ -14,6 +15,7 @@ pub(super) struct OldImage {
     id: NodeId,
     disk: DiskImage,
     store: MemoryStore,
+    rot: Rot,
     lives: Vec<u64>,
 }
 
@@ -39,6 +41,7 @@ impl Cluster {
             id: member.id,
             disk: member.disk.image(),
             store: member.store.snapshot(),
+            rot: member.rot.copy(),
             lives: self.lives_but(host),
         }
     }
@@ -74,6 +77,7 @@ impl Cluster {
         member.hurt = true;
         member.disk = member.disk.restore(&image.disk);
         member.store.replace(&image.store);
+        member.rot.replace(&image.rot);
         member.later = Some(later);
         true
     }

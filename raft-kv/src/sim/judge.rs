@@ -5,6 +5,7 @@ use super::checks::commits::Commits;
 use super::checks::elections::Elections;
 use super::checks::logs::Logs;
 use super::checks::points::Points;
+use super::checks::space::Space;
 use super::checks::states::States;
 use super::checks::trust::{Standpoint, Trust};
 use super::checks::{Verdict, Violation, promises};
@@ -32,6 +33,7 @@ pub(super) struct Judge {
     promised: Vec<Promise>,
     pub(super) trust: Trust,
     pub(super) points: Points,
+    pub(super) space: Space,
     halves: u64,
 }
 
@@ -57,6 +59,7 @@ impl Judge {
             Happening::Committed(host, entries) => self.committed(cluster, *host, entries),
             Happening::Applied { host, at, revision, changes, leases, outcomes, living, .. } => {
                 self.points.applied(at.index, outcomes, living.as_ref())?;
+                self.space.applied(at.index, outcomes, changes)?;
                 self.applied(cluster, *host, at, *revision)?;
                 self.changed(cluster, changes, leases)
             }
@@ -66,7 +69,10 @@ impl Judge {
                 self.halves += 1;
                 if self.halves.is_multiple_of(8) { self.checksum(cluster, *host) } else { Ok(()) }
             }
-            Happening::Answer(..) | Happening::Watched(..) | Happening::Timer(_) => Ok(()),
+            Happening::Condemned(_)
+            | Happening::Answer(..)
+            | Happening::Watched(..)
+            | Happening::Timer(_) => Ok(()),
         }
     }
 
@@ -131,10 +137,16 @@ impl Judge {
     }
 
     fn note_asked(&mut self, entry: &Committed) {
-        let Payload::Proposals(bytes) = &entry.payload else { return };
+        let bytes = match &entry.payload {
+            Payload::Proposals(bytes) => bytes,
+            Payload::Config { change, after, .. } => {
+                return self.space.configured(entry.index, change, after);
+            }
+        };
         let proposals = Vec::<Proposal>::from_bytes(bytes.clone()).unwrap_or_default();
         for proposal in proposals {
             self.points.committed(entry.index, &proposal);
+            self.space.committed(entry.index, &proposal);
             match proposal.command {
                 Command::LeaseExpire { ids, .. } => self.expiring.extend(ids),
                 Command::Trust(TrustChange::Settle { id, now, .. }) => self.trust.settles(id, now),

@@ -17,6 +17,7 @@ use super::checks::watches::Watching;
 use super::checks::{Verdict, Violation, violation};
 use super::cluster::{Cluster, HostId, WatchKey};
 use super::scheduler::{span, stream};
+use super::steward::Steward;
 use super::surveyor::{PointHabits, Surveyor, Wish};
 use crate::error::{Error, Refusal, StorageFailed};
 use crate::machine::command::Command;
@@ -61,6 +62,8 @@ pub(super) enum Bell {
     Watcher(usize),
     /// A member that looks, where it leads, whether something is due about rollback points.
     Keeper(HostId),
+    /// A member that looks at its disk.
+    Steward(HostId),
 }
 
 struct Client {
@@ -103,6 +106,7 @@ pub(super) struct Workload {
     pub(super) handed: u64,
     pub(super) resumed: u64,
     pub(super) surveyor: Surveyor,
+    steward: Steward,
     hosts: usize,
     quiet: bool,
 }
@@ -129,6 +133,7 @@ impl Workload {
             handed: 0,
             resumed: 0,
             surveyor: Surveyor::new(seed, points),
+            steward: Steward::new(seed),
             hosts,
             quiet: false,
         }
@@ -139,7 +144,8 @@ impl Workload {
         let clients = (0..self.clients.len()).map(Bell::Client);
         let keepers = if self.surveyor.is_busy() { self.hosts } else { 0 };
         let watchers = (0..self.watchers.len()).map(Bell::Watcher);
-        clients.chain(watchers).chain((0..keepers).map(Bell::Keeper)).collect()
+        let stewards = (0..self.hosts).map(Bell::Steward);
+        clients.chain(watchers).chain((0..keepers).map(Bell::Keeper)).chain(stewards).collect()
     }
 
     /// No new requests from now on.
@@ -176,6 +182,8 @@ impl Workload {
                 self.keep_schedules(cluster, host);
                 Ok(Some(KEEP))
             }
+            // It goes on when clients are quiet: alarms end by themselves.
+            Bell::Steward(host) => Ok(Some(self.steward.look(cluster, host))),
             Bell::Watcher(place) => {
                 self.tend_watcher(cluster, place, changes)?;
                 Ok(Some(Duration::from_millis(self.random.random_range(100..700))))
@@ -192,6 +200,10 @@ impl Workload {
     fn request(&mut self, cluster: &mut Cluster, client: usize) -> Verdict {
         let host = self.host(cluster);
         if !cluster.hosts()[host].runs() {
+            return Ok(());
+        }
+        if let Some(command) = self.steward.quota(cluster, host) {
+            self.change(cluster, client, host, command);
             return Ok(());
         }
         if self.surveyor.wants() {
@@ -513,6 +525,7 @@ impl Workload {
     }
 
     fn read(&mut self, cluster: &Cluster, host: HostId, place: usize) -> Verdict {
+        let condemned = cluster.hosts()[host].is_condemned();
         let outcome = match self.history[place].asked.clone() {
             Asked::Range(request) => self.read_range(cluster, host, &request)?,
             Asked::Points => self.read_points(cluster, host),
@@ -520,6 +533,10 @@ impl Workload {
             Asked::Command(_) | Asked::KeepAlive(_) => unreachable!("it reads"),
         };
         self.settle(cluster, place, outcome);
+        if condemned && self.history[place].is_ok() {
+            let detail = format!("m{host} knows of damage, and answers {:?}", self.history[place]);
+            return violation("damage is never served", detail);
+        }
         Ok(())
     }
 
@@ -651,6 +668,17 @@ impl Workload {
             Ok(changes) if changes.is_empty() => Ok(()),
             other => violation("a rollback is whole", format!("m{host} at {revision} tells {other:?}")),
         }
+    }
+
+    /// Somebody reads at a member that has found its state damaged.
+    pub(super) fn look_at_damage(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
+        for key in 0..KEYS {
+            let range = KeyRange::key(format!("k{key}"));
+            let request = RangeRequest { range, serializable: true, ..RangeRequest::default() };
+            let place = self.begin(cluster, Asked::Range(request));
+            self.read(cluster, host, place)?;
+        }
+        Ok(())
     }
 
     fn note(&mut self, key: &Bytes, kv: Option<&KeyValue>) {

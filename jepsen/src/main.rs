@@ -34,7 +34,7 @@ struct Args {
     #[arg(long, default_value = "kill,pause,kill-leader,kill-all")]
     nemesis: String,
     /// Workloads that run at the same time, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["register", "set", "watch"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["register", "append", "set", "watch"])]
     workload: Vec<Workload>,
     /// Of all choices made here (the processes make their own)
     #[arg(long)]

@@ -14,7 +14,7 @@ use crate::checker::{self, Verdict, activity};
 use crate::cluster::{Cluster, Directory};
 use crate::history::{Function, Recorder};
 use crate::nemesis::{self, Fault, Schedule};
-use crate::workload::{Stage, register, set, watch};
+use crate::workload::{Stage, append, register, set, watch};
 
 /// Without faults, before the first and after each.
 const CALM: Duration = Duration::from_millis(1500);
@@ -28,6 +28,8 @@ const WATCHERS: usize = 2;
 pub enum Workload {
     /// Reads, writes and compare-and-sets on few keys.
     Register,
+    /// Transactions read lists and append to them.
+    Append,
     /// Elements are added, and must be there at the end.
     Set,
     /// Watchers must be told every revision once.
@@ -72,6 +74,9 @@ pub async fn run(options: &Options) -> Result<Vec<Verdict>, String> {
         let client = || stage.client(number % options.nodes, number % 2 == 1);
         if has(Workload::Register) {
             clients.spawn(register::run(client()));
+        }
+        if has(Workload::Append) {
+            clients.spawn(append::run(client()));
         }
         if has(Workload::Set) || !has(Workload::Register) {
             clients.spawn(set::run(client()));
@@ -143,6 +148,7 @@ fn plan(options: &Options) -> activity::Plan {
             Workload::Register => {
                 done.extend([(Function::Read, each), (Function::Write, each / 2), (Function::Cas, each / 2)]);
             }
+            Workload::Append => done.push((Function::Txn, each / 2)),
             Workload::Set => done.push((Function::Add, each)),
             Workload::Watch => done.push((Function::Watch, each)),
         }

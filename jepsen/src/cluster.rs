@@ -15,6 +15,8 @@ use raft_kv::pki::Credentials;
 use raft_kv::types::{MemberRole, Role};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::disk::Disk;
+
 /// A member that does not serve after this has failed to start.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// A member that has not ended this long after it was asked to is killed.
@@ -37,6 +39,8 @@ pub struct Member {
     /// Its id in the cluster, hexadecimal.
     pub id: String,
     child: Option<Child>,
+    /// A disk of its own, where the run cuts the power.
+    disk: Option<Disk>,
 }
 
 impl Member {
@@ -69,6 +73,8 @@ pub struct Cluster {
     members: Vec<Member>,
     /// Whether members open the door for etcd's clients.
     etcd: bool,
+    /// Whether each member has a disk of its own.
+    disks: bool,
 }
 
 impl Cluster {
@@ -78,7 +84,15 @@ impl Cluster {
     /// # Errors
     /// A member that does not start, with the end of its log.
     pub async fn start(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
-        Self::start_cluster(binary, dir, nodes, false).await
+        Self::start_cluster(binary, dir, nodes, false, false).await
+    }
+
+    /// The same with a disk for each member, whose power can be cut.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start); what the machine lacks for such disks.
+    pub async fn start_with_disks(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
+        Self::start_cluster(binary, dir, nodes, false, true).await
     }
 
     /// The same with every member's door for etcd's clients open, each on a port of its own.
@@ -86,15 +100,22 @@ impl Cluster {
     /// # Errors
     /// See [`start`](Self::start).
     pub async fn start_with_etcd(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
-        Self::start_cluster(binary, dir, nodes, true).await
+        Self::start_cluster(binary, dir, nodes, true, false).await
     }
 
-    async fn start_cluster(binary: &Path, dir: &Path, nodes: usize, etcd: bool) -> Result<Self, String> {
+    async fn start_cluster(
+        binary: &Path,
+        dir: &Path,
+        nodes: usize,
+        etcd: bool,
+        disks: bool,
+    ) -> Result<Self, String> {
         if !binary.is_file() {
             return Err(format!("there is no binary {}; build raft-kv-server first", binary.display()));
         }
         fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let mut cluster = Self { binary: binary.to_owned(), dir: dir.to_owned(), members: Vec::new(), etcd };
+        let mut cluster =
+            Self { binary: binary.to_owned(), dir: dir.to_owned(), members: Vec::new(), etcd, disks };
         cluster.add(&["init"])?;
         let handle = cluster.connect(&[0]).await?;
         if nodes > 1 {
@@ -170,6 +191,41 @@ impl Cluster {
         member.signal(Signal::KILL)?;
         let mut child = member.child.take().ok_or("the member does not run")?;
         child.wait().map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Cuts the power of members, all at once: what their disks were not told to keep is gone.
+    ///
+    /// # Errors
+    /// One has no disk of its own, or has ended before.
+    pub fn cut_power(&mut self, members: &[usize]) -> Result<(), String> {
+        for &index in members {
+            let member = &mut self.members[index];
+            if let Some(Ok(Some(status))) = member.child.as_mut().map(Child::try_wait) {
+                return Err(format!("{} has ended by itself ({status})", member.name));
+            }
+            member.disk.as_ref().ok_or_else(|| format!("{} has no disk of its own", member.name))?.cut()?;
+        }
+        for &index in members {
+            // It may have met the end of its disk and gone first.
+            if let Some(mut child) = self.members[index].child.take() {
+                let _ = child.kill();
+                child.wait().map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the disks of members their power again; what runs on them is not started.
+    ///
+    /// # Errors
+    /// One is still in use, or can't be read any more.
+    pub fn give_power(&mut self, members: &[usize]) -> Result<(), String> {
+        members
+            .iter()
+            .filter_map(|&index| self.members.get_mut(index)?.disk.as_mut().map(Disk::again))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect()
     }
 
     /// SIGSTOP: the process stands still and its sockets stay open.
@@ -253,13 +309,17 @@ impl Cluster {
         let name = format!("n{}", self.members.len() + 1);
         let addr = free_addr()?.to_string();
         let etcd_addr = if self.etcd { free_tcp_addr()?.to_string() } else { "off".to_owned() };
-        let data_dir = self.dir.join(&name);
+        let disk = self.disks.then(|| {
+            Disk::new(&self.dir.join(format!("{name}.ext4")), &self.dir.join(format!("{name}-disk")))
+        });
+        let disk = disk.transpose()?;
+        let data_dir = disk.as_ref().map_or(self.dir.as_path(), Disk::path).join(&name);
         let mut command = self.command(words);
         command.arg("--data-dir").arg(&data_dir);
         command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
         command.args(["--etcd-addr", &etcd_addr]);
         let index = self.members.len();
-        self.members.push(Member { name, data_dir, addr, etcd_addr, id: String::new(), child: None });
+        self.members.push(Member { name, data_dir, addr, etcd_addr, id: String::new(), child: None, disk });
         self.launch(index, command)?;
         self.await_serving(index)?;
         Ok(index)
@@ -402,8 +462,13 @@ mod tests {
     fn asleep(dir: &Path) -> Cluster {
         let mut command = Command::new("sleep");
         command.arg("60");
-        let mut cluster =
-            Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new(), etcd: false };
+        let mut cluster = Cluster {
+            binary: "sleep".into(),
+            dir: dir.to_owned(),
+            members: Vec::new(),
+            etcd: false,
+            disks: false,
+        };
         let (name, data_dir) = ("n1".to_owned(), dir.join("n1"));
         cluster.members.push(Member {
             name,
@@ -412,6 +477,7 @@ mod tests {
             etcd_addr: String::new(),
             id: String::new(),
             child: None,
+            disk: None,
         });
         cluster.launch(0, command).unwrap();
         cluster

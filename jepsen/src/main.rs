@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
     /// Faults, separated by commas; `none` for a run without
-    #[arg(long, default_value = "kill,pause,kill-leader,kill-all")]
+    #[arg(long, default_value = "kill,pause,kill-leader,kill-all,power-cut,power-cut-all")]
     nemesis: String,
     /// Workloads that run at the same time, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["register", "append", "set", "watch"])]
@@ -65,7 +65,9 @@ fn main() -> ExitCode {
     let faults = match faults(&args.nemesis) {
         Ok(faults) => faults,
         Err(why) => {
-            eprintln!("jepsen: --nemesis: {why}; take from kill, pause, kill-leader, kill-all, or none");
+            eprintln!(
+                "jepsen: --nemesis: {why}; take from kill, pause, kill-leader, kill-all, power-cut, power-cut-all, or none"
+            );
             return ExitCode::from(2);
         }
     };

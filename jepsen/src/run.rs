@@ -60,7 +60,12 @@ pub struct Options {
 /// # Errors
 /// The run could not be carried through: a member did not start, fell by itself, or did not recover.
 pub async fn run(options: &Options) -> Result<Vec<Verdict>, String> {
-    let mut cluster = Cluster::start(&options.binary, &options.dir.join("nodes"), options.nodes).await?;
+    let nodes = options.dir.join("nodes");
+    let mut cluster = if options.faults.iter().any(|fault| fault.needs_disks()) {
+        Cluster::start_with_disks(&options.binary, &nodes, options.nodes).await?
+    } else {
+        Cluster::start(&options.binary, &nodes, options.nodes).await?
+    };
     let directory = cluster.directory()?;
     let recorder = Recorder::new(&options.dir.join("history.jsonl"))?;
     let stage = Stage::new(directory, recorder, options.seed);

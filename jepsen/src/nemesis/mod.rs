@@ -3,6 +3,7 @@
 
 mod kill;
 mod pause;
+mod power;
 
 use std::time::Duration;
 
@@ -24,11 +25,16 @@ pub enum Fault {
     KillLeader,
     /// SIGKILL of every member at once, then a restart of all.
     KillAll,
+    /// The power of any member's machine is cut: what was not synced is gone.
+    PowerCut,
+    /// The power of all machines is cut at once.
+    PowerCutAll,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Kill, Self::Pause, Self::KillLeader, Self::KillAll];
+    pub const ALL: [Self; 6] =
+        [Self::Kill, Self::Pause, Self::KillLeader, Self::KillAll, Self::PowerCut, Self::PowerCutAll];
 
     /// Its name in a history.
     pub fn name(self) -> &'static str {
@@ -37,20 +43,27 @@ impl Fault {
             Self::Pause => "pause",
             Self::KillLeader => "kill-leader",
             Self::KillAll => "kill-all",
+            Self::PowerCut => "power-cut",
+            Self::PowerCutAll => "power-cut-all",
         }
     }
 
     /// Whether a quorum is left while it lasts.
     pub fn leaves_quorum(self) -> bool {
-        self != Self::KillAll
+        !matches!(self, Self::KillAll | Self::PowerCutAll)
+    }
+
+    /// Whether each member needs a disk of its own.
+    pub fn needs_disks(self) -> bool {
+        matches!(self, Self::PowerCut | Self::PowerCutAll)
     }
 
     /// Whom it meets, where `leader` is the leader's place if one is known.
     fn victims(self, nodes: usize, leader: Option<usize>, chance: &mut ChaCha8Rng) -> Vec<usize> {
         match self {
-            Self::Kill | Self::Pause => vec![chance.random_range(0..nodes)],
+            Self::Kill | Self::Pause | Self::PowerCut => vec![chance.random_range(0..nodes)],
             Self::KillLeader => vec![leader.unwrap_or_else(|| chance.random_range(0..nodes))],
-            Self::KillAll => (0..nodes).collect(),
+            Self::KillAll | Self::PowerCutAll => (0..nodes).collect(),
         }
     }
 
@@ -58,6 +71,7 @@ impl Fault {
         match self {
             Self::Pause => pause::bring(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::bring(cluster, victims),
+            Self::PowerCut | Self::PowerCutAll => power::bring(cluster, victims),
         }
     }
 
@@ -65,6 +79,7 @@ impl Fault {
         match self {
             Self::Pause => pause::heal(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::heal(cluster, victims),
+            Self::PowerCut | Self::PowerCutAll => power::heal(cluster, victims),
         }
     }
 }
@@ -155,12 +170,12 @@ mod tests {
     fn every_fault_comes_once_a_round_and_a_seed_gives_one_schedule() {
         let rounds = |seed| {
             let mut schedule = Schedule::new(&Fault::ALL, ChaCha8Rng::seed_from_u64(seed));
-            let faults: Vec<_> = (0..8).map(|_| schedule.next_fault()).collect();
+            let faults: Vec<_> = (0..2 * Fault::ALL.len()).map(|_| schedule.next_fault()).collect();
             assert!(schedule.round_is_over());
             faults
         };
         let faults = rounds(1);
-        for round in faults.chunks(4) {
+        for round in faults.chunks(Fault::ALL.len()) {
             let mut kinds: Vec<Fault> = round.iter().map(|(fault, _)| *fault).collect();
             kinds.sort();
             assert_eq!(kinds, Fault::ALL);

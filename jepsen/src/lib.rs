@@ -10,5 +10,6 @@ pub mod cluster;
 pub mod disk;
 pub mod history;
 pub mod nemesis;
+pub mod network;
 pub mod run;
 pub mod workload;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::checker::{self, Verdict, activity};
-use crate::cluster::{Cluster, Directory};
+use crate::cluster::{Cluster, Directory, Place};
 use crate::history::{Function, Recorder};
 use crate::nemesis::{self, Fault, Schedule};
 use crate::workload::{Stage, append, register, set, watch};
@@ -61,11 +61,11 @@ pub struct Options {
 /// The run could not be carried through: a member did not start, fell by itself, or did not recover.
 pub async fn run(options: &Options) -> Result<Vec<Verdict>, String> {
     let nodes = options.dir.join("nodes");
-    let mut cluster = if options.faults.iter().any(|fault| fault.needs_disks()) {
-        Cluster::start_with_disks(&options.binary, &nodes, options.nodes).await?
-    } else {
-        Cluster::start(&options.binary, &nodes, options.nodes).await?
+    let place = Place {
+        disks: options.faults.iter().any(|fault| fault.needs_disks()),
+        network: options.faults.iter().any(|fault| fault.needs_network()),
     };
+    let mut cluster = Cluster::start_in(&options.binary, &nodes, options.nodes, place).await?;
     let directory = cluster.directory()?;
     let recorder = Recorder::new(&options.dir.join("history.jsonl"))?;
     let stage = Stage::new(directory, recorder, options.seed);

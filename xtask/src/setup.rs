@@ -55,7 +55,7 @@ const NEEDS: &[Need] = &[
         found: || {
             ["mount", "perl"].iter().all(|name| on_path(name)) && Path::new("/usr/sbin/mkfs.ext4").exists()
         },
-        packages: &["e2fsprogs", "mount", "perl-base"],
+        packages: &["e2fsprogs", "mount", "perl-base", "util-linux", "iproute2"],
     },
     Need {
         what: "etcd",

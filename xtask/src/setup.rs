@@ -50,6 +50,14 @@ const NEEDS: &[Need] = &[
         packages: &["protobuf-compiler"],
     },
     Need {
+        what: "mkfs.ext4, mount and perl",
+        why: "members are tested on disks of their own, whose power is cut",
+        found: || {
+            ["mount", "perl"].iter().all(|name| on_path(name)) && Path::new("/usr/sbin/mkfs.ext4").exists()
+        },
+        packages: &["e2fsprogs", "mount", "perl-base", "util-linux", "iproute2"],
+    },
+    Need {
         what: "etcd",
         why: "its answers are compared with ours",
         found: || on_path("etcd"),

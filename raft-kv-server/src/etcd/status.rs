@@ -94,7 +94,9 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::BadToken { .. } | Refusal::BadCertificate { .. } => {
             return Status::unauthenticated(refusal.to_string());
         }
-        Refusal::AnswerTooLarge { .. } => return Status::resource_exhausted(refusal.to_string()),
+        Refusal::AnswerTooLarge { .. } | Refusal::NoRoom { .. } => {
+            return Status::resource_exhausted(refusal.to_string());
+        }
         Refusal::LeaseOutOfBounds { .. }
         | Refusal::NegativeLimit { .. }
         | Refusal::NegativeRevision { .. }

@@ -60,6 +60,7 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         ),
         (Refusal::OnceOvertaken { seq: 1, newest: 2 }, FailedPrecondition, "[request 1 of this client"),
         (Refusal::StaleLeader { decided: 1, applied: 2 }, Unavailable, "etcdserver: leader changed"),
+        (Refusal::NoRoom { needed: 2, free: 1 }, ResourceExhausted, "[the snapshot needs 2 bytes"),
         (Refusal::AnswerTooLarge { max }, ResourceExhausted, "[the answer would have"),
         (Refusal::MemberNotFound { id: NodeId(1) }, NotFound, "etcdserver: member not found"),
         (

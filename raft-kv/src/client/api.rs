@@ -336,6 +336,8 @@ pub struct Info {
     pub scrub: ScrubStatus,
     /// First entry in its log: who is behind that gets a snapshot.
     pub log_first: Index,
+    /// The cluster's epoch: 1, and one more with each recovery.
+    pub epoch: u64,
 }
 /// How far a member has come with reading its disk again, which finds what has rotted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -375,6 +377,7 @@ wire_struct!(Info {
     snapshots,
     scrub,
     log_first,
+    epoch,
 });
 
 #[cfg(test)]

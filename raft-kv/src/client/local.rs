@@ -356,8 +356,9 @@ impl Local {
             let read = machine::read::current_revision(view)?;
             Ok((read, machine::read::compacted(view)?, machine::read::members(view)?, root))
         })?;
-        let (usage, alarms) =
-            self.read(|view| Ok((machine::read::usage(view)?, machine::read::alarms(view)?)))?;
+        let (usage, alarms, epoch) = self.read(|view| {
+            Ok((machine::read::usage(view)?, machine::read::alarms(view)?, machine::read::epoch(view)?))
+        })?;
         let disk_short = alarms.into_iter().filter(|(_, kind)| *kind == AlarmKind::DiskShort);
         let learner = |member: &Member| member.record.id == self.me && member.role == MemberRole::Learner;
         let leaf = self.trust.credentials().chain.first().cloned().unwrap_or_default();
@@ -390,6 +391,7 @@ impl Local {
             snapshots: self.snapshots(),
             scrub: self.scrubs.status(),
             log_first: status.first_index,
+            epoch,
         };
         Ok((self.header(revision), Reply::Info(Box::new(info))))
     }

@@ -2,6 +2,7 @@
 //! Each connection and each request is a task of its own; none can hold up the loop.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +94,14 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
         return incoming.refuse(Error::NotDone(NotDone::Busy)).await;
     };
     let index = message.snapshot_meta().map_or(0, |meta| meta.index);
+    if let Err(refusal) = room_for(&local, incoming.bytes, folder.clone()).await {
+        tracing::warn!(%from, index, bytes = incoming.bytes, %refusal, "a snapshot was refused");
+        // What a try before has brought stays: less is missing the next time.
+        let forget = forget_partial(local.shell.incoming(), local.shell.incoming().broken(true));
+        incoming.refuse(refusal.into()).await;
+        drop(local);
+        return forget.await;
+    }
     tracing::info!(%from, index, bytes = incoming.bytes, "receiving a snapshot");
     let transfer = local.transfers.receive(from);
     let mut ended = local.shell.ended();
@@ -117,6 +126,17 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
             forget.await;
         }
     }
+}
+
+/// Whether a snapshot of so many bytes fits on the disk, beside what a try before has left of it in `folder`.
+async fn room_for(local: &Arc<Local>, bytes: u64, folder: PathBuf) -> Result<(), Refusal> {
+    let disk = local.disk.clone();
+    let look = move || {
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let here: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+        disk.has_room(bytes.saturating_sub(here))
+    };
+    tokio::task::spawn_blocking(look).await.expect("a look does not panic")
 }
 
 /// What has arrived of a snapshot is kept for another try, but not for ever.

@@ -22,6 +22,7 @@ use crate::types::{Index, Member, NodeId, Older, Revision, Run, SnapshotMeta};
 
 /// What comes in.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a report is moved once, and most others come in lists")]
 pub enum Input<P> {
     /// [`limits::TICK`] passed.
     Tick,

@@ -50,7 +50,6 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::RecountRollback,
     Bug::DropSegment,
     Bug::DropParts,
-    Bug::IgnoreRun,
     Bug::IgnorePromised,
     Bug::QuotaCountsDeletes,
     Bug::QuotaOnlyAtDoor,

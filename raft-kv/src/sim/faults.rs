@@ -338,7 +338,7 @@ impl Nemesis {
     /// Puts an old image back, with everybody there who knows better.
     fn put_back(&mut self, cluster: &mut Cluster, host: HostId) {
         let Some(image) = self.whole.remove(&host) else { return };
-        let restart = self.random.random_bool(0.3);
+        let restart = self.random.random_bool(0.6);
         if Self::weak(cluster, None) || !cluster.put_back(host, &image, restart) {
             return;
         }
@@ -445,7 +445,7 @@ impl Nemesis {
                 }
                 self.whole.insert(host, cluster.image_of(host));
                 // Then a later run may be recorded, too.
-                if self.random.random_bool(0.5) {
+                if self.random.random_bool(0.7) {
                     cluster.crash(host, false);
                 }
                 let pause = Duration::from_millis(self.random.random_range(200..8000));

@@ -127,7 +127,7 @@ impl Handle {
         let mut choices: VecDeque<Entry> = archive.catalog.last().into_iter().collect();
         let mut reason = FullReason::First;
         loop {
-            let tail = match choices.pop_front() {
+            let mut tail = match choices.pop_front() {
                 Some(entry) => match archive.tail(entry, plan.key.as_ref(), header.cluster).await {
                     Ok(tail) => tail,
                     Err(StartError::Storage(failed)) => {
@@ -141,10 +141,12 @@ impl Handle {
                     }
                     Err(error) => return Err(error),
                 },
-                None => self.full(archive, plan, reason, say).await?,
+                None => tokio::select! {
+                    () = stop.as_mut() => return Ok(()),
+                    full = self.full(archive, plan, reason, say) => full?,
+                },
             };
             *begun = true;
-            let mut tail = tail;
             match self.follow(archive, plan, &mut tail, stop.as_mut(), say).await? {
                 Pause::Stopped => return Ok(()),
                 Pause::Gap { why, whole } => {

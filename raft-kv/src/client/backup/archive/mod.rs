@@ -6,12 +6,14 @@
 //! whatever killed the last one. It must never leave a revision out without saying so in what it writes.
 
 mod catalog;
+mod folder;
+mod follow;
+mod plan;
 mod read;
-mod write;
 
+pub use plan::{ArchiveEvent, ArchivePlan, ArchiveStatus, FullReason};
 pub(in crate::client::backup) use read::lead;
 pub use read::{ArchiveGap, ArchiveSummary, verify_archive};
-pub use write::{ArchiveEvent, ArchivePlan, ArchiveStatus, FullReason};
 
 /// The file that is locked by whoever writes.
 const LOCK: &str = "archive.lock";

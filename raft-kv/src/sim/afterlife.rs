@@ -355,7 +355,7 @@ impl Life {
             return violation(CHECK, detail).map(|()| unreachable!("it is a violation"));
         }
         let options = ClusterOptions { text: false, ..ended.options().clone() };
-        let old = ended.hosts().iter().map(|host| host.id()).collect();
+        let old = ended.ids().collect();
         Ok(Self {
             cluster: Cluster::reborn(seed, options, first, ended.now().max(at)),
             elections: Elections::default(),

@@ -79,9 +79,11 @@ pub enum Fault {
     Remove,
     /// Leadership is handed over.
     Transfer,
+    /// Somebody sets a machine's clock, ahead or back.
+    ClockStep,
 }
 
-const ALL: [Fault; 28] = [
+const ALL: [Fault; 29] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -110,7 +112,11 @@ const ALL: [Fault; 28] = [
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
+    Fault::ClockStep,
 ];
+
+/// The most seconds that a clock is set ahead, or back: rotations still end in time.
+const STEP: i64 = 20;
 
 /// What a nemesis timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -217,6 +223,7 @@ impl Nemesis {
         self.mend(cluster);
         for host in 0..cluster.hosts().len() {
             cluster.set_room(host, u64::MAX);
+            cluster.step_clock(host, 0);
             let disk = cluster.hosts()[host].disk();
             disk.fail_syncs(0);
             disk.fail_writes(0);
@@ -407,6 +414,10 @@ impl Nemesis {
                 }
             }
             Fault::Transfer => self.transfer(cluster, host),
+            Fault::ClockStep => {
+                let host = if self.random.random_bool(0.5) { leader } else { host };
+                cluster.step_clock(host, self.random.random_range(-STEP..=STEP));
+            }
         }
         *self.counts.entry(fault).or_default() += 1;
         let lasts = next.iter().map(|(delay, _)| *delay).max().unwrap_or_default();

@@ -220,6 +220,8 @@ pub enum Bug {
     ArchiveForgetsChain,
     /// What was received takes the place of the state though it is damaged as its sender's files are.
     InstallDamaged,
+    /// Times that leases and requests have left follow a clock that somebody sets.
+    StepLoopClock,
 }
 
 #[cfg(feature = "sim")]

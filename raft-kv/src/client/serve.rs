@@ -2,7 +2,7 @@
 //! Each connection and each request is a task of its own; none can hold up the loop.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use crate::node::ask::What;
 use crate::node::shell::Incoming;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
+use crate::storage::check::{Harm, Problem, check_files};
 use crate::types::{
     Caller, ConfChange, MemberRecord, MemberRole, NodeId, Role, TrustCall, TrustChange, WatchBatch,
     WatchRequest,
@@ -115,6 +116,14 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
     match received {
         Ok(()) => {
             tracing::info!(%from, index, bytes, spared, ?took, "received a snapshot");
+            let looked = folder.clone();
+            let looked = tokio::task::spawn_blocking(move || damage_in(&looked)).await;
+            if let Some(damage) = looked.expect("a look does not panic") {
+                // Raft finds this member where it was and sends another; the sender's own scrub ends its part.
+                tracing::error!(%from, index, %damage, "the sender's state is damaged; its snapshot is not taken");
+                local.shell.incoming().broken(false);
+                return;
+            }
             local.shell.snapshot_arrived(from, message, folder);
         }
         Err(error) => {
@@ -137,6 +146,17 @@ async fn room_for(local: &Arc<Local>, bytes: u64, folder: PathBuf) -> Result<(),
         disk.has_room(bytes.saturating_sub(here))
     };
     tokio::task::spawn_blocking(look).await.expect("a look does not panic")
+}
+
+/// The first damage in what was received: it is the sender's files byte for byte, also where those have rotted.
+fn damage_in(folder: &Path) -> Option<Problem> {
+    if crate::planted!(InstallDamaged) {
+        return None;
+    }
+    let listed = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let tables: Vec<_> = listed.filter(|path| path.extension().is_some_and(|it| it == "sst")).collect();
+    let found = check_files(&tables, &mut |_| true).unwrap_or_default();
+    found.into_iter().find(|problem| problem.harm == Harm::Damage)
 }
 
 /// What has arrived of a snapshot is kept for another try, but not for ever.
@@ -483,5 +503,20 @@ pub(super) async fn announce_address(local: Arc<Local>) {
             None => {} // the state has not arrived yet
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_table_that_was_received_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("CURRENT"), "what is no table is RocksDB's to open").unwrap();
+        assert_eq!(damage_in(folder.path()), None);
+        std::fs::write(folder.path().join("000007.sst"), [7; 4096]).unwrap();
+        let damage = damage_in(folder.path()).expect("it is no table");
+        assert!(damage.file.ends_with("000007.sst"), "{damage}");
     }
 }

@@ -193,6 +193,13 @@ impl Legacy {
         };
         let boundary = machine.begin_epoch(&epoch).map_err(broken)?;
         stays_out(&one.store, refused.into_iter().chain(members.iter().map(|it| it.record.id)))?;
+        // Whom the survivor never heard of is let in by nobody, and told nothing: people empty it.
+        let all = machines.len();
+        let store = one.store.clone();
+        let known = |id| store.view(|view| machine::read::standing(view, id)) == Ok(Standing::Removed);
+        machines.retain(|machine| !machine.member || known(machine.id));
+        *self.counts.entry("members that a survivor never knew").or_default() +=
+            (all - machines.len()) as u64;
         let papers = self.papers(&one.store, leaf, ended.wall(0))?;
         let first = First { cluster: ended.id(), record, papers, store: one.store, boundary };
         let mut life = Life::begin(seed ^ 2, ended, first, at, kept.max(changes.head()))?;
@@ -355,7 +362,7 @@ impl Life {
             return violation(CHECK, detail).map(|()| unreachable!("it is a violation"));
         }
         let options = ClusterOptions { text: false, ..ended.options().clone() };
-        let old = ended.hosts().iter().map(|host| host.id()).collect();
+        let old = ended.ids().collect();
         Ok(Self {
             cluster: Cluster::reborn(seed, options, first, ended.now().max(at)),
             elections: Elections::default(),

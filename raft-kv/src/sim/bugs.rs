@@ -62,6 +62,7 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::RestoreKeepsRevision,
     Bug::RecoverKeepsOldMembers,
     Bug::RecoverReusesRevisions,
+    Bug::StepLoopClock,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

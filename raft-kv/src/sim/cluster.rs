@@ -441,12 +441,12 @@ impl Cluster {
 
     /// Asks a member for something; `None` where its process does not run.
     pub fn ask(&mut self, host: HostId, what: What, patience: Duration) -> Option<Ticket> {
-        let (now, speed) = (self.now(), self.hosts[host].speed);
+        let (now, speed, step) = (self.now(), self.hosts[host].speed, self.hosts[host].step);
         let process = self.hosts[host].process.as_mut()?;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         process.callers.insert(ticket);
-        let deadline = process.clock(now, &speed) + patience;
+        let deadline = process.loop_clock(now, &speed, step) + patience;
         process.asks.push(Ask { ticket, deadline, what });
         self.turn_soon(host);
         Some(ticket)
@@ -544,6 +544,11 @@ impl Cluster {
     /// Says that the disk of a machine was damaged on purpose: it may fail from now on.
     pub fn hurt(&mut self, host: HostId) {
         self.hosts[host].hurt = true;
+    }
+
+    /// Sets a machine's wall clock so many seconds ahead of what it should show, or behind.
+    pub fn step_clock(&mut self, host: HostId, seconds: i64) {
+        self.hosts[host].step = seconds;
     }
 
     /// Damages a block of a machine's state, or loses a file of it; says whether there was anything.

@@ -82,9 +82,11 @@ pub enum Fault {
     Remove,
     /// Leadership is handed over.
     Transfer,
+    /// Somebody sets a machine's clock, ahead or back.
+    ClockStep,
 }
 
-const ALL: [Fault; 29] = [
+const ALL: [Fault; 30] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -113,9 +115,13 @@ const ALL: [Fault; 29] = [
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
+    Fault::ClockStep,
     // Last: what a seed drew for those before stays.
     Fault::OldImage,
 ];
+
+/// The most seconds that a clock is set ahead, or back: rotations still end in time.
+const STEP: i64 = 20;
 
 /// How long nothing else goes wrong after an old image was put back.
 const QUIET: Duration = Duration::from_secs(4);
@@ -232,6 +238,7 @@ impl Nemesis {
         self.mend(cluster);
         for host in 0..cluster.hosts().len() {
             cluster.set_room(host, u64::MAX);
+            cluster.step_clock(host, 0);
             let disk = cluster.hosts()[host].disk();
             disk.fail_syncs(0);
             disk.fail_writes(0);
@@ -450,6 +457,10 @@ impl Nemesis {
                 }
                 let pause = Duration::from_millis(self.random.random_range(200..8000));
                 next.push((pause, Alarm::OldImage(host)));
+            }
+            Fault::ClockStep => {
+                let host = if self.random.random_bool(0.5) { leader } else { host };
+                cluster.step_clock(host, self.random.random_range(-STEP..=STEP));
             }
         }
         *self.counts.entry(fault).or_default() += 1;

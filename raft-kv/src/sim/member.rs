@@ -122,6 +122,8 @@ pub struct Host {
     pub(super) id: NodeId,
     pub(super) disk: SimDisk,
     pub(super) store: MemoryStore,
+    /// Seconds by which its wall clock is ahead of what it should show.
+    pub(super) step: i64,
     /// What of its store is damaged.
     pub(super) rot: Rot,
     /// Damage that was found while a process ran: the next one does not trust what is here.
@@ -170,6 +172,7 @@ impl Host {
             id: NodeId(0),
             disk: SimDisk::new(random),
             store: MemoryStore::new(),
+            step: 0,
             rot: Rot::default(),
             noted: None,
             process: None,
@@ -409,6 +412,16 @@ impl Process {
     /// The time on the loop's clock.
     pub(super) fn clock(&self, now: Duration, speed: &Speed) -> Duration {
         now.saturating_sub(self.born).mul_f64(speed.clock)
+    }
+
+    /// What the loop goes by: time that never steps.
+    pub(super) fn loop_clock(&self, now: Duration, speed: &Speed, step: i64) -> Duration {
+        let clock = self.clock(now, speed);
+        if crate::planted!(StepLoopClock) {
+            let step_by = Duration::from_secs(step.unsigned_abs());
+            return if step < 0 { clock.saturating_sub(step_by) } else { clock + step_by };
+        }
+        clock
     }
 
     /// The inputs of a turn in the order in which the product's loop sorts them.

@@ -20,6 +20,8 @@ mod member;
 mod network;
 mod operator;
 mod process;
+mod reads;
+mod requests;
 mod rot;
 mod run;
 mod scheduler;

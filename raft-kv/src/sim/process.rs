@@ -230,13 +230,13 @@ impl Cluster {
 
     pub(super) fn turn(&mut self, host: HostId) {
         let now = self.now();
-        let speed = self.hosts[host].speed;
+        let (speed, step) = (self.hosts[host].speed, self.hosts[host].step);
         let Some(process) = &mut self.hosts[host].process else { return };
         process.turn_due = false;
         let inputs = process.gather();
         let received = process.incoming.whole.is_some();
         let durable = inputs.iter().any(|input| matches!(input, Input::Durable(_)));
-        match process.replica.turn(process.clock(now, &speed), inputs) {
+        match process.replica.turn(process.loop_clock(now, &speed, step), inputs) {
             Ok(effects) => {
                 if received {
                     let accepted = effects.apply.iter().any(|work| matches!(work, Work::Install(_)));

@@ -8,6 +8,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use super::Verdict;
 use crate::history::{Event, Function, Kind, Operation, operations};
 
@@ -66,11 +69,6 @@ enum What<'a> {
     },
     /// Found something else than it expected.
     Kept(Value<'a>),
-    /// A compare-and-set that nobody knows the end of.
-    MaybeSwap {
-        expected: Value<'a>,
-        value: &'a str,
-    },
 }
 
 /// One operation on one key.
@@ -99,11 +97,20 @@ impl<'a> Call<'a> {
                 What::Swap { expected, value: value? }
             }
             (Function::Cas, Kind::Ok, Some(end)) => What::Kept(end.value.as_deref()),
-            (Function::Cas, _, _) => What::MaybeSwap { expected, value: value? },
+            // Where it did not write, nobody saw it do anything.
+            (Function::Cas, _, _) => What::Swap { expected, value: value? },
             _ => return None,
         };
         let end = done.map(|end| end.index);
         Some(Self { what, begin: invoke.index, end, process: invoke.process })
+    }
+
+    /// What the key must hold for it.
+    fn asks(&self) -> Value<'a> {
+        match self.what {
+            What::Read(value) | What::Kept(value) | What::Swap { expected: value, .. } => value,
+            What::Write(_) => None,
+        }
     }
 
     /// What the key holds after it; `None` where it can't be done on `now`.
@@ -112,7 +119,6 @@ impl<'a> Call<'a> {
             What::Read(seen) | What::Kept(seen) => (seen == now).then_some(now),
             What::Write(value) => Some(Some(value)),
             What::Swap { expected, value } => (expected == now).then_some(Some(value)),
-            What::MaybeSwap { expected, value } => Some(if expected == now { Some(value) } else { now }),
         }
     }
 }
@@ -129,91 +135,130 @@ enum Found {
     TooMuch,
 }
 
-/// The operations done so far, as bits.
-type Done = Vec<u64>;
+/// A number for a set of operations: the numbers of its members, each drawn once, taken together. Two
+/// sets of a search have the same with a chance of 1 in 2^80.
+type Set = u128;
 
 struct Search<'c, 'a> {
-    /// In the order in which they began.
-    calls: &'c [Call<'a>],
+    /// Those that ended and then those that may be done at any time or never; each in the order in
+    /// which they began.
+    calls: Vec<&'c Call<'a>>,
+    /// How many of them ended.
+    ended: usize,
+    /// Value → who of the others writes it.
+    writers: BTreeMap<&'a str, Vec<usize>>,
+    numbers: Vec<Set>,
     limit: usize,
-    tried: HashSet<(Done, Value<'a>)>,
+    tried: HashSet<(Set, Value<'a>)>,
+}
+
+/// One operation further than the level before.
+struct Level<'a> {
+    value: Value<'a>,
+    /// No operation before this one is open, of those that ended.
+    first: usize,
+    /// What may be done next, tried from the back.
+    next: Vec<usize>,
+    /// Which of them is being tried.
+    chosen: usize,
 }
 
 impl<'c, 'a> Search<'c, 'a> {
     fn new(calls: &'c [Call<'a>], limit: usize) -> Self {
-        Self { calls, limit, tried: HashSet::new() }
+        let (mut sorted, open): (Vec<_>, Vec<_>) = calls.iter().partition(|call| call.end.is_some());
+        let ended = sorted.len();
+        sorted.extend(open);
+        let mut chance = ChaCha8Rng::seed_from_u64(calls.len() as u64);
+        let numbers = sorted.iter().map(|_| chance.random()).collect();
+        let mut writers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (at, call) in sorted.iter().enumerate().skip(ended) {
+            if let What::Write(value) | What::Swap { value, .. } = call.what {
+                writers.entry(value).or_default().push(at);
+            }
+        }
+        Self { calls: sorted, ended, writers, numbers, limit, tried: HashSet::new() }
     }
 
-    fn is_done(done: &Done, at: usize) -> bool {
-        done[at / 64] >> (at % 64) & 1 == 1
-    }
-
-    /// Which operations may come next: those that had begun before any that is open had ended.
-    fn candidates(&self, done: &Done, from: usize) -> (usize, Vec<usize>) {
-        let mut first = from;
-        while first < self.calls.len() && Self::is_done(done, first) {
+    /// What may be done next: whatever began before any that is open had ended.
+    fn level(&self, value: Value<'a>, mut first: usize, done: &[bool]) -> Level<'a> {
+        while first < self.ended && done[first] {
             first += 1;
         }
         let (mut open, mut soonest) = (Vec::new(), u64::MAX);
-        for (at, call) in self.calls.iter().enumerate().skip(first) {
-            if call.begin > soonest {
+        for (at, is_done) in done.iter().enumerate().take(self.ended).skip(first) {
+            if self.calls[at].begin > soonest {
                 break;
             }
-            if !Self::is_done(done, at) {
-                soonest = soonest.min(call.end.unwrap_or(u64::MAX));
+            if !is_done {
+                soonest = soonest.min(self.calls[at].end.unwrap_or(u64::MAX));
                 open.push(at);
             }
         }
-        // Which one had to be done when another began: only those that began before the soonest end.
         open.retain(|&at| self.calls[at].begin < soonest);
-        (first, open)
+        let mut next = self.wanted(&open, value, done, soonest);
+        next.extend(open);
+        Level { value, first, next, chosen: usize::MAX }
+    }
+
+    /// Which of those that need not be done at all may come next. One that nobody sees can be left out
+    /// of any order, and one that somebody sees can come just before that: so only those count whose
+    /// value one of `open` asks for, or another of them that does.
+    fn wanted(&self, open: &[usize], now: Value<'a>, done: &[bool], soonest: u64) -> Vec<usize> {
+        let mut asked: Vec<&str> = open.iter().filter_map(|&at| self.calls[at].asks()).collect();
+        let mut wanted = Vec::new();
+        while let Some(value) = asked.pop() {
+            if now == Some(value) {
+                continue;
+            }
+            for &at in self.writers.get(value).into_iter().flatten() {
+                let call = self.calls[at];
+                if !done[at] && call.begin < soonest && !wanted.contains(&at) {
+                    wanted.push(at);
+                    asked.extend(call.asks());
+                }
+            }
+        }
+        wanted
     }
 
     fn run(mut self) -> Found {
-        struct Level<'a> {
-            value: Value<'a>,
-            first: usize,
-            next: Vec<usize>,
-            chosen: usize,
-        }
-        let must: usize = self.calls.iter().filter(|call| call.end.is_some()).count();
-        let mut done: Done = vec![0; self.calls.len().div_ceil(64)];
-        let mut ended = 0;
+        let mut done = vec![false; self.calls.len()];
+        let (mut set, mut left): (Set, usize) = (0, self.ended);
         let mut stuck = Stuck { depth: 0, event: 0, process: 0 };
-        let (first, next) = self.candidates(&done, 0);
-        let mut levels = vec![Level { value: None, first, next, chosen: usize::MAX }];
-        while ended < must {
+        let mut levels = vec![self.level(None, 0, &done)];
+        while left > 0 {
             let Some(level) = levels.last_mut() else { return Found::Nothing(stuck) };
             let Some(at) = level.next.pop() else {
                 levels.pop();
-                if let Some(below) = levels.last() {
-                    let at = below.chosen;
-                    done[at / 64] &= !(1 << (at % 64));
-                    ended -= usize::from(self.calls[at].end.is_some());
+                if let Some(Level { chosen, .. }) = levels.last() {
+                    done[*chosen] = false;
+                    set ^= self.numbers[*chosen];
+                    left += usize::from(*chosen < self.ended);
                 }
                 continue;
             };
-            let call = &self.calls[at];
+            let call = self.calls[at];
+            let depth = self.ended - left;
             let Some(value) = call.step(level.value) else {
-                if ended >= stuck.depth && call.end.is_some() {
-                    stuck =
-                        Stuck { depth: ended, event: call.end.unwrap_or(call.begin), process: call.process };
+                if depth >= stuck.depth
+                    && let Some(event) = call.end
+                {
+                    stuck = Stuck { depth, event, process: call.process };
                 }
                 continue;
             };
-            done[at / 64] |= 1 << (at % 64);
-            if !self.tried.insert((done.clone(), value)) {
-                done[at / 64] &= !(1 << (at % 64));
+            if !self.tried.insert((set ^ self.numbers[at], value)) {
                 continue;
             }
             if self.tried.len() > self.limit {
                 return Found::TooMuch;
             }
             level.chosen = at;
-            ended += usize::from(call.end.is_some());
-            let from = level.first;
-            let (first, next) = self.candidates(&done, from);
-            levels.push(Level { value, first, next, chosen: usize::MAX });
+            let first = level.first;
+            done[at] = true;
+            set ^= self.numbers[at];
+            left -= usize::from(at < self.ended);
+            levels.push(self.level(value, first, &done));
         }
         Found::Order
     }
@@ -285,7 +330,7 @@ mod tests {
         // Two that both found x.
         let other = What::Swap { expected: Some("x"), value: "z" };
         assert!(!good(&[call(X, 0, Some(1)), call(swap, 2, Some(9)), call(other, 3, Some(8))]));
-        let maybe = What::MaybeSwap { expected: Some("x"), value: "y" };
+        let maybe = swap;
         assert!(good(&[
             call(X, 0, Some(1)),
             call(maybe, 2, None),
@@ -317,6 +362,11 @@ mod tests {
         }
         lines.push(r#"{"process":99,"type":"invoke","f":"read","key":"a"}"#.into());
         lines.push(r#"{"process":99,"type":"ok","f":"read","key":"a","value":"?"}"#.into());
+        for process in 0..12 {
+            lines.push(format!(
+                r#"{{"process":{process},"type":"ok","f":"write","key":"a","value":"{process}"}}"#
+            ));
+        }
         let history = crate::history::parse(&lines.join("\n")).unwrap();
         let verdict = check_within(&history, 100);
         assert!(
@@ -340,7 +390,7 @@ mod tests {
     }
 
     fn any_call() -> impl Strategy<Value = (usize, u64, u64, bool)> {
-        (0usize..7, 0u64..30, 1u64..12, prop::bool::weighted(0.2))
+        (0usize..7, 0u64..30, 1u64..12, prop::bool::weighted(0.4))
     }
 
     proptest! {
@@ -350,12 +400,12 @@ mod tests {
             let kinds = [
                 X, Y, SAW_X, SAW_Y, SAW_NOTHING,
                 What::Swap { expected: Some("x"), value: "y" },
-                What::MaybeSwap { expected: Some("y"), value: "x" },
+                What::Swap { expected: Some("y"), value: "x" },
             ];
             let mut calls: Vec<Call> = (0..).zip(&drawn).map(|(number, &(kind, begin, long, open))| {
                 // No two events at one time.
                 let (begin, end) = (begin * 16 + number, (begin + long) * 16 + number + 8);
-                let open = open && !matches!(kinds[kind], What::Read(_)) || matches!(kinds[kind], What::MaybeSwap { .. });
+                let open = open && !matches!(kinds[kind], What::Read(_));
                 call(kinds[kind], begin, (!open).then_some(end))
             }).collect();
             calls.sort_by_key(|call| call.begin);

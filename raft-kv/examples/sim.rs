@@ -252,7 +252,11 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
     let faults = total.counts.iter().filter_map(|(what, count)| Some((what.strip_prefix("fault: ")?, count)));
     let vain = faults.filter(|(_, count)| **count >= 50).find(|(fault, _)| mattered(total, fault) == 0);
     let vain = vain.map(|(fault, _)| format!("{fault} never mattered"));
-    missing.map(|what| (*what).to_owned()).or(elections).or(vain)
+    // One in a hundred may have met faults that left no leader in office.
+    let idle =
+        total.counts.get("runs in which too little happened").is_some_and(|idle| *idle > total.seeds / 100);
+    let idle = idle.then(|| "runs in which enough happened".to_owned());
+    missing.map(|what| (*what).to_owned()).or(elections).or(vain).or(idle)
 }
 
 fn sweep(arguments: &Arguments, options: Options, start: u64, seeds: u64, keep_going: bool) -> Total {

@@ -39,7 +39,8 @@ impl<L: LogView> Replica<L> {
                 PeerFrame::Raft(_) => {}
                 PeerFrame::Held { term, index } => self.roll.note_promise(from, (term, index)),
                 PeerFrame::Runs { run, end } => self.take_run(now, from, run, end, out),
-                PeerFrame::RunHeard { run, older, leads } => {
+                PeerFrame::RunHeard { run, older, leads, conf, applied } => {
+                    self.roll.note_conf(conf, applied, self.applied.index);
                     self.take_word(now, from, (run, older, leads), out)
                 }
                 PeerFrame::Forward { term, proposals } => self.take_forwarded(from, term, proposals, out),

@@ -35,6 +35,8 @@ pub(super) struct Roll {
     older: Option<Older>,
     words: BTreeSet<NodeId>,
     leader_spoke: bool,
+    /// Who votes by the word of one who has applied more than this member, and how far that one was.
+    newer: Option<(Index, ConfState)>,
     enough_since: Option<Duration>,
     /// Who was told in this tick.
     told: BTreeSet<NodeId>,
@@ -62,6 +64,7 @@ impl Roll {
             older: None,
             words: BTreeSet::new(),
             leader_spoke: false,
+            newer: None,
             enough_since: None,
             told: BTreeSet::new(),
             told_leader: None,
@@ -109,10 +112,24 @@ impl Roll {
             .then_some(Older::Promised { term, index })
     }
 
-    fn settle(&mut self, now: Duration, me: NodeId, conf: &ConfState) {
+    /// Another member says who votes.
+    pub(super) fn note_conf(&mut self, conf: ConfState, applied: Index, own: Index) {
+        let newest = self.newer.as_ref().map_or(own, |(index, _)| *index);
+        if !self.answered && applied > newest {
+            self.newer = Some((applied, conf));
+        }
+    }
+
+    /// Who votes, as far as this member knows by itself (`own`) or from those who have applied more.
+    fn voters(&self, own: &ConfState) -> ConfState {
+        self.newer.as_ref().map_or_else(|| own.clone(), |(_, conf)| conf.clone())
+    }
+
+    fn settle(&mut self, now: Duration, me: NodeId, own: &ConfState) {
         if self.answered {
             return;
         }
+        let conf = self.voters(own);
         let has = |id: &NodeId| *id == me || self.words.contains(id);
         let most = |ids: &[NodeId]| ids.iter().filter(|id| has(id)).count() > ids.len() / 2;
         let most = most(&conf.voters) && (conf.voters_outgoing.is_empty() || most(&conf.voters_outgoing));
@@ -144,7 +161,7 @@ impl<L: LogView> Replica<L> {
         self.roll.told.clear();
         self.roll.settle(now, self.me, &self.applied.conf);
         if self.roll.is_mute() {
-            let conf = self.applied.conf.clone();
+            let conf = self.roll.voters(&self.applied.conf);
             for id in conf.voters.iter().chain(&conf.voters_outgoing) {
                 self.tell_run(*id, out);
             }
@@ -212,7 +229,8 @@ impl<L: LogView> Replica<L> {
     ) {
         let older = self.roll.judge(from, run, end);
         let leads = self.leads() && self.leadership.ready && self.applied.term == self.leadership.term;
-        out.frames.push((from, PeerFrame::RunHeard { run, older, leads }));
+        let (conf, applied) = (self.applied.conf.clone(), self.applied.index);
+        out.frames.push((from, PeerFrame::RunHeard { run, older, leads, conf, applied }));
         if older.is_some() {
             return;
         }
@@ -363,6 +381,22 @@ mod tests {
         check(&[2, 3], &[2, 3], false, [true, true]);
         check(&[], &[2, 3], false, [false, false]);
         check(&[], &[2], true, [true, true]);
+    }
+
+    #[test]
+    fn who_slept_through_a_change_waits_for_nobody_who_votes_no_more() {
+        let mut roll = roll(&[1, 9]);
+        roll.words.insert(NodeId(2));
+        let settle = |roll: &mut Roll| {
+            roll.settle(Duration::from_secs(1), ME, &conf(&[1, 9]));
+            roll.settle(Duration::from_secs(1) + GRACE, ME, &conf(&[1, 9]));
+            !roll.is_mute()
+        };
+        roll.note_conf(conf(&[1, 2, 3]), 40, 50);
+        assert!(!settle(&mut roll), "what is older than one's own says nothing");
+        roll.note_conf(conf(&[1, 2, 3]), 51, 50);
+        roll.note_conf(conf(&[1, 9]), 51, 50);
+        assert!(settle(&mut roll));
     }
 
     #[cfg(feature = "sim")]

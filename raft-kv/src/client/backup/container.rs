@@ -377,7 +377,11 @@ impl<R: Read> Opener<R> {
             return Err(bad("a part is longer than it can be"));
         }
         let mut body = vec![0; stored];
-        self.source.exact(&mut body, "a part")?;
+        // Where the file ends too soon it may be the length before it that is damaged.
+        self.source.exact(&mut body, "a part").map_err(|fault| match fault {
+            Fault::Damaged { why, .. } => Fault::damaged(start, why),
+            other => other,
+        })?;
         if checksum(self.number, frame, &body).to_le_bytes() != *sum {
             return Err(bad("a part's checksum is wrong"));
         }

@@ -519,4 +519,14 @@ mod tests {
         let damage = damage_in(folder.path()).expect("it is no table");
         assert!(damage.file.ends_with("000007.sst"), "{damage}");
     }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn a_planted_bug_is_found_here() {
+        use crate::planted::{Bug, with};
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("000007.sst"), [7; 4096]).unwrap();
+        assert!(damage_in(folder.path()).is_some());
+        assert_eq!(with(Some(Bug::InstallDamaged), || damage_in(folder.path())), None);
+    }
 }

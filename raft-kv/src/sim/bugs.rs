@@ -57,7 +57,6 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::IgnoreDiskShort,
     Bug::SkipBlockChecksums,
     Bug::ServeDamaged,
-    Bug::InstallDamaged,
     Bug::RestoreForgetsRevocations,
     Bug::RestoreKeepsRevision,
     Bug::RecoverKeepsOldMembers,

@@ -258,8 +258,8 @@ mod tests {
         assert_eq!(
             by_hand(&packages(&all, 14)),
             "sudo apt-get update && sudo apt-get install -y \
-             build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler etcd-server \
-             etcd-client openssl python3 python3-venv nodejs npm"
+             build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler e2fsprogs mount \
+             perl-base util-linux iproute2 etcd-server etcd-client openssl python3 python3-venv nodejs npm"
         );
     }
 

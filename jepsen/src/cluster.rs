@@ -15,6 +15,9 @@ use raft_kv::pki::Credentials;
 use raft_kv::types::{MemberRole, Role};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::disk::Disk;
+use crate::network::{Network, PORT};
+
 /// A member that does not serve after this has failed to start.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// A member that has not ended this long after it was asked to is killed.
@@ -37,6 +40,8 @@ pub struct Member {
     /// Its id in the cluster, hexadecimal.
     pub id: String,
     child: Option<Child>,
+    /// A disk of its own, where the run cuts the power.
+    disk: Option<Disk>,
 }
 
 impl Member {
@@ -69,6 +74,20 @@ pub struct Cluster {
     members: Vec<Member>,
     /// Whether members open the door for etcd's clients.
     etcd: bool,
+    /// Whether each member has a disk of its own.
+    disks: bool,
+    /// Where each member has a namespace of its own.
+    network: Option<Network>,
+}
+
+/// What members have of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// A disk, whose power can be cut.
+    pub disks: bool,
+    /// A network namespace, whose directions can be cut; the process is inside (see
+    /// [`network::enter`](crate::network::enter)).
+    pub network: bool,
 }
 
 impl Cluster {
@@ -78,7 +97,15 @@ impl Cluster {
     /// # Errors
     /// A member that does not start, with the end of its log.
     pub async fn start(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
-        Self::start_cluster(binary, dir, nodes, false).await
+        Self::start_cluster(binary, dir, nodes, false, Place::default()).await
+    }
+
+    /// The same with what members need of their own for the faults to come.
+    ///
+    /// # Errors
+    /// See [`start`](Self::start); what the machine lacks.
+    pub async fn start_in(binary: &Path, dir: &Path, nodes: usize, place: Place) -> Result<Self, String> {
+        Self::start_cluster(binary, dir, nodes, false, place).await
     }
 
     /// The same with every member's door for etcd's clients open, each on a port of its own.
@@ -86,15 +113,29 @@ impl Cluster {
     /// # Errors
     /// See [`start`](Self::start).
     pub async fn start_with_etcd(binary: &Path, dir: &Path, nodes: usize) -> Result<Self, String> {
-        Self::start_cluster(binary, dir, nodes, true).await
+        Self::start_cluster(binary, dir, nodes, true, Place::default()).await
     }
 
-    async fn start_cluster(binary: &Path, dir: &Path, nodes: usize, etcd: bool) -> Result<Self, String> {
+    async fn start_cluster(
+        binary: &Path,
+        dir: &Path,
+        nodes: usize,
+        etcd: bool,
+        place: Place,
+    ) -> Result<Self, String> {
         if !binary.is_file() {
             return Err(format!("there is no binary {}; build raft-kv-server first", binary.display()));
         }
         fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-        let mut cluster = Self { binary: binary.to_owned(), dir: dir.to_owned(), members: Vec::new(), etcd };
+        let network = place.network.then(Network::new).transpose()?;
+        let mut cluster = Self {
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+            members: Vec::new(),
+            etcd,
+            disks: place.disks,
+            network,
+        };
         cluster.add(&["init"])?;
         let handle = cluster.connect(&[0]).await?;
         if nodes > 1 {
@@ -172,6 +213,49 @@ impl Cluster {
         child.wait().map(drop).map_err(|error| error.to_string())
     }
 
+    /// Cuts the power of members, all at once: what their disks were not told to keep is gone.
+    ///
+    /// # Errors
+    /// One has no disk of its own, or has ended before.
+    pub fn cut_power(&mut self, members: &[usize]) -> Result<(), String> {
+        for &index in members {
+            let member = &mut self.members[index];
+            if let Some(Ok(Some(status))) = member.child.as_mut().map(Child::try_wait) {
+                return Err(format!("{} has ended by itself ({status})", member.name));
+            }
+            member.disk.as_ref().ok_or_else(|| format!("{} has no disk of its own", member.name))?.cut()?;
+        }
+        for &index in members {
+            // It may have met the end of its disk and gone first.
+            if let Some(mut child) = self.members[index].child.take() {
+                let _ = child.kill();
+                child.wait().map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the disks of members their power again; what runs on them is not started.
+    ///
+    /// # Errors
+    /// One is still in use, or can't be read any more.
+    pub fn give_power(&mut self, members: &[usize]) -> Result<(), String> {
+        members
+            .iter()
+            .filter_map(|&index| self.members.get_mut(index)?.disk.as_mut().map(Disk::again))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect()
+    }
+
+    /// The network between the members.
+    ///
+    /// # Errors
+    /// They share the machine's.
+    pub fn network(&mut self) -> Result<&mut Network, String> {
+        self.network.as_mut().ok_or_else(|| "the members have no network of their own".to_owned())
+    }
+
     /// SIGSTOP: the process stands still and its sockets stay open.
     ///
     /// # Errors
@@ -217,7 +301,7 @@ impl Cluster {
     /// One does not serve, with the end of its log.
     pub fn restart(&mut self, members: &[usize]) -> Result<(), String> {
         for &index in members {
-            let mut command = self.command(&["run"]);
+            let mut command = self.command(index, &["run"]);
             command.arg("--data-dir").arg(&self.members[index].data_dir).arg("--json");
             self.launch(index, command)?;
         }
@@ -238,8 +322,11 @@ impl Cluster {
         fallen
     }
 
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+    fn command(&self, index: usize, words: &[&str]) -> Command {
+        let mut command = match &self.network {
+            Some(network) => network.command(index, self.binary.as_os_str()),
+            None => Command::new(&self.binary),
+        };
         command.args(words).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("RAFT_KV_") {
@@ -251,15 +338,22 @@ impl Cluster {
 
     fn add(&mut self, words: &[&str]) -> Result<usize, String> {
         let name = format!("n{}", self.members.len() + 1);
-        let addr = free_addr()?.to_string();
+        let addr = match &mut self.network {
+            Some(network) => format!("{}:{PORT}", network.add()?),
+            None => free_addr()?.to_string(),
+        };
         let etcd_addr = if self.etcd { free_tcp_addr()?.to_string() } else { "off".to_owned() };
-        let data_dir = self.dir.join(&name);
-        let mut command = self.command(words);
+        let disk = self.disks.then(|| {
+            Disk::new(&self.dir.join(format!("{name}.ext4")), &self.dir.join(format!("{name}-disk")))
+        });
+        let disk = disk.transpose()?;
+        let data_dir = disk.as_ref().map_or(self.dir.as_path(), Disk::path).join(&name);
+        let mut command = self.command(self.members.len(), words);
         command.arg("--data-dir").arg(&data_dir);
         command.args(["--name", &name, "--listen-addr", &addr, "--json"]);
         command.args(["--etcd-addr", &etcd_addr]);
         let index = self.members.len();
-        self.members.push(Member { name, data_dir, addr, etcd_addr, id: String::new(), child: None });
+        self.members.push(Member { name, data_dir, addr, etcd_addr, id: String::new(), child: None, disk });
         self.launch(index, command)?;
         self.await_serving(index)?;
         Ok(index)
@@ -402,8 +496,14 @@ mod tests {
     fn asleep(dir: &Path) -> Cluster {
         let mut command = Command::new("sleep");
         command.arg("60");
-        let mut cluster =
-            Cluster { binary: "sleep".into(), dir: dir.to_owned(), members: Vec::new(), etcd: false };
+        let mut cluster = Cluster {
+            binary: "sleep".into(),
+            dir: dir.to_owned(),
+            members: Vec::new(),
+            etcd: false,
+            disks: false,
+            network: None,
+        };
         let (name, data_dir) = ("n1".to_owned(), dir.join("n1"));
         cluster.members.push(Member {
             name,
@@ -412,6 +512,7 @@ mod tests {
             etcd_addr: String::new(),
             id: String::new(),
             child: None,
+            disk: None,
         });
         cluster.launch(0, command).unwrap();
         cluster

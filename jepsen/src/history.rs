@@ -43,6 +43,8 @@ pub enum Function {
     Cas,
     /// Adds an element to the set: writes a key that nobody else writes.
     Add,
+    /// Reads lists and appends to lists, all or nothing: `txn`.
+    Txn,
     /// Reads the whole set once all is healed.
     FinalRead,
     /// Starts to watch at `revision` (invoke), was told one change (ok), has to start anew (info).
@@ -51,6 +53,26 @@ pub enum Function {
     Break,
     /// A fault ends.
     Heal,
+}
+
+/// One step of a transaction on lists.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "f", rename_all = "lowercase")]
+pub enum Step {
+    /// Reads a list.
+    R {
+        /// Its key.
+        k: String,
+        /// What was in it; `None` where that is not known (yet).
+        v: Option<Vec<String>>,
+    },
+    /// Appends to a list an element that nobody else appends anywhere.
+    Append {
+        /// Its key.
+        k: String,
+        /// The element.
+        v: String,
+    },
 }
 
 /// One line of a history.
@@ -87,6 +109,9 @@ pub struct Event {
     /// The set's elements, or the members that a fault meets.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub elements: Vec<String>,
+    /// A transaction's steps, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub txn: Vec<Step>,
     /// The member that answered, or that was to be asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,

@@ -7,7 +7,9 @@
 
 pub mod checker;
 pub mod cluster;
+pub mod disk;
 pub mod history;
 pub mod nemesis;
+pub mod network;
 pub mod run;
 pub mod workload;

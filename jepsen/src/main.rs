@@ -8,6 +8,7 @@ use clap::Parser;
 use raft_kv_jepsen::checker::{self, Verdict};
 use raft_kv_jepsen::history::parse;
 use raft_kv_jepsen::nemesis::Fault;
+use raft_kv_jepsen::network;
 use raft_kv_jepsen::run::{Options, Workload, run};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -30,11 +31,11 @@ struct Args {
     /// Members
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
-    /// Faults, separated by commas; `none` for a run without
-    #[arg(long, default_value = "kill,pause,kill-leader,kill-all")]
+    /// Faults, separated by commas; `all`, or `none` for a run without
+    #[arg(long, default_value = "all")]
     nemesis: String,
     /// Workloads that run at the same time, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["register", "set", "watch"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["register", "append", "set", "watch"])]
     workload: Vec<Workload>,
     /// Of all choices made here (the processes make their own)
     #[arg(long)]
@@ -49,6 +50,9 @@ fn faults(list: &str) -> Result<Vec<Fault>, String> {
     use clap::ValueEnum;
     if list == "none" {
         return Ok(Vec::new());
+    }
+    if list == "all" {
+        return Ok(Fault::ALL.to_vec());
     }
     list.split(',').map(|word| Fault::from_str(word, false)).collect()
 }
@@ -65,10 +69,17 @@ fn main() -> ExitCode {
     let faults = match faults(&args.nemesis) {
         Ok(faults) => faults,
         Err(why) => {
-            eprintln!("jepsen: --nemesis: {why}; take from kill, pause, kill-leader, kill-all, or none");
+            let known: Vec<&str> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+            eprintln!("jepsen: --nemesis: {why}; take from {}, or all, or none", known.join(", "));
             return ExitCode::from(2);
         }
     };
+    if faults.iter().any(|fault| fault.needs_network())
+        && let Err(why) = network::enter()
+    {
+        eprintln!("jepsen: {why}");
+        return ExitCode::from(2);
+    }
     if dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         eprintln!("jepsen: {} is not empty; choose another --dir", dir.display());
         return ExitCode::from(2);

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::checker::{self, Verdict, activity};
-use crate::cluster::{Cluster, Directory};
+use crate::cluster::{Cluster, Directory, Place};
 use crate::history::{Function, Recorder};
 use crate::nemesis::{self, Fault, Schedule};
-use crate::workload::{Stage, register, set, watch};
+use crate::workload::{Stage, append, register, set, watch};
 
 /// Without faults, before the first and after each.
 const CALM: Duration = Duration::from_millis(1500);
@@ -28,6 +28,8 @@ const WATCHERS: usize = 2;
 pub enum Workload {
     /// Reads, writes and compare-and-sets on few keys.
     Register,
+    /// Transactions read lists and append to them.
+    Append,
     /// Elements are added, and must be there at the end.
     Set,
     /// Watchers must be told every revision once.
@@ -58,7 +60,12 @@ pub struct Options {
 /// # Errors
 /// The run could not be carried through: a member did not start, fell by itself, or did not recover.
 pub async fn run(options: &Options) -> Result<Vec<Verdict>, String> {
-    let mut cluster = Cluster::start(&options.binary, &options.dir.join("nodes"), options.nodes).await?;
+    let nodes = options.dir.join("nodes");
+    let place = Place {
+        disks: options.faults.iter().any(|fault| fault.needs_disks()),
+        network: options.faults.iter().any(|fault| fault.needs_network()),
+    };
+    let mut cluster = Cluster::start_in(&options.binary, &nodes, options.nodes, place).await?;
     let directory = cluster.directory()?;
     let recorder = Recorder::new(&options.dir.join("history.jsonl"))?;
     let stage = Stage::new(directory, recorder, options.seed);
@@ -72,6 +79,9 @@ pub async fn run(options: &Options) -> Result<Vec<Verdict>, String> {
         let client = || stage.client(number % options.nodes, number % 2 == 1);
         if has(Workload::Register) {
             clients.spawn(register::run(client()));
+        }
+        if has(Workload::Append) {
+            clients.spawn(append::run(client()));
         }
         if has(Workload::Set) || !has(Workload::Register) {
             clients.spawn(set::run(client()));
@@ -143,6 +153,7 @@ fn plan(options: &Options) -> activity::Plan {
             Workload::Register => {
                 done.extend([(Function::Read, each), (Function::Write, each / 2), (Function::Cas, each / 2)]);
             }
+            Workload::Append => done.push((Function::Txn, each / 2)),
             Workload::Set => done.push((Function::Add, each)),
             Workload::Watch => done.push((Function::Watch, each)),
         }

@@ -268,13 +268,14 @@ fn member_name(hostname: &str) -> String {
 }
 
 /// SIGINT and SIGTERM, watched from before the start so that none is missed.
-struct Signals {
+pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    /// Watched from now on.
+    pub fn new() -> Result<Self, Failure> {
         let watch = |kind| {
             signal(kind)
                 .map_err(|error| Failure::new(Kind::Stopped, format!("can't watch for signals: {error}")))
@@ -282,7 +283,8 @@ impl Signals {
         Ok(Self { interrupt: watch(SignalKind::interrupt())?, terminate: watch(SignalKind::terminate())? })
     }
 
-    async fn next(&mut self) {
+    /// Waits for one.
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

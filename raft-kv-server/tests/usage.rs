@@ -64,6 +64,7 @@ const COMMANDS: &[&[&str]] = &[
     &["rollback", "to"],
     &["backup"],
     &["backup", "create"],
+    &["backup", "archive"],
     &["backup", "verify"],
     &["backup", "restore"],
     &["backup", "key"],

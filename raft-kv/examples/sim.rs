@@ -197,7 +197,7 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
     if total.seeds < 200 || arguments.options.bug.is_some() || arguments.options.intensity < 1.0 {
         return None;
     }
-    const MUST: [&str; 32] = [
+    const MUST: [&str; 38] = [
         "stopped: crashed",
         "stopped: cleanly",
         "stopped: its disk failed",
@@ -230,15 +230,33 @@ fn too_little(total: &Total, arguments: &Arguments) -> Option<String> {
         "rollbacks undone",
         "rollbacks interrupted by a crash",
         "starts with a rollback half done",
+        "quotas set below what there was",
+        "refused by the quota",
+        "refused while a disk was short",
+        "changes done above the quota",
+        "alarms ended for a disk",
+        "members that found their state damaged",
     ];
     // While a root is replaced nothing is damaged or removed that could not be missed too.
-    const SELDOM: [&str; 3] =
-        ["stopped: it was removed", "stopped: it had lost a part of its log", "bits flipped"];
+    const SELDOM: [&str; 4] = [
+        "stopped: it was removed",
+        "stopped: it had lost a part of its log",
+        "bits flipped",
+        "members that found their state damaged",
+    ];
     let seldom = |what: &&&str| arguments.options.rotate && SELDOM.contains(*what);
     let too_few = |what: &&&str| total.counts.get(**what).is_none_or(|count| *count < total.seeds / 100);
     let missing = MUST.iter().filter(|what| !seldom(what)).find(too_few);
     let elections = (total.elections < total.seeds * 3).then(|| "elections".to_owned());
-    missing.map(|what| (*what).to_owned()).or(elections)
+    // A kind of fault that never shows is none.
+    let faults = total.counts.iter().filter_map(|(what, count)| Some((what.strip_prefix("fault: ")?, count)));
+    let vain = faults.filter(|(_, count)| **count >= 50).find(|(fault, _)| mattered(total, fault) == 0);
+    let vain = vain.map(|(fault, _)| format!("{fault} never mattered"));
+    // One in a hundred may have met faults that left no leader in office.
+    let idle =
+        total.counts.get("runs in which too little happened").is_some_and(|idle| *idle > total.seeds / 100);
+    let idle = idle.then(|| "runs in which enough happened".to_owned());
+    missing.map(|what| (*what).to_owned()).or(elections).or(vain).or(idle)
 }
 
 fn sweep(arguments: &Arguments, options: Options, start: u64, seeds: u64, keep_going: bool) -> Total {
@@ -307,8 +325,16 @@ fn progress(total: &Total, seeds: u64, took: Duration) {
 
 fn print_total(total: &Total, took: Duration, arguments: &Arguments) {
     for (what, count) in &total.counts {
-        println!("{count:>12}  {what} (in {} runs)", total.runs[what]);
+        let runs = total.runs[what];
+        if let Some(fault) = what.strip_prefix("fault: ") {
+            println!("{count:>12}  {what} (in {runs} runs), {} of them mattered", mattered(total, fault));
+        } else if !what.starts_with("mattered: ") {
+            println!("{count:>12}  {what} (in {runs} runs)");
+        }
     }
+    let kinds = total.counts.keys().filter(|what| what.starts_with("fault: ")).count();
+    let mattered = total.counts.keys().filter(|what| what.starts_with("mattered: ")).count();
+    println!("{mattered} of {kinds} kinds of fault changed or delayed what came of a request");
     let ratio = total.simulated.as_secs_f64() / took.as_secs_f64();
     println!(
         "{} seeds, {:.2} h of cluster time in {:.1} s: {ratio:.0} times real time on {} threads, {:.0} a thread; \
@@ -324,6 +350,11 @@ fn print_total(total: &Total, took: Duration, arguments: &Arguments) {
         total.elections,
         total.failed.len()
     );
+}
+
+/// How many faults of a kind changed or delayed what came of a request.
+fn mattered(total: &Total, fault: &str) -> u64 {
+    total.counts.get(&format!("mattered: {fault}")).copied().unwrap_or(0)
 }
 
 fn print_json(total: &Total, took: Duration) {

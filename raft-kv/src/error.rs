@@ -421,6 +421,17 @@ pub enum Refusal {
         /// Bytes allowed.
         quota: u64,
     },
+    /// A snapshot is larger than the room on its receiver's disk.
+    #[error(
+        "the snapshot needs {needed} bytes on the receiver's disk and {free} are free there; make room on it: the snapshot \
+         is sent again by itself"
+    )]
+    NoRoom {
+        /// Bytes that are still to come, and what is kept free.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
 }
 wire_enum!(Refusal {
     1 => EmptyKey, 2 => KeyTooLarge { len, max }, 3 => ValueTooLarge { len, max },
@@ -436,6 +447,7 @@ wire_enum!(Refusal {
     27 => BadCertificate { why }, 28 => NotAllowed { role }, 29 => Invalid { field, why },
     30 => Malformed { what }, 31 => Auth(why), 32 => Alarmed { kind },
     33 => AnswerTooLarge { max }, 40 => QuotaExceeded { live, quota },
+    41 => NoRoom { needed, free },
     45 => ReservedPrefix, 46 => VersionConflict { what, given, stored }, 47 => Exists { what },
     48 => NotThere { what }, 49 => NameTaken { kind, name }, 50 => InUse { what, by },
     51 => TaskRule { task, why }, 52 => Fenced { term, held }, 53 => BatchTooLarge { what, len, max },
@@ -481,6 +493,7 @@ impl Refusal {
             | Self::Auth(_)
             | Self::Alarmed { .. }
             | Self::QuotaExceeded { .. }
+            | Self::NoRoom { .. }
             | Self::SessionTaken
             | Self::TooManySessions
             | Self::AnswerTooLarge { .. } => self,

@@ -232,6 +232,20 @@ pub enum Bug {
     DutyOutlivesTerm,
     /// A key that changes while it is looked at is not looked at again.
     QueueDropsChange,
+    /// A member whose directory is of an older run than it was seen with goes on.
+    IgnoreRun,
+    /// A member that lacks what the others saw it promise goes on.
+    IgnorePromised,
+    /// An archiver goes on one revision behind the next.
+    ArchiveSkipsRevision,
+    /// A file of an archive has its name before it is whole.
+    ArchiveRenamesEarly,
+    /// What an archive no longer needs is counted from its newest full backup.
+    ArchiveForgetsChain,
+    /// What was received takes the place of the state though it is damaged as its sender's files are.
+    InstallDamaged,
+    /// Times that leases and requests have left follow a clock that somebody sets.
+    StepLoopClock,
 }
 
 #[cfg(feature = "sim")]

@@ -22,11 +22,20 @@ fn seeds_are_green() {
 }
 
 /// Seeds that failed once, with the story of the bug.
-const ONCE_RED: [u64; 1] = [
+const ONCE_RED: [u64; 4] = [
     // All members lost power before any had synced that a third one's promotion was committed; the
     // first one's disk was lost for good, and the others went by a configuration that needed it.
     // The state is flushed as soon as the configuration changes.
     2502,
+    // A new epoch's survivor had never heard of a member that had joined late: nobody let that one in,
+    // nobody told it that it was removed, and it waited for ever. People empty such a machine.
+    21,
+    // A member that had slept through a change of members called the roll of those it knew as voters,
+    // of whom one was gone for good, and stayed mute. Who answers says who votes now.
+    127,
+    // A member met damage where it published what it had applied, and ended; its state was compared
+    // after it had forgotten what was not flushed.
+    703,
 ];
 
 #[test]

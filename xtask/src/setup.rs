@@ -50,6 +50,14 @@ const NEEDS: &[Need] = &[
         packages: &["protobuf-compiler"],
     },
     Need {
+        what: "mkfs.ext4, mount and perl",
+        why: "members are tested on disks of their own, whose power is cut",
+        found: || {
+            ["mount", "perl"].iter().all(|name| on_path(name)) && Path::new("/usr/sbin/mkfs.ext4").exists()
+        },
+        packages: &["e2fsprogs", "mount", "perl-base", "util-linux", "iproute2"],
+    },
+    Need {
         what: "etcd",
         why: "its answers are compared with ours",
         found: || on_path("etcd"),
@@ -250,8 +258,8 @@ mod tests {
         assert_eq!(
             by_hand(&packages(&all, 14)),
             "sudo apt-get update && sudo apt-get install -y \
-             build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler etcd-server \
-             etcd-client openssl python3 python3-venv nodejs npm"
+             build-essential libclang1-14 libclang-common-14-dev ccache protobuf-compiler e2fsprogs mount \
+             perl-base util-linux iproute2 etcd-server etcd-client openssl python3 python3-venv nodejs npm"
         );
     }
 

@@ -1,5 +1,6 @@
 //! `stall`: how long other requests wait while a rollback is done, in a cluster of three members in one process:
-//! callers that put keys of their own and callers that read linearizably, before it and meanwhile.
+//! callers that put keys of their own and callers that read linearizably, before it and meanwhile. And what the
+//! process takes: memory at its peak, elections, timers that were late.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use futures_util::{StreamExt, stream};
-use raft_kv::client::{Handle, NewPoint};
+use raft_kv::client::{Handle, NewPoint, Node};
 use raft_kv::types::{KeyRange, RangeRequest};
 use raft_kv_benches::load::put_keys;
 use raft_kv_benches::members::{leader, start};
@@ -37,6 +38,9 @@ struct Args {
     /// Keys changed before each rollback, spread over all
     #[arg(long, value_delimiter = ',', default_values_t = [1000, 10_000])]
     changed: Vec<u64>,
+    /// One rollback of every key, to its end, in place of those
+    #[arg(long, conflicts_with = "changed")]
+    all: bool,
 }
 
 fn main() -> Result<(), String> {
@@ -56,7 +60,8 @@ async fn measure(args: &Args, dir: &Path) -> Result<Value, String> {
     let handle = nodes[leader(&nodes).await?].handle();
     put_keys(&handle, 512, args.keys).await;
     let mut rows = Vec::new();
-    for &changed in &args.changed {
+    let changed = if args.all { vec![args.keys] } else { args.changed.clone() };
+    for changed in changed {
         let point = format!("p{changed}");
         handle.point_create(&point, NewPoint::default()).await.map_err(told)?;
         let step = (args.keys / changed.max(1)).max(1);
@@ -76,12 +81,22 @@ async fn measure(args: &Args, dir: &Path) -> Result<Value, String> {
             tokio::time::sleep(CALM).await;
             done
         };
+        let resident = host::resident_bytes(std::process::id());
+        let taken = Taken::begin(&nodes);
         let (done, longest) = watched(&handle, rollback).await;
+        let (peak, elections, late) = taken.end().await;
         let (_, done) = done.map_err(told)?;
+        // No election may hide behind a retry.
+        let leaders = nodes.iter().map(|node| node.leadership().borrow().term).collect::<Vec<_>>();
         rows.push(json!({
             "changed": changed,
             "events": done.events,
             "rollback_ms": took.as_millis() as u64,
+            "resident_bytes_before": resident,
+            "resident_bytes_peak": peak,
+            "leadership_changes": elections,
+            "terms": leaders,
+            "timer_latest_ms": late.as_millis() as u64,
             "longest_ms": longest.shown(),
             "longest_without_rollback_ms": calm.1.shown(),
         }));
@@ -90,6 +105,64 @@ async fn measure(args: &Args, dir: &Path) -> Result<Value, String> {
         node.shutdown().await.map_err(told)?;
     }
     Ok(json!({ "keys": args.keys, "members": 3, "callers": 2 * CALLERS, "host": before, "rounds": rows }))
+}
+
+/// How often memory is looked at, and how long the timer is whose lateness is told: a heartbeat's.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What the process takes meanwhile.
+struct Taken {
+    over: Arc<AtomicBool>,
+    memory: JoinSet<(u64, Duration)>,
+    elections: JoinSet<u64>,
+}
+
+impl Taken {
+    fn begin(nodes: &[Node]) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (mut memory, mut elections) = (JoinSet::new(), JoinSet::new());
+        let told = over.clone();
+        // A thread of its own, as those of the members are: what it is late by, a heartbeat may be.
+        memory.spawn_blocking(move || {
+            let (mut peak, mut late) = (0, Duration::ZERO);
+            while !told.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                std::thread::sleep(LOOK);
+                late = late.max(began.elapsed().saturating_sub(LOOK));
+                peak = peak.max(host::resident_bytes(std::process::id()).unwrap_or(0));
+            }
+            (peak, late)
+        });
+        for node in nodes {
+            let (mut leadership, told) = (node.leadership(), over.clone());
+            leadership.mark_unchanged();
+            elections.spawn(async move {
+                let mut changes = 0;
+                while !told.load(Ordering::Relaxed) {
+                    let changed = tokio::time::timeout(LOOK, leadership.changed()).await;
+                    changes += u64::from(matches!(changed, Ok(Ok(()))));
+                    if matches!(changed, Ok(Err(_))) {
+                        break;
+                    }
+                }
+                changes
+            });
+        }
+        Self { over, memory, elections }
+    }
+
+    /// Resident bytes at their peak, changes of leadership at all members, and how late the timer was at worst.
+    async fn end(mut self) -> (u64, u64, Duration) {
+        self.over.store(true, Ordering::Relaxed);
+        let (mut peak, mut late, mut changes) = (0, Duration::ZERO, 0);
+        while let Some(Ok((bytes, by))) = self.memory.join_next().await {
+            (peak, late) = (bytes.max(peak), by.max(late));
+        }
+        while let Some(Ok(seen)) = self.elections.join_next().await {
+            changes += seen;
+        }
+        (peak, changes, late)
+    }
 }
 
 /// The longest that anybody waited.

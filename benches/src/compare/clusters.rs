@@ -8,8 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use etcd_api::etcdserverpb::MemberAddRequest;
+use etcd_api::etcdserverpb::cluster_client::ClusterClient;
+use raft_kv::types::Role;
 use raft_kv_jepsen::cluster::Cluster as Members;
-use raft_kv_server::foreign::{Place, tls_config};
+use raft_kv_server::foreign::{Place, channel, tls_config};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::ClientConfig;
@@ -52,14 +55,54 @@ pub trait Cluster {
     fn resident(&self) -> Vec<u64> {
         self.pids().into_iter().map(|pid| host::resident_bytes(pid).unwrap_or(0)).collect()
     }
+
+    /// Has one more member with an empty data directory join, and says where clients reach it, as soon as its process
+    /// runs; what it still lacks is its own affair.
+    fn join(&mut self) -> impl Future<Output = Result<Place, String>>
+    where
+        Self: Sized;
 }
 
 /// Debian's etcd.
 pub struct Etcd {
     name: String,
+    dir: PathBuf,
+    /// `name=url` of each member, for its peers.
+    members: Vec<String>,
     children: Vec<Child>,
     endpoints: Vec<Place>,
     tls: Arc<ClientConfig>,
+}
+
+fn free_url() -> Result<String, String> {
+    let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
+    Ok(format!("https://{}", listener.local_addr().map_err(|error| error.to_string())?))
+}
+
+/// A member of a cluster of `members` with its data in `dir`.
+fn launch(
+    dir: &Path,
+    number: usize,
+    (client, peer): (&str, &str),
+    members: &[String],
+    state: &str,
+) -> Result<Child, String> {
+    let file = |name: &str| dir.join(name);
+    let mut command = Command::new("etcd");
+    command.arg("--name").arg(format!("n{number}")).arg("--data-dir").arg(file(&format!("n{number}")));
+    command.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
+    command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+    command.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", state]);
+    // As much room as ours has.
+    command.args(["--quota-backend-bytes", "8589934592", "--log-level", "warn"]);
+    for (side, asks) in [("", "--client-cert-auth"), ("peer-", "--peer-client-cert-auth")] {
+        command.arg(asks).arg(format!("--{side}trusted-ca-file")).arg(file("ca.pem"));
+        command.arg(format!("--{side}cert-file")).arg(file("both.pem"));
+        command.arg(format!("--{side}key-file")).arg(file("both-key.pem"));
+    }
+    let log = File::create(file(&format!("n{number}.log"))).map_err(|error| error.to_string())?;
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+    child.map_err(|error| format!("etcd: {error}; install Debian's etcd-server"))
 }
 
 impl Etcd {
@@ -70,37 +113,20 @@ impl Etcd {
     pub fn start(name: &str, dir: &Path) -> Result<Self, String> {
         fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
         certificates(dir)?;
-        let url = || -> Result<String, String> {
-            let listener = TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-            Ok(format!("https://{}", listener.local_addr().map_err(|error| error.to_string())?))
-        };
-        let urls = (0..MEMBERS).map(|_| Ok((url()?, url()?))).collect::<Result<Vec<_>, String>>()?;
+        let urls =
+            (0..MEMBERS).map(|_| Ok((free_url()?, free_url()?))).collect::<Result<Vec<_>, String>>()?;
         let members: Vec<String> =
             urls.iter().enumerate().map(|(n, (_, peer))| format!("n{n}={peer}")).collect();
         let file = |name: &str| dir.join(name);
         let mut children = Vec::new();
         for (n, (client, peer)) in urls.iter().enumerate() {
-            let mut command = Command::new("etcd");
-            command.arg("--name").arg(format!("n{n}")).arg("--data-dir").arg(file(&format!("n{n}")));
-            command.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
-            command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
-            command.args(["--initial-cluster", &members.join(","), "--log-level", "warn"]);
-            // As much room as ours has.
-            command.args(["--quota-backend-bytes", "8589934592"]);
-            for (side, asks) in [("", "--client-cert-auth"), ("peer-", "--peer-client-cert-auth")] {
-                command.arg(asks).arg(format!("--{side}trusted-ca-file")).arg(file("ca.pem"));
-                command.arg(format!("--{side}cert-file")).arg(file("both.pem"));
-                command.arg(format!("--{side}key-file")).arg(file("both-key.pem"));
-            }
-            let log = File::create(file(&format!("n{n}.log"))).map_err(|error| error.to_string())?;
-            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
-            children.push(child.map_err(|error| format!("etcd: {error}; install Debian's etcd-server"))?);
+            children.push(launch(dir, n, (client, peer), &members, "new")?);
         }
         let endpoints =
             urls.iter().map(|(client, _)| Place::parse(client, true)).collect::<Result<_, _>>()?;
         let (cert, key) = (file("both.pem"), file("both-key.pem"));
         let tls = tls_config(&file("ca.pem"), Some((&cert, &key)))?;
-        Ok(Self { name: name.to_owned(), children, endpoints, tls })
+        Ok(Self { name: name.to_owned(), dir: dir.to_owned(), members, children, endpoints, tls })
     }
 }
 
@@ -119,6 +145,18 @@ impl Cluster for Etcd {
 
     fn pids(&self) -> Vec<u32> {
         self.children.iter().map(Child::id).collect()
+    }
+
+    async fn join(&mut self) -> Result<Place, String> {
+        let (client, peer, number) = (free_url()?, free_url()?, self.members.len());
+        let channel = channel(&self.endpoints, 0, Some(self.tls.clone()));
+        let add = MemberAddRequest { peer_ur_ls: vec![peer.clone()], ..MemberAddRequest::default() };
+        let added = ClusterClient::new(channel).member_add(add).await;
+        added.map_err(|status| format!("member add: {status}"))?;
+        self.members.push(format!("n{number}={peer}"));
+        let child = launch(&self.dir, number, (&client, &peer), &self.members, "existing")?;
+        self.children.push(child);
+        Place::parse(&client, true)
     }
 }
 
@@ -196,5 +234,13 @@ impl Cluster for RaftKv {
 
     fn pids(&self) -> Vec<u32> {
         self.members.members().iter().filter_map(raft_kv_jepsen::cluster::Member::pid).collect()
+    }
+
+    async fn join(&mut self) -> Result<Place, String> {
+        let handle = self.members.connect(&[0]).await?;
+        let token = handle.join_token(Role::Manager).await.map_err(|error| error.to_string())?;
+        // It waits until the process says where it is.
+        let joined = tokio::task::block_in_place(|| self.members.join(&token))?;
+        Place::parse(&self.members.members()[joined].etcd_addr, true)
     }
 }

@@ -2,7 +2,9 @@
 //! breach it finds, as sentences that name the events.
 
 pub mod activity;
+pub mod cycles;
 pub mod durability;
+pub mod linear;
 pub mod watches;
 pub mod witness;
 
@@ -21,7 +23,13 @@ pub struct Verdict {
 
 /// Every claim but activity, which depends on what was planned.
 pub fn all(history: &[Event]) -> Vec<Verdict> {
-    vec![witness::check(history), durability::check(history), watches::check(history)]
+    vec![
+        witness::check(history),
+        linear::check(history),
+        cycles::check(history),
+        durability::check(history),
+        watches::check(history),
+    ]
 }
 
 /// A history from lines without the braces, for tests.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use super::Verdict;
 use crate::history::{Event, Function, Kind, Operation, operations};
+use crate::workload::append;
 
 /// Holds the history to the claim.
 pub fn check(history: &[Event]) -> Verdict {
@@ -96,7 +97,9 @@ impl<'a> Witness<'a> {
     /// Whatever was seen was written, where it was said to be; this tells what became of writes of
     /// unknown outcome.
     fn resolve(&mut self, history: &'a [Event], operations: &[Operation<'a>]) {
-        let seen = history.iter().filter(|event| event.kind == Kind::Ok);
+        // Lists are written over and over: `cycles` looks at them.
+        let list = |event: &Event| event.key.as_deref().is_some_and(|key| key.starts_with(append::PREFIX));
+        let seen = history.iter().filter(|event| event.kind == Kind::Ok && !list(event));
         for event in seen.filter(|event| reads(event) || event.f == Function::Watch) {
             let (Some(value), Some(found_at)) = (event.value.as_deref(), event.found_at) else { continue };
             let Some(&writer) = self.writers.get(value) else {

@@ -1,5 +1,5 @@
 //! SIGKILL: the process is gone at once. What it had written without syncing is still with the
-//! operating system; losing that too is the simulator's part.
+//! operating system; `power` takes that too.
 
 use crate::cluster::Cluster;
 

@@ -2,7 +2,9 @@
 //! both ends are written into the history.
 
 mod kill;
+mod partition;
 mod pause;
+mod power;
 
 use std::time::Duration;
 
@@ -24,11 +26,37 @@ pub enum Fault {
     KillLeader,
     /// SIGKILL of every member at once, then a restart of all.
     KillAll,
+    /// The power of any member's machine is cut: what was not synced is gone.
+    PowerCut,
+    /// The power of all machines is cut at once.
+    PowerCutAll,
+    /// Any member and the others do not reach each other.
+    Isolate,
+    /// The leader and the others do not reach each other.
+    IsolateLeader,
+    /// Nothing that a member says arrives at the others.
+    Mute,
+    /// Nothing that the others say arrives at a member.
+    Deaf,
+    /// Two halves do not reach each other; one member between them reaches both.
+    Bridge,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Kill, Self::Pause, Self::KillLeader, Self::KillAll];
+    pub const ALL: [Self; 11] = [
+        Self::Kill,
+        Self::Pause,
+        Self::KillLeader,
+        Self::KillAll,
+        Self::PowerCut,
+        Self::PowerCutAll,
+        Self::Isolate,
+        Self::IsolateLeader,
+        Self::Mute,
+        Self::Deaf,
+        Self::Bridge,
+    ];
 
     /// Its name in a history.
     pub fn name(self) -> &'static str {
@@ -37,20 +65,45 @@ impl Fault {
             Self::Pause => "pause",
             Self::KillLeader => "kill-leader",
             Self::KillAll => "kill-all",
+            Self::PowerCut => "power-cut",
+            Self::PowerCutAll => "power-cut-all",
+            Self::Isolate => "isolate",
+            Self::IsolateLeader => "isolate-leader",
+            Self::Mute => "mute",
+            Self::Deaf => "deaf",
+            Self::Bridge => "bridge",
         }
     }
 
     /// Whether a quorum is left while it lasts.
     pub fn leaves_quorum(self) -> bool {
-        self != Self::KillAll
+        !matches!(self, Self::KillAll | Self::PowerCutAll)
+    }
+
+    /// Whether each member needs a disk of its own.
+    pub fn needs_disks(self) -> bool {
+        matches!(self, Self::PowerCut | Self::PowerCutAll)
+    }
+
+    /// Whether each member needs a network of its own.
+    pub fn needs_network(self) -> bool {
+        matches!(self, Self::Isolate | Self::IsolateLeader | Self::Mute | Self::Deaf | Self::Bridge)
     }
 
     /// Whom it meets, where `leader` is the leader's place if one is known.
     fn victims(self, nodes: usize, leader: Option<usize>, chance: &mut ChaCha8Rng) -> Vec<usize> {
         match self {
-            Self::Kill | Self::Pause => vec![chance.random_range(0..nodes)],
-            Self::KillLeader => vec![leader.unwrap_or_else(|| chance.random_range(0..nodes))],
-            Self::KillAll => (0..nodes).collect(),
+            Self::Kill
+            | Self::Pause
+            | Self::PowerCut
+            | Self::Isolate
+            | Self::Mute
+            | Self::Deaf
+            | Self::Bridge => vec![chance.random_range(0..nodes)],
+            Self::KillLeader | Self::IsolateLeader => {
+                vec![leader.unwrap_or_else(|| chance.random_range(0..nodes))]
+            }
+            Self::KillAll | Self::PowerCutAll => (0..nodes).collect(),
         }
     }
 
@@ -58,6 +111,10 @@ impl Fault {
         match self {
             Self::Pause => pause::bring(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::bring(cluster, victims),
+            Self::PowerCut | Self::PowerCutAll => power::bring(cluster, victims),
+            Self::Isolate | Self::IsolateLeader | Self::Mute | Self::Deaf | Self::Bridge => {
+                partition::bring(self, cluster, victims)
+            }
         }
     }
 
@@ -65,6 +122,10 @@ impl Fault {
         match self {
             Self::Pause => pause::heal(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::heal(cluster, victims),
+            Self::PowerCut | Self::PowerCutAll => power::heal(cluster, victims),
+            Self::Isolate | Self::IsolateLeader | Self::Mute | Self::Deaf | Self::Bridge => {
+                partition::heal(cluster)
+            }
         }
     }
 }
@@ -93,8 +154,10 @@ impl Schedule {
             self.waiting.shuffle(&mut self.chance);
         }
         let fault = self.waiting.pop().expect("a round has a fault");
-        // Beyond the longest election timeout, so that a fault of the leader costs it its office.
-        (fault, Duration::from_millis(self.chance.random_range(1800..2600)))
+        // Beyond the longest election timeout, so that a fault of the leader costs it its office. One
+        // that is cut off has to notice first that nobody follows it any more.
+        let lasts = Duration::from_millis(self.chance.random_range(1800..2600));
+        (fault, if fault.needs_network() { 2 * lasts } else { lasts })
     }
 
     /// Whether every fault has come in the rounds so far.
@@ -155,12 +218,12 @@ mod tests {
     fn every_fault_comes_once_a_round_and_a_seed_gives_one_schedule() {
         let rounds = |seed| {
             let mut schedule = Schedule::new(&Fault::ALL, ChaCha8Rng::seed_from_u64(seed));
-            let faults: Vec<_> = (0..8).map(|_| schedule.next_fault()).collect();
+            let faults: Vec<_> = (0..2 * Fault::ALL.len()).map(|_| schedule.next_fault()).collect();
             assert!(schedule.round_is_over());
             faults
         };
         let faults = rounds(1);
-        for round in faults.chunks(4) {
+        for round in faults.chunks(Fault::ALL.len()) {
             let mut kinds: Vec<Fault> = round.iter().map(|(fault, _)| *fault).collect();
             kinds.sort();
             assert_eq!(kinds, Fault::ALL);

@@ -1,6 +1,7 @@
 //! What the clients do: one file a shape. Each client is one process of the history with a handle of
 //! its own, and does one thing at a time.
 
+pub mod append;
 pub mod register;
 pub mod set;
 pub mod watch;

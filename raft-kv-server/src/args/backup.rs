@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use raft_kv::types::{NodeId, Revision};
 
-use super::{ConnectArgs, PlaceArgs, SignerArgs};
+use super::{ConnectArgs, PlaceArgs, SignerArgs, parse_time};
 
 /// `backup`.
 #[derive(Args, Debug)]
@@ -20,9 +20,11 @@ pub struct BackupArgs {
 pub enum BackupCommand {
     /// Write a backup of the cluster, while it serves, into a file
     Create(BackupCreateArgs),
-    /// Read a backup through, offline, and say what it is of
+    /// Keep a folder filled with full backups and what was committed since, until it is stopped
+    Archive(BackupArchiveArgs),
+    /// Read a backup or an archive through, offline, and say what it is of
     Verify(BackupVerifyArgs),
-    /// Make the first member of a new cluster from a backup, offline; `raft-kv run` then starts it
+    /// Make the first member of a new cluster from a backup or an archive, offline; `raft-kv run` then starts it
     Restore(Box<BackupRestoreArgs>),
     /// Make a key to encrypt backups with
     Key {
@@ -51,10 +53,46 @@ pub struct BackupCreateArgs {
     pub connect: ConnectArgs,
 }
 
+/// `backup archive`.
+#[derive(Args, Debug)]
+pub struct BackupArchiveArgs {
+    /// The folder; made if it is not there. What is in it is gone on with
+    pub dir: PathBuf,
+    /// How the archive is kept.
+    #[command(flatten)]
+    pub keeping: KeepingArgs,
+    /// Encrypt everything with the key in this file, as `raft-kv backup key` makes one, `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Write how far it is into this file, for Prometheus's node exporter
+    #[arg(long, value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
+    /// The connection.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// How an archive is kept.
+#[derive(Args, Debug)]
+pub struct KeepingArgs {
+    /// Close a file so long after a change at the latest
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "10s")]
+    pub every: u64,
+    /// Close a file when so many bytes of changes are in it; that much is held in memory
+    #[arg(long, value_name = "BYTES", default_value_t = 16 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub every_bytes: u64,
+    /// Make a full backup so often, if anything has changed
+    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "24h")]
+    pub full_every: u64,
+    /// Remove what is older, whole chains at a time [default: nothing is removed]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub keep: Option<u64>,
+}
+
 /// `backup verify`.
 #[derive(Args, Debug)]
 pub struct BackupVerifyArgs {
-    /// The backup, or what `etcdctl snapshot save` wrote
+    /// The backup, or what `etcdctl snapshot save` wrote, or the folder of an archive
     pub file: PathBuf,
     /// The key that it was made with, `-` for standard input
     #[arg(long, value_name = "FILE")]
@@ -64,7 +102,7 @@ pub struct BackupVerifyArgs {
 /// `backup restore`.
 #[derive(Args, Debug)]
 pub struct BackupRestoreArgs {
-    /// The backup, or what `etcdctl snapshot save` wrote
+    /// The backup, or what `etcdctl snapshot save` wrote, or the folder of an archive
     pub file: PathBuf,
     /// Where the new member keeps its data; must be empty or missing
     #[arg(long, value_name = "DIR")]
@@ -75,10 +113,10 @@ pub struct BackupRestoreArgs {
     /// Changes since the backup, as `raft-kv backup create --since` wrote them; may be given several times, in order
     #[arg(long, value_name = "FILE")]
     pub then: Vec<PathBuf>,
-    /// With --then: only what was backed up by this time, as 2026-11-22T10:00Z
+    /// With --then or an archive: only what was there by this time, as 2026-11-22T10:00Z
     #[arg(long, value_name = "TIME", value_parser = parse_moment, conflicts_with = "to_revision")]
     pub to: Option<i64>,
-    /// With --then: only up to this revision of the old cluster
+    /// With --then or an archive: only up to this revision of the old cluster
     #[arg(long, value_name = "REVISION")]
     pub to_revision: Option<Revision>,
     /// Raise the revision by so much: more than the writes since the backup [default: 1000000000]
@@ -101,7 +139,7 @@ pub struct BackupRestoreArgs {
     pub signer: SignerArgs,
 }
 
-/// A moment as people write it (RFC 3339, seconds and even minutes may be left out), in seconds since 1970.
+/// A moment as people write it (RFC 3339, seconds and even minutes may be left out), in milliseconds since 1970.
 pub fn parse_moment(text: &str) -> Result<i64, String> {
     use time::format_description::well_known::Rfc3339;
     let bare = text.strip_suffix('Z').unwrap_or(text);
@@ -111,7 +149,8 @@ pub fn parse_moment(text: &str) -> Result<i64, String> {
         _ => text.to_owned(),
     };
     let at = time::OffsetDateTime::parse(&full, &Rfc3339);
-    at.map(time::OffsetDateTime::unix_timestamp).map_err(|_| {
+    let milliseconds = |at: time::OffsetDateTime| at.unix_timestamp() * 1000 + i64::from(at.millisecond());
+    at.map(milliseconds).map_err(|_| {
         "give it in UTC as 2026-11-22T10:00Z, or with an offset as 2026-11-22T11:00:00+01:00".into()
     })
 }
@@ -123,10 +162,11 @@ mod tests {
     #[test]
     fn moments() {
         for (text, expect) in [
-            ("1970-01-02", Some(86_400)),
-            ("1970-01-01T00:01Z", Some(60)),
-            ("1970-01-01T00:01:05Z", Some(65)),
-            ("1970-01-01T01:00:05+01:00", Some(5)),
+            ("1970-01-02", Some(86_400_000)),
+            ("1970-01-01T00:01Z", Some(60_000)),
+            ("1970-01-01T00:01:05Z", Some(65_000)),
+            ("1970-01-01T00:01:05.25Z", Some(65_250)),
+            ("1970-01-01T01:00:05+01:00", Some(5000)),
             ("yesterday", None),
             ("2026-13-01", None),
             ("", None),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::args::{BackupArgs, BackupCommand, BackupCreateArgs, BackupRestoreArgs, BackupVerifyArgs};
+use crate::cli::archive;
 use crate::cli::node::date;
 use crate::connect::connect;
 use crate::failure::{Failure, Kind};
@@ -24,6 +25,7 @@ const MAX_KEY_BYTES: u64 = 1024;
 pub async fn run(args: BackupArgs, output: &mut Output) -> Result<(), Failure> {
     match args.command {
         BackupCommand::Create(args) => create(&args, output).await,
+        BackupCommand::Archive(args) => archive::run(&args, output).await,
         BackupCommand::Verify(args) => verify(args, output).await,
         BackupCommand::Restore(args) => restored(*args, output).await,
         BackupCommand::Key { file } => key(&file, output),
@@ -52,7 +54,7 @@ fn key(file: &Path, output: &mut Output) -> Result<(), Failure> {
     )
 }
 
-fn key_in(file: Option<&Path>) -> Result<Option<BackupKey>, Failure> {
+pub(super) fn key_in(file: Option<&Path>) -> Result<Option<BackupKey>, Failure> {
     let Some(file) = file else { return Ok(None) };
     let mut text = Zeroizing::new(String::new());
     let read = if file == Path::new("-") {
@@ -76,6 +78,9 @@ async fn create(args: &BackupCreateArgs, output: &mut Output) -> Result<(), Fail
 
 async fn verify(args: BackupVerifyArgs, output: &mut Output) -> Result<(), Failure> {
     let key = key_in(args.key_file.as_deref())?;
+    if args.file.is_dir() {
+        return archive::verify(&args.file, key.as_ref(), output);
+    }
     let summary = verify_backup(&args.file, key.as_ref())?;
     output.answer(|| summary_json(&summary), || summary_text(&args.file, &summary))
 }
@@ -129,7 +134,7 @@ async fn restored(args: BackupRestoreArgs, output: &mut Output) -> Result<(), Fa
     )
 }
 
-fn summary_json(summary: &BackupSummary) -> Value {
+pub(super) fn summary_json(summary: &BackupSummary) -> Value {
     let info = &summary.info;
     json!({
         "cluster": info.cluster.to_string(),

@@ -43,6 +43,7 @@ fn info_json(info: &Info) -> Value {
         "disk_free": info.disk_free,
         "disk_short": info.disk_short.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "log_first": info.log_first,
+        "epoch": info.epoch,
         "snapshots": snapshots_json(&info.snapshots),
         "scrub": {
             "rounds": info.scrub.rounds,
@@ -79,6 +80,7 @@ fn info_text(info: &Info) -> String {
         Some(leader) if leader == info.member => format!("{leader} (this member)"),
         Some(leader) => leader.to_string(),
     };
+    let epoch = if info.epoch > 1 { format!(", epoch {}", info.epoch) } else { String::new() };
     let role = if info.learner { "learner" } else { "voter" };
     let scrubbed = match info.scrub.ended {
         0 => "not yet since the start".to_owned(),
@@ -87,7 +89,7 @@ fn info_text(info: &Info) -> String {
     let compacted =
         if info.compacted > 0 { format!(", oldest kept {}", info.compacted) } else { String::new() };
     format!(
-        "cluster      {}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
+        "cluster      {}{epoch}\nmember       {} ({}), {role}, at {}\nleader       {leader}, term {}\n\
          log          committed {}, applied {}\nrevision     {}{compacted}\nstate        {} bytes on disk, {} watchers\n\
          live         {}\ndisk         {} bytes free{}\nroot digest  {}\ncertificate  until {}{}\n\
          disk read    {scrubbed}\nversion      {}\n",
@@ -194,6 +196,7 @@ mod tests {
             usage: Usage { bytes: 30, keys: 2, quota: Some(100) },
             disk_free: 5000,
             log_first: 4,
+            epoch: 2,
             snapshots: TransferCounts {
                 made: 1,
                 sent: 9,
@@ -205,7 +208,7 @@ mod tests {
         };
         assert_eq!(
             info_text(&info),
-            "cluster      000000000000000c\nmember       000000000000000a (one), voter, at h:1\n\
+            "cluster      000000000000000c, epoch 2\nmember       000000000000000a (one), voter, at h:1\n\
              leader       000000000000000a (this member), term 2\nlog          committed 10, applied 9\n\
              revision     7, oldest kept 3\nstate        4096 bytes on disk, 1 watchers\n\
              live         30 bytes in 2 keys, quota 100\ndisk         5000 bytes free\nroot digest  ab\n\
@@ -216,7 +219,7 @@ mod tests {
             "leader":"000000000000000a","term":2,"learner":false,"committed":10,"applied":9,"revision":7,"compacted":3,
             "state_bytes":4096,"version":"0.1.0","root_digest":"ab","certificate_ends":1767225600,"watchers":1,
              "syncs":5,"proposed":6,"live_bytes":30,"live_keys":2,"quota":100,"disk_free":5000,"disk_short":[],
-             "certificate_ends_soon":false,"log_first":4,
+             "certificate_ends_soon":false,"log_first":4,"epoch":2,
              "scrub":{"rounds":1,"ended":1767225600,"bytes":9,"problems":0},
              "snapshots":{"made":1,"sent_bytes":9,"received_bytes":0,"spared_bytes":0,"receiving":[],
              "sending":[{"member":"000000000000000b","bytes":8,"done":2,"percent":25,"rate":1}]}}"#;

@@ -1,6 +1,7 @@
 //! From the words of the command line to an exit code: one file for each family of commands, all
 //! called from here. A command asks the cluster, prints the answer, and returns how it ended.
 
+mod archive;
 mod backup;
 mod ca;
 mod cert;

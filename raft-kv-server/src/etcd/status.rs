@@ -94,7 +94,7 @@ fn refused(refusal: Refusal) -> Status {
         Refusal::BadToken { .. } | Refusal::BadCertificate { .. } => {
             return Status::unauthenticated(refusal.to_string());
         }
-        Refusal::AnswerTooLarge { .. } | Refusal::TooManySessions => {
+        Refusal::AnswerTooLarge { .. } | Refusal::NoRoom { .. } | Refusal::TooManySessions => {
             return Status::resource_exhausted(refusal.to_string());
         }
         Refusal::ReservedPrefix => return Status::permission_denied(refusal.to_string()),

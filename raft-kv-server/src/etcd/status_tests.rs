@@ -71,6 +71,7 @@ fn table() -> Vec<(Error, Code, &'static str)> {
         (Refusal::InUse { what: "a".into(), by: "b".into() }, FailedPrecondition, "[a is in use by b"),
         (Refusal::TaskRule { task: "a".into(), why: "no".into() }, FailedPrecondition, "[task a: no"),
         (Refusal::BatchTooLarge { what: "keys".into(), len: 2, max: 1 }, InvalidArgument, "[the batch has 2"),
+        (Refusal::NoRoom { needed: 2, free: 1 }, ResourceExhausted, "[the snapshot needs 2 bytes"),
         (Refusal::AnswerTooLarge { max }, ResourceExhausted, "[the answer would have"),
         (Refusal::MemberNotFound { id: NodeId(1) }, NotFound, "etcdserver: member not found"),
         (
@@ -214,7 +215,7 @@ fn no_error_is_missing_in_the_table() {
     // A variant that is missing here has no row above; a new one has no arm in `status`.
     let auth = 31;
     let refusals = (1..=33)
-        .chain([40])
+        .chain([40, 41])
         .chain(45..=53)
         .chain([55, 56])
         .filter(|tag| *tag != auth)

@@ -151,6 +151,8 @@ fn member(registry: &mut Registry, info: &Info) {
     id.get_or_create(&ServerId { server_id: info.member.to_string() }).set(1);
     registry.register("etcd_server_id", "This member's id", id);
     gauge(registry, "raft_kv_raft_term", "Raft's term", signed(info.term));
+    let help = "The cluster's epoch: 1, and one more with each recovery from a lost quorum";
+    gauge(registry, "raft_kv_epoch", help, signed(info.epoch));
     let help = "When this member's certificate ends, in seconds since 1970";
     gauge(registry, "raft_kv_certificate_expires_seconds", help, info.certificate_ends);
     gauge(registry, "raft_kv_watchers", "Watchers", signed(info.watchers));

@@ -117,6 +117,11 @@ pub enum Call {
         /// Whether the data keys come along.
         keys: bool,
     },
+    /// When revisions were there, as the answering member has seen it.
+    Dates {
+        /// Those behind this one.
+        since: Revision,
+    },
 }
 wire_enum!(Call {
     1 => Range(request), 2 => Command { command, once }, 3 => ReadTxn(request),
@@ -128,6 +133,7 @@ wire_enum!(Call {
     21 => Alarm(request), 22 => HashKv(revision), 23 => MemberUpdate(record), 24 => RaiseRevision(to), 25 => Trust(call), 26 => Enrol(request), 27 => Readmit(request), 28 => Points(call),
     30 => Quota(call),
     29 => Backup { keys },
+    33 => Dates { since },
 });
 
 /// The answer to a [`Call`] of the same place in the list.
@@ -176,6 +182,8 @@ pub enum Reply {
     Usage(Usage),
     /// Of a backup.
     Backup(BackupPart),
+    /// Revisions with times at which they were there, in milliseconds since 1970; both ascend.
+    Dates(Vec<(Revision, i64)>),
 }
 wire_enum!(Reply {
     1 => Range(response), 2 => Command(answer), 3 => Txn(response), 4 => Done, 5 => Lease(status),
@@ -184,6 +192,7 @@ wire_enum!(Reply {
     13 => Auth(view), 14 => Hash(hash), 15 => Alarms(alarms), 16 => Trust(reply), 17 => Points(reply),
     19 => Usage(usage),
     18 => Backup(part),
+    21 => Dates(dates),
 });
 
 /// What goes back over the wire: where it comes from, and the answer or the error.
@@ -224,8 +233,23 @@ pub struct BackupInfo {
     pub since: Revision,
     /// Whether it has the data keys that the cluster's secrets are sealed with.
     pub keys: bool,
+    /// In an archive: the SHA-256 of the file that it goes on from; empty elsewhere.
+    pub follows: Bytes,
 }
-wire_struct!(BackupInfo { cluster, member, revision, index, term, made, version, bytes, files, since, keys });
+wire_struct!(BackupInfo {
+    cluster,
+    member,
+    revision,
+    index,
+    term,
+    made,
+    version,
+    bytes,
+    files,
+    since,
+    keys,
+    follows
+});
 
 /// What a joiner sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -312,6 +336,8 @@ pub struct Info {
     pub scrub: ScrubStatus,
     /// First entry in its log: who is behind that gets a snapshot.
     pub log_first: Index,
+    /// The cluster's epoch: 1, and one more with each recovery.
+    pub epoch: u64,
 }
 /// How far a member has come with reading its disk again, which finds what has rotted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -351,6 +377,7 @@ wire_struct!(Info {
     snapshots,
     scrub,
     log_first,
+    epoch,
 });
 
 #[cfg(test)]
@@ -393,6 +420,7 @@ mod tests {
             }),
             Call::Rejoin { request, name, addr, client_url: String::new() },
             Call::Backup { keys: true },
+            Call::Dates { since: 7 },
         ]
     }
 
@@ -427,6 +455,7 @@ mod tests {
             Reply::Joined(joined),
             Reply::Backup(BackupPart::Begin(BackupInfo { version: "1".into(), ..BackupInfo::default() })),
             Reply::Backup(BackupPart::Data(Bytes::from_static(b"part"))),
+            Reply::Dates(vec![(3, 4), (5, 6)]),
         ];
         let errors = [
             Error::Refused(Refusal::EmptyRange),
@@ -456,7 +485,7 @@ mod tests {
     #[test]
     fn tags_keep_their_meaning() {
         let tags: Vec<u8> = every_call().iter().map(|call| call.to_bytes()[0]).collect();
-        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 29]);
+        assert_eq!(tags, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 14, 15, 16, 17, 29, 33]);
     }
 
     proptest! {

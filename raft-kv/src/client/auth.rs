@@ -83,7 +83,7 @@ fn asked(call: &Call) -> (Asked<'_>, Where) {
         Call::Compact { .. } => (Asked::Everything, Door),
         Call::LeaseKeepAlive(_) | Call::LeaseTimeToLive { keys: false, .. } => (Asked::Named, Door),
         // It answers without a leader too.
-        Call::Info => (Asked::Named, Door),
+        Call::Info | Call::Dates { .. } => (Asked::Named, Door),
         Call::Leases | Call::Members | Call::Alarm(AlarmRequest::List(_)) => (Asked::Named, Fresh),
         Call::RaiseRevision(_) | Call::MemberPromote(_) | Call::MemberRemove(_) | Call::Transfer(_) => {
             (Asked::Root, Fresh)

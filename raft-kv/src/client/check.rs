@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use super::config::{DataDir, NODE_FILE, Remembered, StartError};
+use super::recover::place;
+use super::repair::REPORT_FILE;
 use super::spare::{self, SPARE_FILE};
 use super::trust::vault::{KEYRING_FILE, Vault};
 use crate::error::StorageFailed;
@@ -16,6 +18,9 @@ use crate::storage::log::LogFound;
 pub(super) const DAMAGED_FOLDER: &str = "damaged";
 /// Names in a data directory, and what is said of those that should hold nothing while no member runs.
 const KNOWN: [&str; 7] = ["cert", "log", "state", "lock", NODE_FILE, KEYRING_FILE, SPARE_FILE];
+/// What is said of a recovery that was decided and not completed.
+const CUT_SHORT: &str = "a recovery was decided and cut short, and the member does not start before it is completed: \
+                         `raft-kv recover --data-dir DIR --yes` does that";
 const EMPTY: [&str; 3] = ["checkpoints", "incoming", "copies"];
 
 /// What [`check`] found.
@@ -51,6 +56,12 @@ pub fn check(data_dir: &Path, unlock: Option<&UnlockKey>) -> Result<CheckReport,
     let dir = DataDir::look(data_dir)?;
     let mut report = CheckReport::default();
     check_names(data_dir, &mut report);
+    if place::is_unfinished(data_dir) {
+        // Some parts are in their place and some are not: neither the old member is whole nor the new one.
+        report.problems.push(Problem::spare(&data_dir.join(place::DECIDED), None, CUT_SHORT));
+        report.unseen.push(format!("{}: what is in it: {CUT_SHORT}", data_dir.display()));
+        return Ok(report);
+    }
     if let Err(wrong) = dir.check_modes() {
         report.damage(data_dir, text_of(wrong));
     }
@@ -120,6 +131,26 @@ fn check_names(dir: &Path, report: &mut CheckReport) {
         } else if EMPTY.contains(&name) {
             if holds_any() {
                 report.problems.push(Problem::note(&path, "left over; the next start empties it"));
+            }
+        } else if name == REPORT_FILE {
+            let told = super::repair::noted(dir).map(|noted| format!("{}: {}", noted.file, noted.why));
+            report.damage(
+                &path,
+                format!(
+                    "found while the member ran: {}; the next start gets the data from the others",
+                    told.unwrap_or_default()
+                ),
+            );
+        } else if let Some(epoch) = place::epoch_of(name) {
+            let what = format!(
+                "what the member was in epoch {epoch}, before a recovery began the next one; once it is of no more \
+                 use, remove it"
+            );
+            report.problems.push(Problem::note(&path, what));
+        } else if name == place::BUILDING || name == place::DECIDED {
+            let what = "left over of a recovery; it is not read, and the next one removes it";
+            if !place::is_unfinished(dir) {
+                report.problems.push(Problem::note(&path, what));
             }
         } else if !KNOWN.contains(&name) {
             report.problems.push(Problem::note(&path, "it is not raft-kv's, or left over; it is not read"));
@@ -221,5 +252,59 @@ fn compare(dir: &Path, node: Option<&Remembered>, report: &mut CheckReport) {
         && found != node.cluster
     {
         report.damage(&state_dir, format!("it belongs to cluster {found}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of one entry in a data directory.
+    fn said_of(name: &str) -> Vec<Problem> {
+        let dir = tempfile::tempdir().unwrap();
+        if name == REPORT_FILE {
+            fs::write(dir.path().join(name), "/d/log/segment-1\nits end is missing\n").unwrap();
+        } else {
+            fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let mut report = CheckReport::default();
+        check_names(dir.path(), &mut report);
+        report.problems
+    }
+
+    #[test]
+    fn every_name_in_a_data_directory_is_known() {
+        let check = |name: &str, expect: Option<(Harm, &str)>| {
+            let said = said_of(name);
+            match (expect, said.as_slice()) {
+                (None, []) => {}
+                (Some((harm, part)), [problem]) => {
+                    assert!(problem.harm == harm && problem.what.contains(part), "{name}: {problem:?}");
+                }
+                _ => panic!("{name}: {said:?}"),
+            }
+        };
+        check("log", None);
+        check("incoming", None);
+        check("epoch-7", Some((Harm::Note, "epoch 7")));
+        check("epoch-7-2", Some((Harm::Note, "epoch 7")));
+        check("epoch-7-1", Some((Harm::Note, "not raft-kv's")));
+        check("epoch-x", Some((Harm::Note, "not raft-kv's")));
+        check("recovering", Some((Harm::Note, "left over of a recovery")));
+        check("recovered", Some((Harm::Note, "left over of a recovery")));
+        check("damaged", Some((Harm::Note, "replaced")));
+        check("damage", Some((Harm::Damage, "its end is missing")));
+        check("notes.txt", Some((Harm::Note, "not raft-kv's")));
+    }
+
+    #[test]
+    fn a_recovery_that_was_cut_short_is_said_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("recovered")).unwrap();
+        fs::write(dir.path().join("recovered/report"), "").unwrap();
+        let mut report = CheckReport::default();
+        check_names(dir.path(), &mut report);
+        assert_eq!(report.problems, Vec::new(), "it is no left-over");
+        assert!(place::is_unfinished(dir.path()));
     }
 }

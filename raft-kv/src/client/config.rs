@@ -198,14 +198,20 @@ pub(super) struct DataDir {
     _lock: Option<File>,
 }
 
+/// How often it is tried to lock a directory, and the pause between: a child that the process which had
+/// it last has just forked holds the lock, too, until its own program begins.
+const LOCK_TRIES: usize = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 fn lock(file: &File) -> Result<(), String> {
-    match file.try_lock() {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            Err("another process uses it; stop that one first, or give this one its own".into())
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(format!("it can't be locked: {error}")),
         }
-        Err(TryLockError::Error(error)) => Err(format!("it can't be locked: {error}")),
     }
+    Err("another process uses it; stop that one first, or give this one its own".into())
 }
 
 impl DataDir {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::config::Tuning;
 use super::local::Local;
 use super::node::OWN_PATIENCE;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::limits::{DISK_LOOK, DISK_LOOK_CLOSELY, DISK_SILENCE};
 use crate::machine;
 use crate::machine::command::Command;
@@ -88,6 +88,16 @@ impl Disk {
     /// Bytes that were free at the last look.
     pub(super) fn free(&self) -> u64 {
         self.free.load(Ordering::Relaxed)
+    }
+
+    /// Whether `bytes` more fit, and the reserve stays; what is needed and what is free where not. Looks at the
+    /// disk: call it where that may take a while.
+    pub(super) fn has_room(&self, bytes: u64) -> Result<(), Refusal> {
+        // A disk that can't be asked refuses nothing: writing will tell.
+        let Ok(Look { free, reserve }) = self.look() else { return Ok(()) };
+        // The reserve is for what a member needs to go on; the log needs its part of that meanwhile.
+        let needed = bytes.saturating_add(reserve.min(self.least));
+        if needed > free { Err(Refusal::NoRoom { needed, free }) } else { Ok(()) }
     }
 
     fn look(&self) -> io::Result<Look> {
@@ -273,5 +283,17 @@ mod tests {
         assert_eq!(heard.silent(at(21), &[one, two], &[]), []);
         assert_eq!(heard.silent(at(29), &[one, two], &[]), [one]);
         assert_eq!(heard.silent(at(31), &[two], &[]), [two]);
+    }
+
+    #[test]
+    fn a_snapshot_is_refused_where_it_would_fill_the_disk() {
+        let disk = |free: u64| {
+            let free_space = FreeSpace::Told(Arc::new(move || free));
+            let tuning = Tuning { free_space, log_segment_bytes: 100, ..Tuning::default() };
+            Disk::new(Path::new("."), &tuning)
+        };
+        assert_eq!(disk(1200).has_room(1000), Ok(()));
+        assert_eq!(disk(1199).has_room(1000), Err(Refusal::NoRoom { needed: 1200, free: 1199 }));
+        assert!(disk(u64::MAX - 1).has_room(u64::MAX).is_err());
     }
 }

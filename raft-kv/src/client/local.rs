@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::api::{Answered, Call, Info, Reply};
 use super::auth::{Asker, on_behalf, serve};
+use super::dates::Dates;
 use super::disk::Disk;
 use super::points::{ROLLBACK_PATIENCE, millis};
 use super::scrub::Scrubs;
@@ -71,6 +72,8 @@ pub(super) struct Local {
     pub(super) external_signer: Option<Signer>,
     /// How far the reading of the disk has come.
     pub(super) scrubs: Scrubs,
+    /// When its revisions were there.
+    pub(super) dates: Mutex<Dates>,
     /// Snapshots to and from this member.
     pub(super) transfers: Arc<Transfers>,
 }
@@ -121,6 +124,11 @@ impl Local {
         request: WatchRequest,
         patience: Duration,
     ) -> Result<Watch, Error> {
+        // A member that has just joined has no state yet, nor one that takes a snapshot in: a caller who
+        // can wait need not hear of that.
+        if matches!(self.now(), Err(Error::NotDone(NotDone::NoState))) {
+            self.barrier(patience).await?;
+        }
         let caller = &self.settle_caller(caller, patience).await?;
         self.may_watch(caller, &request.range)?;
         self.watch(request)
@@ -165,6 +173,7 @@ impl Local {
             Call::MemberPromote(id) => self.conf(ConfChange::Promote(id), patience).await,
             Call::MemberRemove(id) => self.conf(ConfChange::Remove(id), patience).await,
             Call::Info => self.info().await,
+            Call::Dates { since } => self.dates_since(since),
             Call::JoinToken(role) => {
                 self.barrier(patience).await?;
                 Ok((self.now()?, Reply::Token(self.token(role)?.to_string().into())))
@@ -347,8 +356,9 @@ impl Local {
             let read = machine::read::current_revision(view)?;
             Ok((read, machine::read::compacted(view)?, machine::read::members(view)?, root))
         })?;
-        let (usage, alarms) =
-            self.read(|view| Ok((machine::read::usage(view)?, machine::read::alarms(view)?)))?;
+        let (usage, alarms, epoch) = self.read(|view| {
+            Ok((machine::read::usage(view)?, machine::read::alarms(view)?, machine::read::epoch(view)?))
+        })?;
         let disk_short = alarms.into_iter().filter(|(_, kind)| *kind == AlarmKind::DiskShort);
         let learner = |member: &Member| member.record.id == self.me && member.role == MemberRole::Learner;
         let leaf = self.trust.credentials().chain.first().cloned().unwrap_or_default();
@@ -381,6 +391,7 @@ impl Local {
             snapshots: self.snapshots(),
             scrub: self.scrubs.status(),
             log_first: status.first_index,
+            epoch,
         };
         Ok((self.header(revision), Reply::Info(Box::new(info))))
     }

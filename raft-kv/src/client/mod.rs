@@ -11,6 +11,8 @@ mod check;
 #[cfg(feature = "node")]
 mod config;
 #[cfg(feature = "node")]
+mod dates;
+#[cfg(feature = "node")]
 mod disk;
 #[cfg(feature = "node")]
 mod enrol;
@@ -73,7 +75,8 @@ pub use crate::node::replica::Bounds;
 pub use auth::hash_password;
 #[cfg(feature = "node")]
 pub use backup::{
-    BackupInfo, BackupSummary, RestorePlan, RestoreTo, RestoredCluster, restore, verify_backup,
+    ArchiveEvent, ArchiveGap, ArchivePlan, ArchiveStatus, ArchiveSummary, BackupInfo, BackupSummary,
+    FullReason, RestorePlan, RestoreTo, RestoredCluster, restore, verify_archive, verify_backup,
 };
 #[cfg(feature = "node")]
 pub use check::{CheckReport, check};

@@ -219,6 +219,7 @@ impl Node {
             spared: Mutex::default(),
             password_checks: Semaphore::new(limits::MAX_PASSWORD_CHECKS),
             counts: Mutex::default(),
+            dates: Mutex::default(),
             copies: Copies::new(dir.join("copies"))?,
             keyring: vault.keyring(),
             vault: Arc::new(vault),
@@ -248,6 +249,7 @@ impl Node {
             tokio::spawn(super::trust::evict(local.clone(), endpoint.clone())),
             tokio::spawn(super::trust::keep_sealed(local.clone())),
             tokio::spawn(super::points::keep_schedules(local.clone())),
+            tokio::spawn(super::dates::keep(local.clone())),
             tokio::spawn(super::disk::keep(local.clone())),
             tokio::spawn(super::trust::vouch(local.clone(), outside.clone())),
             tokio::spawn(repair::remember_members(dir.path().to_path_buf(), node, outside.known())),
@@ -708,7 +710,7 @@ fn open_disk(dir: &DataDir, node: &Remembered, tuning: &Tuning) -> Result<Parts,
             return Err(StorageFailed::damaged(dir.join("log").display().to_string(), why).into());
         }
     };
-    let identity = Identity { me: node.node, boot: random(), seed: random() };
+    let identity = Identity { me: node.node, boot: random(), run: log.run(), seed: random() };
     let folder = dir.path().to_path_buf();
     Ok(Parts { identity, log, writer, state, folder, bounds: tuning.bounds })
 }

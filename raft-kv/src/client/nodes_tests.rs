@@ -143,6 +143,24 @@ fn turned_away<T>(result: Result<T, Error>, part: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_can_be_followed_at_a_member_that_has_just_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Node::init(config(dir.path(), "manager-alpha")).await.unwrap();
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..Default::default() };
+    let (header, _) = first.handle().put(put).await.unwrap();
+    let token = first.handle().join_token(Role::Manager).await.unwrap();
+    let endpoints = vec![first.addr().to_owned()];
+    let second = Node::join(config(dir.path(), "manager-bravo"), &token, &endpoints).await.unwrap();
+    // Its state is still on its way: that is waited for.
+    let request =
+        WatchRequest { range: KeyRange::key("k"), start_revision: header.revision, ..Default::default() };
+    let mut watch = second.handle().with_patience(Duration::from_secs(30)).watch(request).await.unwrap();
+    let batch = tokio::time::timeout(Duration::from_secs(30), watch.next()).await.expect("it comes").unwrap();
+    assert!(matches!(batch, Some(WatchBatch::Changes(changes)) if changes[0].events[0].kv.value == "v"));
+    end(vec![second, first]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_client_is_out_on_all_members_within_a_moment_and_stays_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = cluster(dir.path()).await;
@@ -327,6 +345,7 @@ fn every_call(worker: NodeId, manager: NodeId, secret: &str) -> Vec<Call> {
         Call::Points(PointCall::Diff(PointDiffRequest::default())),
         Call::Backup { keys: false },
         Call::Backup { keys: true },
+        Call::Dates { since: 0 },
         Call::Authenticate { name, password: String::new() },
         Call::Alarm(AlarmRequest::List(None)),
         Call::HashKv(0),

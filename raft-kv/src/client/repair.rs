@@ -177,6 +177,9 @@ pub(super) async fn guard(local: Arc<Local>, dir: PathBuf) {
 /// The damage behind a failure of this member's state. RocksDB's own work in the background tells only that
 /// it failed: then the tables are read, for as long as [`EXAMINATION`].
 pub(super) async fn examined(local: &Local) -> Option<StorageFailed> {
+    if let Some(older) = older(local) {
+        return Some(older);
+    }
     let failure = local.shell.state().failure()?;
     if failure.is_damage() {
         return Some(failure);
@@ -190,5 +193,11 @@ pub(super) async fn examined(local: &Local) -> Option<StorageFailed> {
 
 /// The damage that a read of this member's state has met.
 pub(super) fn damage_of(local: &Local) -> Option<StorageFailed> {
-    local.shell.state().failure().filter(StorageFailed::is_damage)
+    older(local).or_else(|| local.shell.state().failure().filter(StorageFailed::is_damage))
+}
+
+/// That this member's directory was put back as it was earlier. What is in it is right, and it has the same
+/// end as damage: under its id it could promise what contradicts what it has promised since.
+fn older(local: &Local) -> Option<StorageFailed> {
+    local.shell.older()
 }

@@ -2,6 +2,7 @@
 //! Each connection and each request is a task of its own; none can hold up the loop.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use crate::node::ask::What;
 use crate::node::shell::Incoming;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
+use crate::storage::check::{Harm, Problem, check_files};
 use crate::types::{
     Caller, ConfChange, MemberRecord, MemberRole, NodeId, Role, TrustCall, TrustChange, WatchBatch,
     WatchRequest,
@@ -93,6 +95,14 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
         return incoming.refuse(Error::NotDone(NotDone::Busy)).await;
     };
     let index = message.snapshot_meta().map_or(0, |meta| meta.index);
+    if let Err(refusal) = room_for(&local, incoming.bytes, folder.clone()).await {
+        tracing::warn!(%from, index, bytes = incoming.bytes, %refusal, "a snapshot was refused");
+        // What a try before has brought stays: less is missing the next time.
+        let forget = forget_partial(local.shell.incoming(), local.shell.incoming().broken(true));
+        incoming.refuse(refusal.into()).await;
+        drop(local);
+        return forget.await;
+    }
     tracing::info!(%from, index, bytes = incoming.bytes, "receiving a snapshot");
     let transfer = local.transfers.receive(from);
     let mut ended = local.shell.ended();
@@ -106,6 +116,14 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
     match received {
         Ok(()) => {
             tracing::info!(%from, index, bytes, spared, ?took, "received a snapshot");
+            let looked = folder.clone();
+            let looked = tokio::task::spawn_blocking(move || damage_in(&looked)).await;
+            if let Some(damage) = looked.expect("a look does not panic") {
+                // Raft finds this member where it was and sends another; the sender's own scrub ends its part.
+                tracing::error!(%from, index, %damage, "the sender's state is damaged; its snapshot is not taken");
+                local.shell.incoming().broken(false);
+                return;
+            }
             local.shell.snapshot_arrived(from, message, folder);
         }
         Err(error) => {
@@ -117,6 +135,28 @@ async fn receive_snapshot(local: Arc<Local>, connection: BulkConn) {
             forget.await;
         }
     }
+}
+
+/// Whether a snapshot of so many bytes fits on the disk, beside what a try before has left of it in `folder`.
+async fn room_for(local: &Arc<Local>, bytes: u64, folder: PathBuf) -> Result<(), Refusal> {
+    let disk = local.disk.clone();
+    let look = move || {
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let here: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+        disk.has_room(bytes.saturating_sub(here))
+    };
+    tokio::task::spawn_blocking(look).await.expect("a look does not panic")
+}
+
+/// The first damage in what was received: it is the sender's files byte for byte, also where those have rotted.
+fn damage_in(folder: &Path) -> Option<Problem> {
+    if crate::planted!(InstallDamaged) {
+        return None;
+    }
+    let listed = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let tables: Vec<_> = listed.filter(|path| path.extension().is_some_and(|it| it == "sst")).collect();
+    let found = check_files(&tables, &mut |_| true).unwrap_or_default();
+    found.into_iter().find(|problem| problem.harm == Harm::Damage)
 }
 
 /// What has arrived of a snapshot is kept for another try, but not for ever.
@@ -463,5 +503,30 @@ pub(super) async fn announce_address(local: Arc<Local>) {
             None => {} // the state has not arrived yet
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_table_that_was_received_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("CURRENT"), "what is no table is RocksDB's to open").unwrap();
+        assert_eq!(damage_in(folder.path()), None);
+        std::fs::write(folder.path().join("000007.sst"), [7; 4096]).unwrap();
+        let damage = damage_in(folder.path()).expect("it is no table");
+        assert!(damage.file.ends_with("000007.sst"), "{damage}");
+    }
+
+    #[cfg(feature = "sim")]
+    #[test]
+    fn a_planted_bug_is_found_here() {
+        use crate::planted::{Bug, with};
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("000007.sst"), [7; 4096]).unwrap();
+        assert!(damage_in(folder.path()).is_some());
+        assert_eq!(with(Some(Bug::InstallDamaged), || damage_in(folder.path())), None);
     }
 }

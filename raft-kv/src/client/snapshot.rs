@@ -232,6 +232,7 @@ fn make(
         files: count,
         since: 0,
         keys: false,
+        follows: Bytes::new(),
     };
     Ok(Some(Copied { info, folder, keys: None, files }))
 }

@@ -52,6 +52,7 @@ fn may(call: &Call) -> bool {
         Call::Points(_)
         | Call::Quota(_)
         | Call::Backup { .. }
+        | Call::Dates { .. }
         | Call::Range(_)
         | Call::Command { .. }
         | Call::ReadTxn(_)
@@ -121,7 +122,8 @@ fn fits(worker: NodeId, reply: &Reply) -> bool {
         | Reply::Joined(_)
         | Reply::Auth(_)
         | Reply::Hash(_)
-        | Reply::Alarms(_) => false,
+        | Reply::Alarms(_)
+        | Reply::Dates(_) => false,
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::local::Local;
 use crate::codec::Wire;
 use crate::error::{Error, NotDone, Refusal};
-use crate::net::{Dialer, Endpoint, Pace, PeerNet, Priority, Transfers};
+use crate::net::{BulkError, Dialer, Endpoint, Pace, PeerNet, Priority, Transfers};
 use crate::node::shell::World;
 use crate::node::wire::PeerFrame;
 use crate::raft::PeerMessage;
@@ -38,6 +38,8 @@ pub(super) struct Outside {
 
 /// How long it waits before a transfer that broke is tried again.
 const SNAPSHOT_PAUSE: Duration = Duration::from_millis(500);
+/// The same where there is no room for it: people have to make some.
+const ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 impl Outside {
     pub(super) fn new(endpoint: Endpoint, peers: PeerNet, me: NodeId, snapshot_rate: u64) -> Self {
@@ -142,7 +144,9 @@ impl World for Outside {
                 Ok(()) => tracing::info!(%to, index, bytes, spared, ?took, "sent a snapshot"),
                 Err(error) => {
                     tracing::warn!(%to, index, bytes, spared, ?took, %error, "a snapshot was not sent; it is tried again");
-                    tokio::time::sleep(SNAPSHOT_PAUSE).await;
+                    let no_room =
+                        matches!(error, BulkError::Transfer(Error::Refused(Refusal::NoRoom { .. })));
+                    tokio::time::sleep(if no_room { ROOM_PAUSE } else { SNAPSHOT_PAUSE }).await;
                 }
             }
             if let Some(local) = local {

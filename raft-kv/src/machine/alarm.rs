@@ -141,6 +141,7 @@ pub fn needs_space(command: &Command) -> bool {
         Command::Txn(request) => puts(request),
         Command::Delete(_)
         | Command::Compact { .. }
+        | Command::Seen { .. }
         | Command::RaiseRevision { .. }
         | Command::LeaseRevoke { .. }
         | Command::LeaseExpire { .. }
@@ -170,6 +171,7 @@ fn touches_keys(command: &Command) -> bool {
         | Command::Delete(_)
         | Command::Txn(_)
         | Command::Compact { .. }
+        | Command::Seen { .. }
         | Command::RaiseRevision { .. }
         | Command::Point(_)
         | Command::LeaseGrant { .. }

@@ -5,7 +5,7 @@ use crate::error::Refusal;
 use crate::types::{
     AlarmRequest, AuthChange, Caller, Compare, CompareTarget, DeleteRequest, DeleteResponse, KeyRange,
     LeaseId, Member, MemberRecord, NodeId, OnceId, PasswordHash, PointChange, PointReply, PutRequest,
-    PutResponse, RequestId, Revision, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
+    PutResponse, RequestId, Revision, Run, Term, TrustChange, TxnOp, TxnRequest, TxnResponse,
 };
 
 /// A change asked of the state machine. Applying it is total and gives the same result on every
@@ -81,6 +81,13 @@ pub enum Command {
         /// The least revision after it.
         to: Revision,
     },
+    /// The leader has heard that a member runs, and with which run: see `runs`.
+    Seen {
+        /// Whose.
+        id: NodeId,
+        /// Which.
+        run: Run,
+    },
 }
 wire_enum!(Command {
     1 => Put(request), 2 => Delete(request), 3 => Txn(request), 4 => Compact { revision },
@@ -88,6 +95,7 @@ wire_enum!(Command {
     8 => MemberUpdate(record), 10 => Noop,
     11 => Auth(change), 12 => Alarm(request), 13 => As { caller, command },
     14 => Trust(change), 15 => From { node, command }, 16 => Point(change), 19 => Quota { bytes }, 20 => RaiseRevision { to },
+    21 => Seen { id, run },
 });
 
 /// What the state machine answers to a [`Command`].
@@ -163,6 +171,7 @@ impl Command {
                 | Self::Alarm(_)
                 | Self::Quota { .. }
                 | Self::Noop
+                | Self::Seen { .. }
                 | Self::RaiseRevision { .. } => 0,
             }
     }

@@ -79,6 +79,8 @@ pub struct Draft<'a> {
     pub alarms: Option<Raised>,
     /// Whether alarms were raised or ended in this batch.
     pub alarms_changed: bool,
+    /// Whether another run of a member was seen in this batch, or one was forgotten.
+    pub runs_changed: bool,
     /// The revision of users and roles, if they changed in this batch.
     pub auth_changed: Option<u64>,
     /// Whether what is believed changed in this batch.
@@ -118,6 +120,7 @@ impl<'a> Draft<'a> {
             let_in: LetIn::default(),
             alarms: None,
             alarms_changed: false,
+            runs_changed: false,
             auth_changed: None,
             trust_changed: false,
             forget_log: false,

@@ -10,7 +10,7 @@ use super::draft::Draft;
 use super::format::{load, member_key, meta};
 use super::stop::settle;
 use super::store::{Read, Store, Table};
-use super::{Applied, Drafted, Machine, alarm, members, points, read, trust};
+use super::{Applied, Drafted, Machine, alarm, members, points, read, runs, trust};
 use crate::error::StorageFailed;
 use crate::planted;
 use crate::types::{ConfState, MemberRecord, NodeRecord, Revision, SnapshotMeta, Term};
@@ -72,6 +72,7 @@ fn leave_behind(draft: &mut Draft) -> Result<(), StorageFailed> {
         draft.overlay.remove(Table::Members, member_key(record.id));
         trust::member_left(draft, record.id, &record.name)?;
         alarm::forget(draft, record.id)?;
+        runs::forget(draft, record.id)?;
     }
     trust::managers_left(draft)
 }

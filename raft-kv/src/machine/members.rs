@@ -10,7 +10,7 @@ use super::draft::Draft;
 use super::format::{decode, load, load_meta, member_key, members_end, meta};
 use super::stop::Stop;
 use super::store::{Read, Table};
-use super::{alarm, trust};
+use super::{alarm, runs, trust};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::MAX_MEMBERS;
 use crate::types::{ConfChange, ConfState, Member, MemberRecord, MemberRole, NodeId, SnapshotMeta};
@@ -62,6 +62,7 @@ pub fn config(draft: &mut Draft, change: &ConfChange, after: ConfState) -> Resul
             draft.overlay.remove(Table::Members, member_key(record.id));
             trust::member_left(draft, record.id, &record.name)?;
             alarm::forget(draft, record.id)?;
+            runs::forget(draft, record.id)?;
         }
     }
     draft.members_changed = true;

@@ -59,6 +59,17 @@ impl MemoryStore {
         Self(Arc::new(Mutex::new(Inner { maps, unflushed: Vec::new() })))
     }
 
+    /// A store of its own with what a crash would leave that keeps `keep` batches; this one goes on.
+    pub fn after_crash(&self, keep: usize) -> Self {
+        let (maps, unflushed) = {
+            let inner = self.0.lock();
+            (inner.maps.clone(), inner.unflushed.clone())
+        };
+        let copy = Self(Arc::new(Mutex::new(Inner { maps, unflushed })));
+        copy.crash(keep);
+        copy
+    }
+
     /// Takes over the content of `other`, flushed, as a member does with a received snapshot.
     pub fn replace(&self, other: &MemoryStore) {
         let maps = other.0.lock().maps.clone();
@@ -143,6 +154,9 @@ mod tests {
         assert_eq!((read(&snapshot).as_ref(), read(&store).as_ref()), (&b"1"[..], &b"2"[..]));
         snapshot.crash(0);
         assert_eq!(read(&snapshot).as_ref(), b"1");
+        let crashed = store.after_crash(0);
+        assert_eq!(crashed.view(|view| view.get(Table::Live, b"k").unwrap()), None);
+        assert_eq!((crashed.unflushed(), read(&store).as_ref()), (0, &b"2"[..]));
         store.replace(&snapshot);
         assert_eq!(read(&store).as_ref(), b"1");
     }

@@ -31,6 +31,7 @@ mod raise;
 mod range;
 pub mod read;
 mod restore;
+mod runs;
 mod stop;
 pub mod store;
 #[cfg(test)]
@@ -116,6 +117,8 @@ pub struct Applied {
     pub trust_changed: bool,
     /// Whether alarms were raised or ended.
     pub alarms_changed: bool,
+    /// Whether another run of a member was seen, or one was forgotten.
+    pub runs_changed: bool,
     /// Whether the log up to here should be given up soon: it has what was sealed with a key that is.
     pub forget_log: bool,
     /// The last applied index.
@@ -299,6 +302,7 @@ impl<S: Store> Machine<S> {
         all.auth_changed = done.auth_changed.or(all.auth_changed);
         all.trust_changed |= done.trust_changed;
         all.alarms_changed |= done.alarms_changed;
+        all.runs_changed |= done.runs_changed;
         all.forget_log |= done.forget_log;
         all.last = applied.index;
         self.applied = applied;
@@ -435,6 +439,7 @@ impl Drafted {
                 auth_changed: draft.auth_changed,
                 trust_changed: draft.trust_changed,
                 alarms_changed: draft.alarms_changed,
+                runs_changed: draft.runs_changed,
                 forget_log: draft.forget_log,
                 last: index,
             },
@@ -591,6 +596,7 @@ fn carry_out(draft: &mut Draft, command: &Command, term: Term) -> Result<Answer,
         Command::MemberUpdate(record) => members::update(draft, record),
         Command::Trust(change) => trust::change(draft, change),
         Command::Noop => Ok(Answer::Done),
+        Command::Seen { id, run } => runs::seen(draft, *id, *run),
         Command::RaiseRevision { to } => {
             draft.points_touched = true;
             raise::raise(draft, *to)

@@ -17,7 +17,7 @@ use super::{history, lease, members, points, trust, txn};
 use crate::error::{Refusal, StorageFailed};
 use crate::types::{
     Change, ClusterId, ConfChange, EventKind, KeyValue, LeaseId, Member, NodeId, NodeRecord, PointDiffPage,
-    PointDiffRequest, RangeRequest, RangeResponse, Revision, Revocation, RollbackPoint, ScheduleStatus,
+    PointDiffRequest, RangeRequest, RangeResponse, Revision, Revocation, RollbackPoint, Run, ScheduleStatus,
     Sealing, SnapshotMeta, Standing, StateHash, TokenRecord, Trusted, TxnRequest, TxnResponse,
 };
 
@@ -201,6 +201,11 @@ pub fn lease(view: &dyn Read, id: LeaseId) -> Result<Option<i64>, StorageFailed>
 /// The members with their place in the group, by id.
 pub fn members(view: &dyn Read) -> Result<Vec<Member>, StorageFailed> {
     members::list(view, &applied(view)?.conf)
+}
+
+/// The newest run seen of each member, by id.
+pub fn runs(view: &dyn Read) -> Result<Vec<(NodeId, Run)>, StorageFailed> {
+    super::runs::runs(view)
 }
 
 /// Whether the id belonged to a member that was removed; it may never come back.

@@ -13,7 +13,7 @@ use super::format::{STORE, load_meta, member_key, members_end, meta};
 use super::read;
 use super::stop::{Settled, Stop, settle};
 use super::store::{Store, Table};
-use super::{Applied, Drafted, Machine, alarm, points, raise, trust};
+use super::{Applied, Drafted, Machine, alarm, points, raise, runs, trust};
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::MAX_RAISED_REVISION;
 use crate::planted;
@@ -182,6 +182,9 @@ fn reborn(draft: &mut Draft, plan: &Restore) -> Result<(), Stop> {
     keys.into_iter().for_each(|key| draft.overlay.remove(Table::Members, key));
     for (id, _) in alarm::alarms(draft.view())? {
         alarm::forget(draft, id)?;
+    }
+    for (id, _) in runs::runs(draft.view())? {
+        runs::forget(draft, id)?;
     }
     draft.conf = ConfState { voters: vec![plan.member.id], ..ConfState::default() };
     let gone = members.iter().chain(&plan.without).copied().collect();

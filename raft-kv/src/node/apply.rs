@@ -6,7 +6,7 @@
 use crate::error::StorageFailed;
 use crate::limits::ROLLBACK_STEP_KEYS;
 use crate::machine::{self, Applying, LeaseChange, Machine, Outcome, Store};
-use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, Room, SnapshotMeta};
+use crate::types::{Change, Committed, LeaseId, Member, NodeId, Revision, Room, Run, SnapshotMeta};
 
 /// What the loop hands to apply, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +38,8 @@ pub struct Report {
     pub all_leases: Option<Vec<(LeaseId, i64)>>,
     /// All members, where they changed.
     pub members: Option<Vec<Member>>,
+    /// The newest run seen of each member, where it changed or the whole state is new.
+    pub runs: Option<Vec<(NodeId, Run)>>,
     /// The revision of users and roles and whether they count, where they changed or the whole
     /// state is new.
     pub auth: Option<(u64, bool)>,
@@ -121,6 +123,7 @@ impl<S: Store> Applier<S> {
             installed,
             all_leases: Some(leases?),
             members: Some(members?),
+            runs: Some(self.store.view(machine::read::runs)?),
             auth: Some(self.auth()?),
             room: self.room(machine),
             trust: true,
@@ -163,6 +166,7 @@ impl<S: Store> Applier<S> {
         let members =
             if applied.members_changed { Some(self.store.view(machine::read::members)?) } else { None };
         let auth = if applied.auth_changed.is_some() { Some(self.auth()?) } else { None };
+        let runs = if applied.runs_changed { Some(self.store.view(machine::read::runs)?) } else { None };
         if applied.alarms_changed {
             self.short = self.store.view(machine::read::short)?;
         }
@@ -178,6 +182,7 @@ impl<S: Store> Applier<S> {
             large: applied.large,
             raised: applied.raised,
             members,
+            runs,
             auth,
             trust,
             forget_log,

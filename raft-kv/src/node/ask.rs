@@ -76,6 +76,9 @@ pub fn admit_command(command: &Command) -> Result<(), Refusal> {
         // Only a leader's own loop decides that a lease is over.
         return Err(Refusal::invalid("command", "leases are revoked, not expired, by callers"));
     }
+    if matches!(command.asked().1, Command::Seen { .. }) {
+        return Err(Refusal::invalid("command", "only a leader records which members run"));
+    }
     validate::validate(command)?;
     let len = command.size();
     if len > limits::MAX_REQUEST_BYTES {

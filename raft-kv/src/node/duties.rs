@@ -42,6 +42,7 @@ impl<L: LogView> Replica<L> {
             self.leadership_changed(now, leadership, out);
         }
         for (to, message) in output.messages {
+            self.roll.promises(message.promise());
             if message.is_snapshot() {
                 self.sending.insert(to);
                 out.snapshots.push((to, message));
@@ -134,8 +135,12 @@ impl<L: LogView> Replica<L> {
     }
 
     pub(super) fn tick(&mut self, now: Duration, out: &mut Effects<L::Write>) -> Result<(), StorageFailed> {
-        self.step(now, raft::Input::Tick, out)?;
-        if self.leadership.leader.is_none() && self.applied.conf.voters == [self.me] {
+        self.call_roll(now, out);
+        // Raft's clock stands still until the roll call is over: nobody stands for election before.
+        if !self.roll.is_mute() {
+            self.step(now, raft::Input::Tick, out)?;
+        }
+        if self.leadership.leader.is_none() && self.applied.conf.voters == [self.me] && !self.roll.is_mute() {
             self.step(now, raft::Input::Campaign, out)?;
         }
         self.note_heard(now);
@@ -241,11 +246,17 @@ impl<L: LogView> Replica<L> {
             Some(leases) => self.leases.reset(leases, now),
             None => self.leases.applied(&report.leases, now),
         }
+        if let Some(runs) = report.runs {
+            // Known again as soon as this member starts: see docs/repair.md.
+            self.flush_soon = true;
+            self.runs_recorded(runs, out);
+        }
         if let Some(members) = report.members {
             // A commit index alone is not synced. Members that forgot, all at once, that a change was
             // committed would go by the old configuration, and wait for one who may be gone for good.
             self.flush_soon = true;
             self.members = members.clone();
+            self.forget_runs();
             out.members = Some(members);
         }
         if report.forget_log {

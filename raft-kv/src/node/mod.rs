@@ -13,6 +13,7 @@ mod peers;
 mod propose;
 pub mod reads;
 pub mod replica;
+mod roll;
 #[cfg(test)]
 mod tests;
 pub mod waiting;

@@ -30,7 +30,19 @@ impl<L: LogView> Replica<L> {
                 continue;
             }
             match frame {
-                PeerFrame::Raft(message) => messages.push((from, message)),
+                PeerFrame::Raft(message) if self.hears(from, out) => {
+                    if let Some(promise) = message.promise() {
+                        self.roll.note_promise(from, promise);
+                    }
+                    messages.push((from, message));
+                }
+                PeerFrame::Raft(_) => {}
+                PeerFrame::Held { term, index } => self.roll.note_promise(from, (term, index)),
+                PeerFrame::Runs { run, end } => self.take_run(now, from, run, end, out),
+                PeerFrame::RunHeard { run, older, leads, conf, applied } => {
+                    self.roll.note_conf(conf, applied, self.applied.index);
+                    self.take_word(now, from, (run, older, leads), out)
+                }
                 PeerFrame::Forward { term, proposals } => self.take_forwarded(from, term, proposals, out),
                 PeerFrame::ForwardConf { term, proposal } => {
                     self.take_conf(now, from, term, proposal, out)?

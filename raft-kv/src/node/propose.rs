@@ -49,6 +49,9 @@ impl<L: LogView> Replica<L> {
         if !ids.is_empty() {
             gathered.push(self.internal(Command::LeaseExpire { ids, term }), 0);
         }
+        for (id, run) in self.due_runs(now) {
+            gathered.push(self.internal(Command::Seen { id, run }), 0);
+        }
         let mut confs = Vec::new();
         loop {
             match self.next_in_line(gathered.room()) {

@@ -11,16 +11,18 @@ use super::apply::{Report, Work};
 use super::ask::{Ask, Ticket, Told};
 use super::leases::Leases;
 use super::reads::{Reader, Reads};
+use super::roll::Roll;
 use super::waiting::Waiting;
 use super::wire::PeerFrame;
 use crate::error::{Error, StorageFailed};
 use crate::limits;
 use crate::machine::Proposal;
 use crate::raft::{self, Core, Leadership, LogView, PeerMessage};
-use crate::types::{Index, Member, NodeId, Revision, SnapshotMeta};
+use crate::types::{Index, Member, NodeId, Older, Revision, Run, SnapshotMeta};
 
 /// What comes in.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a report is moved once, and most others come in lists")]
 pub enum Input<P> {
     /// [`limits::TICK`] passed.
     Tick,
@@ -73,6 +75,8 @@ pub struct Effects<W> {
     pub leadership: Option<Leadership>,
     /// The members changed.
     pub members: Option<Vec<Member>>,
+    /// This member's directory is an older copy of itself: it may promise nothing, and ends.
+    pub older: Option<Older>,
     /// Nothing keeps the process from stopping any more.
     pub stopped: bool,
 }
@@ -90,6 +94,7 @@ impl<W> Default for Effects<W> {
             cut: None,
             leadership: None,
             members: None,
+            older: None,
             stopped: false,
         }
     }
@@ -130,6 +135,8 @@ pub struct Identity {
     pub me: NodeId,
     /// Unique to this run of the process.
     pub boot: u64,
+    /// The log's number for this run; 0 where it doesn't count them, and then nobody is asked.
+    pub run: u64,
     /// Its chance: election timeouts and lease ids come from it.
     pub seed: u64,
 }
@@ -184,6 +191,7 @@ pub struct Replica<L: LogView> {
     pub(super) checkpoint_until: Duration,
     pub(super) stopping: Option<Duration>,
     pub(super) internal_seq: u64,
+    pub(super) roll: Roll,
 }
 
 impl<L: LogView> Replica<L> {
@@ -195,7 +203,11 @@ impl<L: LogView> Replica<L> {
             applied: start.applied.index,
             conf: start.applied.conf.clone(),
         };
+        let run = Run { number: identity.run, boot: identity.boot };
+        let mut roll = Roll::new(identity.me, run, &start.applied.conf);
         let core = Core::new(options, log)?;
+        let status = core.status();
+        roll.begin(start.runs.unwrap_or_default(), (status.term, status.last_index));
         let mut leases = Leases::default();
         leases.reset(start.all_leases.unwrap_or_default(), Duration::ZERO);
         Ok(Self {
@@ -233,6 +245,7 @@ impl<L: LogView> Replica<L> {
             checkpoint_until: Duration::ZERO,
             stopping: None,
             internal_seq: 0,
+            roll,
         })
     }
 

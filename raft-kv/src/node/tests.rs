@@ -180,7 +180,7 @@ impl Member {
         assert_eq!(start.applied, *meta);
         let hard = HardState { term: 1, vote: NodeId(0), commit: meta.index };
         let log = MemLog::new(Image { hard, boundary: meta.clone(), entries: Vec::new() });
-        let identity = Identity { me: id, boot: 70 + id.0, seed: id.0 };
+        let identity = Identity { me: id, boot: 70 + id.0, run: 0, seed: id.0 };
         Self { replica: Replica::new(&identity, log, start).unwrap(), applier, held: None }
     }
 

@@ -7,7 +7,9 @@ use crate::codec::wire_enum;
 use crate::error::Error;
 use crate::machine::Proposal;
 use crate::raft::{self, PeerMessage, ReadContext};
-use crate::types::{ConfProposal, Index, LeaseId, LeaseStatus, NodeId, RequestId, Term};
+use crate::types::{
+    ConfProposal, ConfState, Index, LeaseId, LeaseStatus, NodeId, Older, RequestId, Run, Term,
+};
 
 /// One frame from member to member.
 #[derive(Clone, Debug)]
@@ -69,11 +71,41 @@ pub enum PeerFrame {
         /// To whom; the most caught-up voter otherwise.
         to: Option<NodeId>,
     },
+    /// A member that has started asks whether what it began with is the newest that is known of it.
+    Runs {
+        /// Its run.
+        run: Run,
+        /// Its term and its log's last entry, as long as it has promised nothing in this run.
+        end: Option<(Term, Index)>,
+    },
+    /// The answer.
+    RunHeard {
+        /// As asked.
+        run: Run,
+        /// What shows that it is an older copy of itself.
+        older: Option<Older>,
+        /// Whether the answer comes from a leader that has applied all that came before its term.
+        leads: bool,
+        /// Who votes, as far as the sender has applied, and how far that is: the one who asks may have
+        /// slept through changes, and must not wait for who is no voter any more.
+        conf: ConfState,
+        /// See `conf`.
+        applied: Index,
+    },
+    /// What the sender has promised last, for the others to remember: see [`Older::Promised`].
+    Held {
+        /// The term.
+        term: Term,
+        /// Up to where it holds its leader's log, or its own as leader.
+        index: Index,
+    },
 }
 wire_enum!(PeerFrame {
     1 => Raft(message), 2 => Forward { term, proposals }, 3 => ForwardConf { term, proposal },
     4 => Declined { requests, why }, 5 => ReadIndex { context }, 6 => ReadConfirmed { context, index },
     7 => LeaseCall { request, id, renew }, 8 => LeaseReply { request, result }, 9 => Transfer { to },
+    10 => Runs { run, end }, 11 => RunHeard { run, older, leads, conf, applied },
+    12 => Held { term, index },
 });
 
 impl PeerFrame {
@@ -96,7 +128,12 @@ mod tests {
     use crate::codec::Wire;
     use crate::error::{NotDone, Refusal, Unknown};
     use crate::machine::command::Command;
-    use crate::types::{ConfChange, ConfState, MemberRecord, OnceId, PutRequest, SnapshotMeta};
+    use crate::types::{ConfChange, MemberRecord, OnceId, PutRequest, SnapshotMeta};
+
+    fn heard(older: Option<Older>, leads: bool) -> PeerFrame {
+        let conf = ConfState { voters: vec![NodeId(1), NodeId(2)], ..ConfState::default() };
+        PeerFrame::RunHeard { run: Run::default(), older, leads, conf, applied: 7 }
+    }
 
     fn every_frame() -> Vec<PeerFrame> {
         let (one, two) = (NodeId(1), NodeId(2));
@@ -135,6 +172,12 @@ mod tests {
             PeerFrame::LeaseReply { request, result: Err(Error::NotDone(NotDone::NotLeader)) },
             PeerFrame::Transfer { to: Some(two) },
             PeerFrame::Transfer { to: None },
+            PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: Some((5, 6)) },
+            PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: None },
+            PeerFrame::Held { term: 1, index: 2 },
+            heard(None, true),
+            heard(Some(Older::Run { newest: 7 }), false),
+            heard(Some(Older::Promised { term: 8, index: 9 }), false),
         ]
     }
 
@@ -166,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..12u8) {
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..14u8) {
             let tagged = [&[tag], &bytes[..]].concat();
             let _ = PeerFrame::from_bytes(Bytes::from(bytes));
             let _ = PeerFrame::from_bytes(Bytes::from(tagged));

@@ -41,6 +41,18 @@ points! {
     RollbackDone = "rollback-done",
     /// A rollback is done and its watchers have their events; who asked has no answer.
     RollbackPublished = "rollback-published",
+    /// A full backup of an archive is whole and has no name.
+    ArchiveFullWritten = "archive-full-written",
+    /// A full backup of an archive has its name, and nothing follows it.
+    ArchiveFullNamed = "archive-full-named",
+    /// A file of changes is begun.
+    ArchiveChangesBegun = "archive-changes-begun",
+    /// A file of changes is whole and has no name.
+    ArchiveChangesWritten = "archive-changes-written",
+    /// A file of changes has its name.
+    ArchiveChangesNamed = "archive-changes-named",
+    /// The first of the files that are no longer kept is gone.
+    ArchivePruning = "archive-pruning",
 }
 
 /// What the environment asks for: the place, and how many passes are let through.

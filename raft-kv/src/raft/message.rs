@@ -9,7 +9,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::adapter::{entry_from_raft, entry_to_raft, snapshot_from_raft, snapshot_to_raft};
 use crate::codec::{Malformed, Reader, Wire, malformed};
 use crate::limits::MAX_APPEND_BYTES;
-use crate::types::{Entry, NodeId, SnapshotMeta, Term};
+use crate::types::{Entry, Index, NodeId, SnapshotMeta, Term};
 
 /// A message from one member to another. What is inside is raft's affair.
 #[derive(Clone, PartialEq, Debug)]
@@ -83,6 +83,18 @@ impl PeerMessage {
     /// Whether it grants the receiver the sender's vote in the message's term.
     pub fn grants_vote(&self) -> bool {
         self.0.get_msg_type() == MessageType::MsgRequestVoteResponse && !self.0.get_reject()
+    }
+
+    /// What it says that its sender has on its disk: a term, and how much of the log was acknowledged in it
+    /// (0 for a vote); `None` for what rests on no disk.
+    pub fn promise(&self) -> Option<(Term, Index)> {
+        match self.0.get_msg_type() {
+            MessageType::MsgAppendResponse if !self.0.get_reject() => {
+                Some((self.0.get_term(), self.0.get_index()))
+            }
+            MessageType::MsgRequestVoteResponse if !self.0.get_reject() => Some((self.0.get_term(), 0)),
+            _ => None,
+        }
     }
 
     /// How many entries it carries.

@@ -50,6 +50,18 @@ pub const FOUND_BY_SIMULATION: &[Bug] = &[
     Bug::RecountRollback,
     Bug::DropSegment,
     Bug::DropParts,
+    Bug::IgnorePromised,
+    Bug::QuotaCountsDeletes,
+    Bug::QuotaOnlyAtDoor,
+    Bug::QuotaForgetsSteps,
+    Bug::IgnoreDiskShort,
+    Bug::SkipBlockChecksums,
+    Bug::ServeDamaged,
+    Bug::RestoreForgetsRevocations,
+    Bug::RestoreKeepsRevision,
+    Bug::RecoverKeepsOldMembers,
+    Bug::RecoverReusesRevisions,
+    Bug::StepLoopClock,
 ];
 
 /// Whether the bug is one of replacing the root: runs that are about that find it sooner.

@@ -13,6 +13,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::cluster::{Cluster, HostId};
 use super::disk::{DiskImage, SimDisk};
+use super::image::OldImage;
 use super::member::{Speed, Stop};
 use super::network::NetworkOptions;
 use super::scheduler::{span, stream};
@@ -65,17 +66,27 @@ pub enum Fault {
     WriteError,
     /// A disk is full.
     DiskFull,
+    /// A disk is nearly full.
+    DiskShort,
     /// A bit of the log or its marker flips, for good.
     BitFlip,
+    /// A block of the state rots.
+    Rot,
+    /// A file of the state is lost.
+    LostTable,
     /// The log's files come back as they were a while ago.
     OldLog,
+    /// The whole disk, state and all, comes back as it was a while ago.
+    OldImage,
     /// A member is removed; its machine joins again.
     Remove,
     /// Leadership is handed over.
     Transfer,
+    /// Somebody sets a machine's clock, ahead or back.
+    ClockStep,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 30] = [
     Fault::Kill,
     Fault::PowerCut,
     Fault::PowerCutInWrite,
@@ -97,11 +108,23 @@ const ALL: [Fault; 25] = [
     Fault::SyncError,
     Fault::WriteError,
     Fault::DiskFull,
+    Fault::DiskShort,
     Fault::BitFlip,
+    Fault::Rot,
+    Fault::LostTable,
     Fault::OldLog,
     Fault::Remove,
     Fault::Transfer,
+    Fault::ClockStep,
+    // Last: what a seed drew for those before stays.
+    Fault::OldImage,
 ];
+
+/// The most seconds that a clock is set ahead, or back: rotations still end in time.
+const STEP: i64 = 20;
+
+/// How long nothing else goes wrong after an old image was put back.
+const QUIET: Duration = Duration::from_secs(4);
 
 /// What a nemesis timer is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,10 +137,18 @@ pub(super) enum Alarm {
     Flap(HostId, u32),
     /// A log falls back to its old image.
     OldLog(HostId),
+    /// A disk falls back to its old image.
+    OldImage(HostId),
     /// A process that is down starts again.
     Restart(HostId),
     /// A process is killed.
     Kill(HostId),
+    /// There is room on a disk again.
+    Room(HostId),
+    /// A backup is made.
+    Backup,
+    /// It is noted what all machines would be left with if they ended now.
+    Lose,
     /// People look after the cluster's roots.
     Operator,
     /// It is looked who lets whom in.
@@ -136,12 +167,17 @@ pub(super) struct Nemesis {
     /// Machines that lose their power when their process stops for a failed sync.
     cycled: BTreeSet<HostId>,
     images: BTreeMap<HostId, DiskImage>,
+    whole: BTreeMap<HostId, OldImage>,
+    /// Until when nothing else goes wrong: who could tell that an image is old must be there.
+    quiet: Duration,
     over: bool,
     ends: Duration,
     removed_at: Duration,
     /// Until when a process stays down once it ends.
     held: BTreeMap<HostId, Duration>,
     pub(super) counts: BTreeMap<Fault, u64>,
+    /// Each fault that was carried out: from when, and until when it went on by itself.
+    pub(super) spans: Vec<(Fault, Duration, Duration)>,
 }
 
 impl Nemesis {
@@ -153,7 +189,7 @@ impl Nemesis {
         for fault in ALL {
             let weight = random.random_range(1..10);
             let fits = match fault {
-                Fault::BitFlip | Fault::OldLog => damage,
+                Fault::BitFlip | Fault::OldLog | Fault::Rot | Fault::LostTable | Fault::OldImage => damage,
                 Fault::Remove => !damage,
                 _ => true,
             };
@@ -170,11 +206,14 @@ impl Nemesis {
             excused: BTreeSet::new(),
             cycled: BTreeSet::new(),
             images: BTreeMap::new(),
+            whole: BTreeMap::new(),
+            quiet: Duration::ZERO,
             over: false,
             ends: Duration::MAX,
             removed_at: Duration::ZERO,
             held: BTreeMap::new(),
             counts: BTreeMap::new(),
+            spans: Vec::new(),
         }
     }
 
@@ -198,8 +237,9 @@ impl Nemesis {
         self.over = true;
         self.mend(cluster);
         for host in 0..cluster.hosts().len() {
+            cluster.set_room(host, u64::MAX);
+            cluster.step_clock(host, 0);
             let disk = cluster.hosts()[host].disk();
-            disk.set_space(u64::MAX);
             disk.fail_syncs(0);
             disk.fail_writes(0);
         }
@@ -233,7 +273,7 @@ impl Nemesis {
                 cluster.join(host);
                 Vec::new()
             }
-            Stop::Behind => Vec::new(),
+            Stop::Behind | Stop::Older(_) => Vec::new(),
             _ if !cluster.hosts()[host].is_member() => Vec::new(),
             _ => {
                 let most = if self.over { Duration::from_millis(300) } else { Duration::from_secs(5) };
@@ -252,8 +292,17 @@ impl Nemesis {
                 cluster.restart(host, Duration::ZERO);
                 Vec::new()
             }
+            Alarm::Room(host) => {
+                cluster.set_room(host, u64::MAX);
+                Vec::new()
+            }
             _ if self.over => Vec::new(),
-            Alarm::Operator | Alarm::Probe => Vec::new(),
+            Alarm::Operator | Alarm::Probe | Alarm::Backup | Alarm::Lose => Vec::new(),
+            later if cluster.now() < self.quiet => vec![(self.quiet - cluster.now(), later)],
+            Alarm::OldImage(host) => {
+                self.put_back(cluster, host);
+                Vec::new()
+            }
             Alarm::Kill(host) => {
                 let power = self.random.random_bool(0.5);
                 cluster.crash(host, power);
@@ -291,6 +340,18 @@ impl Nemesis {
                 next
             }
         }
+    }
+
+    /// Puts an old image back, with everybody there who knows better.
+    fn put_back(&mut self, cluster: &mut Cluster, host: HostId) {
+        let Some(image) = self.whole.remove(&host) else { return };
+        let restart = self.random.random_bool(0.6);
+        if Self::weak(cluster, None) || !cluster.put_back(host, &image, restart) {
+            return;
+        }
+        self.mend(cluster);
+        self.quiet = cluster.now() + QUIET;
+        cluster.restart(host, Duration::from_millis(20));
     }
 
     fn pick(&mut self) -> Option<Fault> {
@@ -354,7 +415,21 @@ impl Nemesis {
                 self.slow(cluster, fault, host);
                 next = mend;
             }
-            Fault::SyncError | Fault::WriteError | Fault::DiskFull | Fault::BitFlip | Fault::OldLog => {
+            Fault::DiskFull | Fault::DiskShort => {
+                let used = cluster.hosts()[host].disk().used();
+                let spare = if fault == Fault::DiskFull { 0 } else { cluster.disk_reserve() };
+                cluster.set_room(host, used + self.random.random_range(0..=spare));
+                let most = Duration::from_secs(9);
+                next.push((span(&mut self.random, Duration::from_millis(50), most), Alarm::Room(host)));
+            }
+            Fault::Rot | Fault::LostTable => {
+                // What a leader has goes to others.
+                let host = if self.random.random_bool(0.5) { leader } else { host };
+                if Self::weak(cluster, None) || !cluster.rot(host, fault == Fault::LostTable) {
+                    return Vec::new();
+                }
+            }
+            Fault::SyncError | Fault::WriteError | Fault::BitFlip | Fault::OldLog => {
                 if !self.disk(cluster, fault, host) {
                     return Vec::new();
                 }
@@ -371,8 +446,26 @@ impl Nemesis {
                 }
             }
             Fault::Transfer => self.transfer(cluster, host),
+            Fault::OldImage => {
+                if self.whole.contains_key(&host) || Self::weak(cluster, None) {
+                    return Vec::new();
+                }
+                self.whole.insert(host, cluster.image_of(host));
+                // Then a later run may be recorded, too.
+                if self.random.random_bool(0.7) {
+                    cluster.crash(host, false);
+                }
+                let pause = Duration::from_millis(self.random.random_range(200..8000));
+                next.push((pause, Alarm::OldImage(host)));
+            }
+            Fault::ClockStep => {
+                let host = if self.random.random_bool(0.5) { leader } else { host };
+                cluster.step_clock(host, self.random.random_range(-STEP..=STEP));
+            }
         }
         *self.counts.entry(fault).or_default() += 1;
+        let lasts = next.iter().map(|(delay, _)| *delay).max().unwrap_or_default();
+        self.spans.push((fault, cluster.now(), cluster.now() + lasts));
         next
     }
 
@@ -457,10 +550,6 @@ impl Nemesis {
     fn disk(&mut self, cluster: &mut Cluster, fault: Fault, host: HostId) -> bool {
         match fault {
             Fault::WriteError => cluster.hosts()[host].disk().fail_writes(1),
-            Fault::DiskFull => {
-                let disk = cluster.hosts()[host].disk();
-                disk.set_space(disk.used());
-            }
             // The pages of a failed sync look clean and are lost with the power, which goes at once.
             Fault::SyncError => {
                 cluster.hosts()[host].disk().fail_syncs(1);

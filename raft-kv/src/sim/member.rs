@@ -8,10 +8,14 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::afterlife::First;
 use super::disk::SimDisk;
+use super::image::Later;
+use super::rot::{Rot, SimStore};
+use super::scheduler::stream;
 use super::trust::Papers;
 use crate::codec::Wire;
 use crate::error::StorageFailed;
@@ -23,7 +27,9 @@ use crate::node::replica::{Bounds, Identity, Input, Replica};
 use crate::node::wire::PeerFrame;
 use crate::raft::LogView;
 use crate::storage::log::{self, Durable, Log, LogWrite, LogWriter, Opened};
-use crate::types::{ClusterId, Committed, ConfState, HardState, Index, NodeId, Payload, SnapshotMeta, Term};
+use crate::types::{
+    ClusterId, Committed, ConfState, HardState, Index, NodeId, Older, Payload, SnapshotMeta, Term,
+};
 use crate::watch::{Hub, HubOptions};
 
 /// How fast a machine is.
@@ -54,6 +60,8 @@ pub enum Stop {
     Storage(StorageFailed),
     /// It found at its start that its log had lost something it had promised.
     Behind,
+    /// The others found that its disk is an older copy of itself.
+    Older(Older),
     /// The others turned it away: it is no member any more.
     Removed,
 }
@@ -68,8 +76,8 @@ pub(super) enum Feed {
 /// A snapshot that arrives: at most one at a time.
 #[derive(Default)]
 pub(super) struct Incoming {
-    pub(super) whole: Option<(SnapshotMeta, MemoryStore)>,
-    pub(super) accepted: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) whole: Option<(SnapshotMeta, SimStore)>,
+    pub(super) accepted: Option<(SnapshotMeta, SimStore)>,
 }
 
 /// One run of the product's process.
@@ -78,7 +86,7 @@ pub(super) struct Process {
     pub(super) born: Duration,
     pub(super) replica: Replica<Log<SimDisk>>,
     pub(super) writer: LogWriter<SimDisk>,
-    pub(super) applier: Applier<MemoryStore>,
+    pub(super) applier: Applier<SimStore>,
     pub(super) hub: Hub,
     pub(super) inputs: Vec<Input<Durable>>,
     pub(super) frames: Vec<(NodeId, PeerFrame)>,
@@ -91,7 +99,7 @@ pub(super) struct Process {
     pub(super) feeding: bool,
     /// Entries of which some batches are written and others are to follow.
     pub(super) under: Option<Under>,
-    pub(super) checkpoint: Option<(SnapshotMeta, MemoryStore)>,
+    pub(super) checkpoint: Option<(SnapshotMeta, SimStore)>,
     pub(super) incoming: Incoming,
     pub(super) callers: BTreeSet<Ticket>,
     pub(super) paused_until: Duration,
@@ -114,14 +122,33 @@ pub struct Host {
     pub(super) id: NodeId,
     pub(super) disk: SimDisk,
     pub(super) store: MemoryStore,
+    /// Seconds by which its wall clock is ahead of what it should show.
+    pub(super) step: i64,
+    /// What of its store is damaged.
+    pub(super) rot: Rot,
+    /// Damage that was found while a process ran: the next one does not trust what is here.
+    pub(super) noted: Option<StorageFailed>,
     pub(super) process: Option<Process>,
     pub(super) life: u64,
     pub(super) speed: Speed,
     pub(super) hurt: bool,
+    /// Its disk was put back as it was earlier: what the others know of it that came later.
+    pub(super) later: Option<Later>,
+    /// Bytes that the log may take; what else is on the disk leaves it no more.
+    pub(super) room: u64,
     pub(super) member: bool,
     pub(super) promise: Promise,
     pub(super) removed: BTreeSet<NodeId>,
     /// Its certificate and what it believes: files of their own, which a crash leaves as they are.
+    pub(super) papers: Option<Papers>,
+}
+
+/// A machine that ended for good, with what was on it then.
+pub(super) struct Gone {
+    pub(super) id: NodeId,
+    pub(super) member: bool,
+    pub(super) disk: SimDisk,
+    pub(super) store: MemoryStore,
     pub(super) papers: Option<Papers>,
 }
 
@@ -145,10 +172,15 @@ impl Host {
             id: NodeId(0),
             disk: SimDisk::new(random),
             store: MemoryStore::new(),
+            step: 0,
+            rot: Rot::default(),
+            noted: None,
             process: None,
             life: 0,
             speed: Speed::default(),
             hurt: false,
+            later: None,
+            room: u64::MAX,
             member: false,
             promise: Promise::default(),
             removed: BTreeSet::new(),
@@ -176,12 +208,37 @@ impl Host {
         self.hurt
     }
 
+    /// Whether something else has filled its disk, or nearly.
+    pub fn is_short(&self) -> bool {
+        self.room != u64::MAX
+    }
+
+    /// Bytes that are free on its disk.
+    pub fn free(&self) -> u64 {
+        self.room.saturating_sub(self.disk.used())
+    }
+
     /// Its disk, for faults.
     pub fn disk(&self) -> &SimDisk {
         &self.disk
     }
 
-    /// Its state.
+    /// Its state as its process sees it.
+    pub(super) fn served(&self) -> SimStore {
+        SimStore { sound: self.store.clone(), rot: self.rot.clone() }
+    }
+
+    /// Whether damage was found in its state, so that nothing of it may be served any more.
+    pub fn is_condemned(&self) -> bool {
+        self.rot.failure().is_some()
+    }
+
+    /// Whether its state is damaged.
+    pub fn is_rotten(&self) -> bool {
+        self.rot.is_there(&self.store)
+    }
+
+    /// Its state as it was written, for those who judge.
     pub fn store(&self) -> &MemoryStore {
         &self.store
     }
@@ -224,7 +281,9 @@ impl Host {
     /// Puts a joining member on this machine: it waits for its first snapshot.
     pub(super) fn join(&mut self, cluster: ClusterId, id: NodeId, random: ChaCha8Rng, options: log::Options) {
         self.disk = SimDisk::new(random);
+        self.room = u64::MAX;
         self.store = MemoryStore::new();
+        (self.rot, self.noted) = (Rot::default(), None);
         self.settle_in(cluster, id, SnapshotMeta::default(), HardState::default(), options);
     }
 
@@ -242,13 +301,47 @@ impl Host {
         self.id = id;
         self.member = true;
         self.hurt = false;
+        self.later = None;
         self.promise = Promise::default();
         self.removed = BTreeSet::new();
     }
 
+    /// What would be left of this machine if its process ended now; it goes on.
+    pub(super) fn gone(&self, random: &mut ChaCha8Rng) -> Gone {
+        let keep = random.random_range(0..=self.store.unflushed());
+        let mut own = ChaCha8Rng::from_seed(random.random());
+        own.set_stream(1);
+        Gone {
+            id: self.id,
+            member: self.member && !self.hurt,
+            disk: SimDisk::new(own).restore(&self.disk.image()),
+            store: self.store.after_crash(keep),
+            papers: self.papers.clone(),
+        }
+    }
+
+    /// Puts the first member of what follows on another cluster on this machine.
+    pub(super) fn go_on(&mut self, first: &First, options: log::Options) {
+        self.store = first.store.clone();
+        self.papers = Some(first.papers.clone());
+        self.settle_in(first.cluster, first.record.id, first.boundary.clone(), first.hard(), options);
+    }
+
+    /// A machine is back with what was on it, one step behind of all that happened since.
+    pub(super) fn come_back(&mut self, gone: Gone) {
+        let Gone { id, member, disk, store, papers } = gone;
+        let name = std::mem::take(&mut self.name);
+        let life = self.life + 1;
+        *self =
+            Self { name, id, member, disk, store, papers, life, ..Self::new(String::new(), stream(0, "")) };
+    }
+
     /// Opens what is on the disk, as the product's start does.
     pub(super) fn start(&mut self, start: &Start) -> Result<(), Stop> {
-        let state = Machine::open(self.store.clone()).map_err(Stop::Storage)?;
+        if let Some(damage) = self.noted.clone() {
+            return Err(Stop::Storage(damage));
+        }
+        let state = Machine::open(self.served()).map_err(Stop::Storage)?;
         let applied = state.map(|machine| machine.applied());
         let identity = log::Identity { cluster: start.cluster, node: self.id };
         let opened = Log::open(self.disk.clone(), start.log, identity, applied).map_err(Stop::Storage)?;
@@ -256,11 +349,11 @@ impl Host {
             Opened::Ready { log, writer, .. } => (log, writer),
             Opened::Behind { .. } => return Err(Stop::Behind),
         };
-        let applier = Applier::open(self.store.clone(), self.id, start.boot).map_err(Stop::Storage)?;
+        let applier = Applier::open(self.served(), self.id, start.boot).map_err(Stop::Storage)?;
         let applier = applier.with_steps(start.step_keys);
         let report = applier.start().map_err(Stop::Storage)?;
         let hub = Hub::new(HubOptions { ring_bytes: start.ring_bytes }, report.revision);
-        let identity = Identity { me: self.id, boot: start.boot, seed: start.seed };
+        let identity = Identity { me: self.id, boot: start.boot, run: log.run(), seed: start.seed };
         let replica = Replica::new(&identity, log, report).map_err(Stop::Storage)?;
         self.life += 1;
         self.process = Some(Process {
@@ -296,10 +389,10 @@ impl Host {
     pub(super) fn kill(&mut self, power: bool, random: &mut ChaCha8Rng) -> (Vec<Ticket>, usize) {
         let callers = self.process.take().map(|process| process.callers).unwrap_or_default();
         self.disk = if power { self.disk.crash() } else { self.disk.restart() };
-        // A full disk is a fault of a run; its end makes room.
-        self.disk.set_space(u64::MAX);
+        self.disk.set_space(self.room);
         self.disk.fail_syncs(0);
         self.disk.fail_writes(0);
+        self.rot.restart();
         let unflushed = self.store.unflushed();
         let keep = random.random_range(0..=unflushed);
         self.store.crash(keep);
@@ -319,6 +412,16 @@ impl Process {
     /// The time on the loop's clock.
     pub(super) fn clock(&self, now: Duration, speed: &Speed) -> Duration {
         now.saturating_sub(self.born).mul_f64(speed.clock)
+    }
+
+    /// What the loop goes by: time that never steps.
+    pub(super) fn loop_clock(&self, now: Duration, speed: &Speed, step: i64) -> Duration {
+        let clock = self.clock(now, speed);
+        if crate::planted!(StepLoopClock) {
+            let step_by = Duration::from_secs(step.unsigned_abs());
+            return if step < 0 { clock.saturating_sub(step_by) } else { clock + step_by };
+        }
+        clock
     }
 
     /// The inputs of a turn in the order in which the product's loop sorts them.

@@ -6,19 +6,29 @@
 //! [`run`] adds clients, faults and checks, and is what `cargo xtask sim` calls.
 //! `docs/simulation.md` says what is modelled and what is checked.
 
+mod afterlife;
 mod bugs;
 pub mod checks;
 mod cluster;
 pub mod disk;
 mod faults;
+mod feed;
+mod image;
 mod join;
 mod judge;
 mod member;
 mod network;
 mod operator;
+mod process;
+mod reads;
+mod requests;
+mod rot;
 mod run;
 mod scheduler;
+mod serve;
+mod steward;
 mod surveyor;
+mod tally;
 mod trust;
 mod workload;
 

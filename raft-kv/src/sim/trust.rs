@@ -170,14 +170,15 @@ pub(super) struct Trusts {
 impl Cluster {
     /// The time by a machine's clock, in seconds since 1970.
     pub fn wall(&self, host: HostId) -> i64 {
-        EPOCH + self.now().mul_f64(self.hosts[host].speed.clock).as_secs() as i64
+        let member = &self.hosts[host];
+        EPOCH + self.now().mul_f64(member.speed.clock).as_secs() as i64 + member.step
     }
 
     /// The time that a member says when it asks something about rollback points, in milliseconds since
     /// 1970: sixty times as fast as all else, and ahead by more from member to member.
     pub fn millis(&self, host: HostId) -> i64 {
         let since = self.now().mul_f64(60.0 * self.hosts[host].speed.clock).as_millis() as i64;
-        EPOCH * 1000 + since + 4_000 * host as i64
+        (EPOCH + 60 * self.hosts[host].step) * 1000 + since + 4_000 * host as i64
     }
 
     /// What a member believes by its own state, if it has one.

@@ -10,26 +10,21 @@ use bytes::Bytes;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
+use super::checks::Verdict;
 use super::checks::changes::Changes;
 use super::checks::history::{Asked, Operation, Outcome};
 use super::checks::leases::Leases;
 use super::checks::watches::Watching;
-use super::checks::{Verdict, Violation, violation};
 use super::cluster::{Cluster, HostId, WatchKey};
 use super::scheduler::{span, stream};
+use super::steward::Steward;
 use super::surveyor::{PointHabits, Surveyor, Wish};
-use crate::error::{Error, Refusal, StorageFailed};
+use crate::error::Error;
 use crate::machine::command::Command;
 use crate::machine::{self, Answer, Read};
 use crate::node::ask::{Ticket, Told, What};
-use crate::types::{
-    Compare, CompareOp, CompareTarget, DeleteRequest, KeyRange, KeyValue, LeaseId, OnceId, PointChange,
-    PointDiffRequest, PointList, PutRequest, RangeRequest, RangeResponse, Revision, TxnOp, TxnRequest,
-    WatchBatch, WatchRequest,
-};
+use crate::types::{KeyRange, KeyValue, LeaseId, OnceId, PointChange, Revision, WatchBatch, WatchRequest};
 
-/// Keys that clients use.
-const KEYS: u64 = 8;
 /// How often a leader looks whether something is due about rollback points.
 const KEEP: Duration = Duration::from_secs(1);
 /// Times a named request is sent again at most.
@@ -61,14 +56,16 @@ pub(super) enum Bell {
     Watcher(usize),
     /// A member that looks, where it leads, whether something is due about rollback points.
     Keeper(HostId),
+    /// A member that looks at its disk.
+    Steward(HostId),
 }
 
-struct Client {
+pub(super) struct Client {
     /// Its request under way.
     busy: Option<usize>,
     once: u64,
-    leases: Vec<LeaseId>,
-    made: i64,
+    pub(super) leases: Vec<LeaseId>,
+    pub(super) made: i64,
 }
 
 struct Pending {
@@ -87,14 +84,14 @@ struct Watcher {
 
 /// All clients and watchers.
 pub(super) struct Workload {
-    random: ChaCha8Rng,
-    habits: Habits,
-    clients: Vec<Client>,
+    pub(super) random: ChaCha8Rng,
+    pub(super) habits: Habits,
+    pub(super) clients: Vec<Client>,
     watchers: Vec<Watcher>,
     pending: BTreeMap<Ticket, Pending>,
-    known: BTreeMap<Bytes, KeyValue>,
-    newest: Revision,
-    values: u64,
+    pub(super) known: BTreeMap<Bytes, KeyValue>,
+    pub(super) newest: Revision,
+    pub(super) values: u64,
     pub(super) history: Vec<Operation>,
     pub(super) leases: Leases,
     pub(super) revoked: Vec<LeaseId>,
@@ -103,6 +100,7 @@ pub(super) struct Workload {
     pub(super) handed: u64,
     pub(super) resumed: u64,
     pub(super) surveyor: Surveyor,
+    steward: Steward,
     hosts: usize,
     quiet: bool,
 }
@@ -129,6 +127,7 @@ impl Workload {
             handed: 0,
             resumed: 0,
             surveyor: Surveyor::new(seed, points),
+            steward: Steward::new(seed),
             hosts,
             quiet: false,
         }
@@ -139,7 +138,8 @@ impl Workload {
         let clients = (0..self.clients.len()).map(Bell::Client);
         let keepers = if self.surveyor.is_busy() { self.hosts } else { 0 };
         let watchers = (0..self.watchers.len()).map(Bell::Watcher);
-        clients.chain(watchers).chain((0..keepers).map(Bell::Keeper)).collect()
+        let stewards = (0..self.hosts).map(Bell::Steward);
+        clients.chain(watchers).chain((0..keepers).map(Bell::Keeper)).chain(stewards).collect()
     }
 
     /// No new requests from now on.
@@ -176,6 +176,8 @@ impl Workload {
                 self.keep_schedules(cluster, host);
                 Ok(Some(KEEP))
             }
+            // It goes on when clients are quiet: alarms end by themselves.
+            Bell::Steward(host) => Ok(Some(self.steward.look(cluster, host))),
             Bell::Watcher(place) => {
                 self.tend_watcher(cluster, place, changes)?;
                 Ok(Some(Duration::from_millis(self.random.random_range(100..700))))
@@ -192,6 +194,10 @@ impl Workload {
     fn request(&mut self, cluster: &mut Cluster, client: usize) -> Verdict {
         let host = self.host(cluster);
         if !cluster.hosts()[host].runs() {
+            return Ok(());
+        }
+        if let Some(command) = self.steward.quota(cluster, host) {
+            self.change(cluster, client, host, command);
             return Ok(());
         }
         if self.surveyor.wants() {
@@ -265,7 +271,7 @@ impl Workload {
         0
     }
 
-    fn begin(&mut self, cluster: &Cluster, asked: Asked) -> usize {
+    pub(super) fn begin(&mut self, cluster: &Cluster, asked: Asked) -> usize {
         self.history.push(Operation::new(asked, cluster.now()));
         self.history.len() - 1
     }
@@ -303,142 +309,6 @@ impl Workload {
         let place = self.begin(cluster, Asked::KeepAlive(id));
         let pending = Pending { client, place, once: None, repeats: 0, lease: Some(id) };
         self.send(cluster, host, What::Lease { id, renew: true }, pending);
-    }
-
-    fn some_lease(&mut self, client: usize) -> Option<LeaseId> {
-        let leases = &self.clients[client].leases;
-        (!leases.is_empty()).then(|| leases[self.random.random_range(0..leases.len())])
-    }
-
-    fn key(&mut self) -> Bytes {
-        // Some keys are hot.
-        let key = self.random.random_range(0..KEYS).min(self.random.random_range(0..KEYS));
-        format!("k{key}").into()
-    }
-
-    fn keys(&mut self) -> KeyRange {
-        match self.random.random_range(0..4) {
-            0 => KeyRange::prefix(Bytes::from_static(b"k")),
-            1 => {
-                let (a, b) = (self.key(), self.key());
-                if a < b { KeyRange::span(a, b) } else { KeyRange::all() }
-            }
-            _ => KeyRange::key(self.key()),
-        }
-    }
-
-    fn put(&mut self, key: Bytes, lease: LeaseId) -> PutRequest {
-        self.values += 1;
-        let prev_kv = self.random.random_bool(0.3);
-        let mut value = format!("v{}", self.values);
-        if self.habits.padding > 0 && self.random.random_bool(0.3) {
-            let padding = self.random.random_range(0..self.habits.padding);
-            value.extend(std::iter::repeat_n('.', padding));
-        }
-        PutRequest { key, value: value.into(), lease, prev_kv, ..PutRequest::default() }
-    }
-
-    fn range(&mut self) -> RangeRequest {
-        let old = self.random.random_bool(0.25) && self.newest > 2;
-        let revision =
-            if old { self.random.random_range((self.newest - 40).max(1)..=self.newest) } else { 0 };
-        let range = if self.random.random_bool(0.6) { KeyRange::key(self.key()) } else { self.keys() };
-        RangeRequest {
-            range,
-            revision,
-            limit: if self.random.random_bool(0.2) { self.random.random_range(1..5) } else { 0 },
-            keys_only: self.random.random_bool(0.1),
-            count_only: self.random.random_bool(0.1),
-            serializable: self.random.random_bool(self.habits.serializable),
-            ..RangeRequest::default()
-        }
-    }
-
-    fn command(&mut self, cluster: &Cluster, client: usize, kind: usize) -> Option<Command> {
-        let now = cluster.now();
-        Some(match kind {
-            4 => {
-                let range =
-                    if self.random.random_bool(0.9) { KeyRange::key(self.key()) } else { self.keys() };
-                Command::Delete(DeleteRequest { range, prev_kv: self.random.random_bool(0.5) })
-            }
-            5 => Command::Txn(self.txn()),
-            6 => {
-                self.clients[client].made += 1;
-                let id = (client as i64 + 1) << 32 | self.clients[client].made;
-                let ttl = self.random.random_range(2..6);
-                self.clients[client].leases.push(id);
-                let leases = &mut self.clients[client].leases;
-                if leases.len() > 3 {
-                    leases.remove(0);
-                }
-                self.leases.asked_for(id, ttl, now);
-                Command::LeaseGrant { id, ttl }
-            }
-            8 => {
-                let id = self.some_lease(client)?;
-                self.clients[client].leases.retain(|lease| *lease != id);
-                self.revoked.push(id);
-                Command::LeaseRevoke { id }
-            }
-            9 => {
-                let revision = self.newest - self.random.random_range(0..30);
-                if revision < 2 {
-                    return None;
-                }
-                self.compacted = self.compacted.max(revision);
-                Command::Compact { revision }
-            }
-            _ => {
-                let lease = if self.random.random_bool(0.2) { self.some_lease(client) } else { None };
-                let key = self.key();
-                Command::Put(self.put(key, lease.unwrap_or(0)))
-            }
-        })
-    }
-
-    fn compare(&mut self, key: &Bytes) -> Compare {
-        let known = self.known.get(key).cloned().unwrap_or_default();
-        let target = match self.random.random_range(0..5) {
-            0 => CompareTarget::Version(known.version),
-            1 => CompareTarget::Create(known.create_revision),
-            2 => CompareTarget::Value(known.value),
-            3 => CompareTarget::Lease(known.lease),
-            _ => CompareTarget::Mod(known.mod_revision),
-        };
-        let op = match self.random.random_range(0..10) {
-            0 => CompareOp::NotEqual,
-            1 => CompareOp::Less,
-            2 => CompareOp::Greater,
-            _ => CompareOp::Equal,
-        };
-        Compare { range: KeyRange::key(key.clone()), op, target }
-    }
-
-    /// Compare and set, sometimes with a transaction inside that looks at what the outer one wrote.
-    fn txn(&mut self) -> TxnRequest {
-        let (key, other) = (self.key(), self.key());
-        let put = self.put(key.clone(), 0);
-        let range = |key: &Bytes| {
-            TxnOp::Range(RangeRequest { range: KeyRange::key(key.clone()), ..RangeRequest::default() })
-        };
-        let mut success = vec![TxnOp::Put(put.clone()), range(&key)];
-        if key != other && self.random.random_bool(0.4) {
-            let target = CompareTarget::Value(put.value.clone());
-            let compares = vec![Compare { range: KeyRange::key(key.clone()), op: CompareOp::Equal, target }];
-            let inner = self.put(other.clone(), 0);
-            success.push(TxnOp::Txn(TxnRequest {
-                compares,
-                success: vec![TxnOp::Put(inner)],
-                failure: vec![range(&other)],
-            }));
-        }
-        let failure = if key != other && self.random.random_bool(0.2) {
-            vec![TxnOp::Put(self.put(other, 0))]
-        } else {
-            vec![range(&key)]
-        };
-        TxnRequest { compares: vec![self.compare(&key)], success, failure }
     }
 
     // ---- answers ----
@@ -512,160 +382,12 @@ impl Workload {
         Ok(())
     }
 
-    fn read(&mut self, cluster: &Cluster, host: HostId, place: usize) -> Verdict {
-        let outcome = match self.history[place].asked.clone() {
-            Asked::Range(request) => self.read_range(cluster, host, &request)?,
-            Asked::Points => self.read_points(cluster, host),
-            Asked::Diff(request) => self.read_difference(cluster, host, &request)?,
-            Asked::Command(_) | Asked::KeepAlive(_) => unreachable!("it reads"),
-        };
-        self.settle(cluster, place, outcome);
-        Ok(())
-    }
-
-    fn read_points(&mut self, cluster: &Cluster, host: HostId) -> Outcome {
-        let found = whole(cluster, host, |view| {
-            let (points, schedules) = (machine::read::points(view)?, machine::read::schedules(view)?);
-            let (applied, revision) = (machine::read::applied(view)?, machine::read::current_revision(view)?);
-            Ok((revision, applied.index, PointList { points, schedules }))
-        });
-        let Some((revision, index, list)) = found else { return Outcome::NotDone };
-        self.surveyor.listed(&list);
-        Outcome::Listed { revision, index, list }
-    }
-
-    fn read_difference(
-        &mut self,
-        cluster: &Cluster,
-        host: HostId,
-        request: &PointDiffRequest,
-    ) -> Result<Outcome, Violation> {
-        let found = whole(cluster, host, |view| {
-            let (page, named) =
-                (machine::read::point_diff(view, request)?, machine::read::point(view, &request.point)?);
-            Ok((page, named, machine::read::applied(view)?, machine::read::leases(view)?))
-        });
-        Ok(match found {
-            Some((Ok(page), _, applied, leases)) => {
-                self.surveyor.paged(request, &page);
-                let living = leases.into_iter().map(|(id, _)| id).collect();
-                Outcome::Page { index: applied.index, page, living }
-            }
-            Some((Err(refusal), Some(point), ..)) if request.revision == 0 => {
-                let detail = format!("what differs from {point:?} was refused: {refusal}");
-                return Err(Violation::new("rollback points are readable", detail));
-            }
-            Some((Err(refusal), ..)) => Outcome::Refused(refusal),
-            None => Outcome::NotDone,
-        })
-    }
-
-    fn read_range(
-        &mut self,
-        cluster: &Cluster,
-        host: HostId,
-        request: &RangeRequest,
-    ) -> Result<Outcome, Violation> {
-        let found = cluster.read(host, |view| Ok(machine::read::range(view, request)));
-        if let Ok(Ok(read)) = &found {
-            self.note_points(cluster, host, request, read)?;
-        }
-        let outcome = match found {
-            Ok(Ok(Ok((revision, response)))) => {
-                if request.revision == 0
-                    && request.range.is_single()
-                    && !request.keys_only
-                    && !request.count_only
-                {
-                    self.note(&request.range.key, response.kvs.first());
-                }
-                Outcome::Read(revision, response)
-            }
-            Ok(Ok(Err(refusal))) => Outcome::Refused(refusal),
-            Ok(Err(_)) | Err(_) => Outcome::NotDone,
-        };
-        Ok(outcome)
-    }
-
-    /// A point's revision can be read, whatever is compacted.
-    fn note_points(
-        &mut self,
-        cluster: &Cluster,
-        host: HostId,
-        request: &RangeRequest,
-        read: &Result<(Revision, RangeResponse), Refusal>,
-    ) -> Verdict {
-        let state = whole(cluster, host, |view| {
-            let (half, compacted) = (machine::read::half_done(view)?, machine::read::compacted(view)?);
-            let below = request.revision > 0 && request.revision < compacted;
-            let named =
-                below && machine::read::points(view)?.iter().any(|point| point.revision == request.revision);
-            Ok((half, compacted, named))
-        });
-        let Some((half, compacted, named)) = state else { return Ok(()) };
-        if half {
-            self.surveyor.count("reads while a rollback was half done");
-        }
-        if request.revision <= 0 || request.revision >= compacted {
-            return Ok(());
-        }
-        match read {
-            Ok(_) if named => {
-                self.surveyor.count("reads at points below the compaction");
-                Ok(())
-            }
-            Err(Refusal::Compacted { .. }) if !named => Ok(()),
-            _ => {
-                let detail =
-                    format!("{request:?} below {compacted}, a point there: {named}, was told {read:?}");
-                violation("rollback points are readable", detail)
-            }
-        }
-    }
-
-    /// Looks at a member that has a rollback half done: it must seem not to have begun.
-    pub(super) fn peek(&mut self, cluster: &Cluster, host: HostId) -> Verdict {
-        if !self.surveyor.looks() {
-            return Ok(());
-        }
-        let request = RangeRequest { range: KeyRange::all(), serializable: true, ..RangeRequest::default() };
-        let place = self.begin(cluster, Asked::Range(request.clone()));
-        self.read(cluster, host, place)?;
-        let Outcome::Read(revision, response) = &self.history[place].outcome else { return Ok(()) };
-        let (revision, kvs) = (*revision, &response.kvs);
-        let found = whole(cluster, host, |view| {
-            let leases = machine::read::leases(view)?;
-            let keys: Result<Vec<_>, StorageFailed> =
-                leases.iter().map(|(id, _)| Ok((*id, machine::read::lease_keys(view, *id)?))).collect();
-            Ok((keys?, machine::read::history(view, revision + 1, revision + 1, usize::MAX)?))
-        });
-        let Some((leases, later)) = found else { return Ok(()) };
-        for (id, keys) in leases {
-            let right: Vec<_> = kvs.iter().filter(|kv| kv.lease == id).map(|kv| kv.key.clone()).collect();
-            if keys != right {
-                let detail = format!("m{host} at {revision}: lease {id} ends {keys:?}, should end {right:?}");
-                return violation("a rollback is whole", detail);
-            }
-        }
-        match later {
-            Ok(changes) if changes.is_empty() => Ok(()),
-            other => violation("a rollback is whole", format!("m{host} at {revision} tells {other:?}")),
-        }
-    }
-
-    fn note(&mut self, key: &Bytes, kv: Option<&KeyValue>) {
-        match kv {
-            Some(kv) => self.known.insert(key.clone(), kv.clone()),
-            None => self.known.remove(key),
-        };
-    }
-
     fn finish(&mut self, cluster: &Cluster, client: usize, place: usize, outcome: Outcome) {
         self.clients[client].busy = None;
         self.settle(cluster, place, outcome);
     }
 
-    fn settle(&mut self, cluster: &Cluster, place: usize, outcome: Outcome) {
+    pub(super) fn settle(&mut self, cluster: &Cluster, place: usize, outcome: Outcome) {
         if let Outcome::Done(revision, _) | Outcome::Read(revision, _) | Outcome::Listed { revision, .. } =
             &outcome
         {
@@ -731,16 +453,6 @@ impl Workload {
     pub(super) fn slowest_watcher(&self) -> Revision {
         self.ends().into_iter().min().unwrap_or(Revision::MAX)
     }
-}
-
-/// Reads a member's state; `None` where it has none.
-fn whole<R>(
-    cluster: &Cluster,
-    host: HostId,
-    read: impl FnOnce(&dyn Read) -> Result<R, StorageFailed>,
-) -> Option<R> {
-    let read = |view: &dyn Read| read(view).map_err(|failed| Error::Stopped(failed.to_string()));
-    cluster.read(host, read).ok()
 }
 
 fn watcher(random: &mut ChaCha8Rng) -> Watcher {

@@ -6,6 +6,7 @@ use std::process::Command;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::super::check::check_files;
 use super::*;
 
 pub(crate) fn small() -> StateOptions {
@@ -208,6 +209,11 @@ fn files(folder: &Path, like: &str) -> Vec<PathBuf> {
     all.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(like)).collect()
 }
 
+fn tables(state: &State) -> Vec<PathBuf> {
+    let (folder, tables) = state.tables().unwrap();
+    tables.into_iter().map(|table| folder.join(table)).collect()
+}
+
 fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 0x10;
@@ -317,6 +323,36 @@ fn a_failure_in_the_background_surfaces() {
     let failed = (0..10_000).find_map(|number| state.write(writes(number)).err());
     let failure = failed.expect("writes must stop when nothing can be flushed");
     assert_eq!(state.view(|read| read.get(Table::Live, b"0")), Err(failure));
+}
+
+/// Nobody reads the key that has rotted: compaction does, and may carry it no further.
+#[test]
+fn compaction_that_meets_rot_is_final_and_the_place_is_found() {
+    let dir = TempDir::new().unwrap();
+    let state = State::open(dir.path(), small()).unwrap();
+    for number in 0..3 {
+        for key in 0..50_u64 {
+            // Nothing to compress: most of a file is values.
+            let word =
+                |at: u64| (at + key).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29).wrapping_mul(at | 1);
+            let filler: String = (0..500).map(|at| format!("{:016x}", word(at))).collect();
+            write(&state, vec![put(Table::Live, &format!("{number}/{key}"), &filler)]);
+        }
+        state.flush().unwrap();
+    }
+    let large = |path: &PathBuf| fs::metadata(path).unwrap().len() > 100_000;
+    let rotten = tables(&state).into_iter().find(large).expect("the values lie in some table");
+    // What was just written may lie in the cache, and is carried on from there as it was.
+    drop(state);
+    flip(&rotten, 20_000);
+    let state = State::open(dir.path(), small()).unwrap();
+    let failure = state.rewrite(Table::Live).expect_err("the block can't be read");
+    assert_eq!(state.failure(), Some(failure.clone()));
+    assert_eq!(state.view(|read| read.get(Table::Live, b"0/1")), Err(failure.clone()), "nothing is served");
+    assert_eq!(state.write(Batch { writes: vec![put(Table::Live, "a", "1")] }), Err(failure));
+    let found = check_files(&tables(&state), &mut |_| true).unwrap();
+    let name = rotten.file_name().unwrap().to_str().unwrap();
+    assert!(format!("{found:?}").contains(name), "{name}: {found:?}");
 }
 
 #[test]

@@ -17,6 +17,52 @@ pub struct MemberRecord {
 }
 wire_struct!(MemberRecord { id, name, addr, client_url });
 
+/// One run of a member: from one opening of its log to the next.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Run {
+    /// The log's number for it, above that of each run before; 0 where the log doesn't count its runs.
+    pub number: u64,
+    /// Drawn by chance at each start: two runs with one number began from one copy of the directory.
+    pub boot: u64,
+}
+wire_struct!(Run { number, boot });
+
+impl std::fmt::Display for Older {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "this directory is an older copy of itself: ")?;
+        match self {
+            Self::Run { newest } => {
+                write!(f, "the others have seen a later run of this member, number {newest}")
+            }
+            Self::Promised { term, index: 0 } => {
+                write!(f, "the others have its vote in term {term}, of which it knows nothing")
+            }
+            Self::Promised { term, index } => write!(
+                f,
+                "the others have its acknowledgement of entry {index} in term {term}, which it does not hold"
+            ),
+        }
+    }
+}
+
+/// What shows that a member's directory is an older copy of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Older {
+    /// The member has run later than this run.
+    Run {
+        /// The newest run known of it.
+        newest: u64,
+    },
+    /// It has promised what this directory does not hold: a vote, or entries.
+    Promised {
+        /// The term of its last promise.
+        term: u64,
+        /// The last entry that it acknowledged in that term; 0 where it only voted.
+        index: u64,
+    },
+}
+wire_enum!(Older { 1 => Run { newest }, 2 => Promised { term, index } });
+
 /// A member's place in the raft group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MemberRole {

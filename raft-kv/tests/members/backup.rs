@@ -17,7 +17,7 @@ use raft_kv::types::{
 
 use crate::support::{cluster, config, eventually, put, tuning, value};
 
-async fn open(dir: &Path) -> Node {
+pub async fn open(dir: &Path) -> Node {
     Node::open(dir, Overrides::default(), tuning()).await.unwrap()
 }
 
@@ -42,7 +42,7 @@ async fn connect(node: &Node, credentials: &Credentials) -> Result<Handle, Error
 }
 
 /// All keys, with everything that is known of each.
-async fn all(handle: &Handle) -> BTreeMap<Bytes, KeyValue> {
+pub async fn all(handle: &Handle) -> BTreeMap<Bytes, KeyValue> {
     let request = RangeRequest { range: KeyRange::all(), ..RangeRequest::default() };
     let mut stream = handle.range_stream(request).await.unwrap();
     let mut found = BTreeMap::new();
@@ -53,7 +53,7 @@ async fn all(handle: &Handle) -> BTreeMap<Bytes, KeyValue> {
 }
 
 /// The keys at `to`, from the events of all revisions.
-async fn replayed(handle: &Handle, to: Revision) -> BTreeMap<Bytes, KeyValue> {
+pub async fn replayed(handle: &Handle, to: Revision) -> BTreeMap<Bytes, KeyValue> {
     let request = WatchRequest { range: KeyRange::all(), start_revision: 1, ..WatchRequest::default() };
     let mut watch = handle.watch(request).await.unwrap();
     let (mut keys, mut at) = (BTreeMap::new(), 1);
@@ -77,7 +77,7 @@ async fn replayed(handle: &Handle, to: Revision) -> BTreeMap<Bytes, KeyValue> {
 }
 
 /// Writes and deletes, until told to stop.
-fn writer(handle: Handle, number: u64, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
+pub fn writer(handle: Handle, number: u64, stop: Arc<AtomicBool>) -> tokio::task::JoinHandle<u64> {
     tokio::spawn(async move {
         let mut done = 0u64;
         while !stop.load(Ordering::Relaxed) {

@@ -2,6 +2,7 @@
 
 #![cfg(feature = "node")]
 
+mod archive;
 mod backup;
 mod permissions;
 mod quota;

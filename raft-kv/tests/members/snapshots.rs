@@ -2,9 +2,11 @@
 //! which waits for nobody beyond its bound.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use raft_kv::client::{Bounds, Handle, Node, Overrides, StartError, Tuning};
+use raft_kv::client::{Bounds, FreeSpace, Handle, Node, Overrides, StartError, Tuning};
 use raft_kv::types::{NodeId, PutRequest, Role, TransferStatus};
 
 use crate::support::{config, eventually, put, tuning, value, voters};
@@ -164,4 +166,30 @@ async fn a_rate_that_nobody_can_keep_is_refused() {
     let refused = Node::init(raft_kv::client::Config { tuning, ..config(dir.path(), "a") }).await;
     assert!(refused.unwrap_err().to_string().contains("too few"));
     assert!(!dir.path().join("a").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_waits_for_room_on_its_receivers_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = grown(dir.path(), &["a"], &tuning()).await;
+    fill(&nodes[0].handle(), 64).await;
+    let token = nodes[0].handle().join_token(Role::Manager).await.unwrap();
+    let endpoints = [nodes[0].addr().to_owned()];
+    let free = Arc::new(AtomicU64::new(3 << 20));
+    let told = free.clone();
+    let free_space = FreeSpace::Told(Arc::new(move || told.load(Ordering::Relaxed)));
+    let narrow =
+        raft_kv::client::Config { tuning: Tuning { free_space, ..tuning() }, ..config(dir.path(), "b") };
+    let new = Node::join(narrow, &token, &endpoints).await.unwrap();
+    // The state is 4 MiB.
+    eventually("it was offered and refused", || async {
+        let counts = nodes[0].handle().snapshots_here()?;
+        (counts.made > 0 && counts.sending.is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(voters(&nodes[0].handle()).await, 1);
+    assert!(nodes[0].handle().snapshots_here().unwrap().sent < 1 << 20, "nothing of it was taken");
+    free.store(1 << 40, Ordering::Relaxed);
+    eventually("it votes", || async { (voters(&nodes[0].handle()).await == 2).then_some(()) }).await;
+    assert!(new.handle().get("large0063".to_owned()).await.unwrap().is_some());
 }

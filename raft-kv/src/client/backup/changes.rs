@@ -7,13 +7,14 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::time::SystemTime;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::container::{Fault, Opener};
 use super::contents::BackupSummary;
-use super::create::Part;
+use super::create::{Part, summary_of};
 use crate::client::api::BackupInfo;
 use crate::client::config::StartError;
 use crate::client::handle::Handle;
@@ -31,7 +32,7 @@ const MAX_REVISION_BYTES: usize = 256 * 1024 * 1024;
 /// A revision as a file has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::client) struct Kept {
-    /// When it was there at the latest, in seconds since 1970.
+    /// When it was there at the latest, in milliseconds since 1970.
     pub(in crate::client) at: i64,
     /// What it changed.
     pub(in crate::client) change: Change,
@@ -81,9 +82,11 @@ impl Handle {
             since: since.revision,
             ..BackupInfo::default()
         };
-        let (blocks, waiting) = mpsc::channel(WAITING);
+        let (blocks, mut waiting) = mpsc::channel(WAITING);
         let (about, owned) = (info.clone(), key.cloned());
-        let writer = tokio::task::spawn_blocking(move || part.write(&about, owned.as_ref(), waiting));
+        let writer = tokio::task::spawn_blocking(move || {
+            part.write(&about, owned.as_ref(), std::iter::from_fn(|| waiting.blocking_recv()))
+        });
         let sent = self.changes(&info, base, &blocks).await;
         if sent.is_ok() {
             let _ = blocks.send(Bytes::new()).await;
@@ -91,9 +94,9 @@ impl Handle {
         drop(blocks);
         let written = writer.await.expect("writing a file does not panic");
         sent?;
-        let (part, file_bytes) = written?;
+        let (part, written) = written?;
         part.finish(force)?;
-        Ok(BackupSummary { info, encrypted: key.is_some(), file_bytes })
+        Ok(summary_of(info, key, written))
     }
 
     async fn changes(
@@ -108,42 +111,20 @@ impl Handle {
         }
         let request = WatchRequest { range, start_revision: at + 1, ..WatchRequest::default() };
         let mut watch = self.watch(request).await?;
-        // A revision that comes in parts.
-        let mut partial: Option<Change> = None;
+        let (mut gathered, made) = (Gathered::default(), milliseconds());
         while at < info.revision {
-            let mut whole = Vec::new();
-            match watch.next().await? {
-                Some(WatchBatch::Changes(changes)) => {
-                    for change in changes {
-                        match partial.take_if(|partial| partial.revision == change.revision) {
-                            Some(mut begun) => {
-                                begun.events.extend(change.events);
-                                whole.push(begun);
-                            }
-                            None => whole.push(change),
-                        }
-                    }
+            let whole = match gathered.take(watch.next().await?) {
+                Taken::Whole(whole) => whole,
+                Taken::Gone => {
+                    return Err(refused(base, "what has happened since was compacted; make a full backup"));
                 }
-                Some(WatchBatch::Part(change)) => match &mut partial {
-                    Some(begun) => begun.events.extend(change.events),
-                    None => partial = Some(change),
-                },
-                Some(WatchBatch::Progress(_)) => whole.extend(partial.take()),
-                Some(WatchBatch::Compacted(_)) | None => {
-                    let why = "what has happened since was compacted; make a full backup";
-                    return Err(refused(base, why));
+                Taken::TooLarge => {
+                    return Err(refused(base, "a revision since has too many changes; make a full backup"));
                 }
-            }
-            if partial.as_ref().is_some_and(|begun| begun.to_bytes().len() > MAX_REVISION_BYTES) {
-                return Err(refused(base, "a revision since has too many changes; make a full backup"));
-            }
+            };
             for change in whole.into_iter().filter(|change| change.revision <= info.revision) {
                 at = change.revision;
-                let kept = Kept { at: info.made, change }.to_bytes();
-                let mut block = BytesMut::with_capacity(4 + kept.len());
-                block.put_u32_le(u32::try_from(kept.len()).expect("a revision is bounded"));
-                block.put_slice(&kept);
-                if blocks.send(block.freeze()).await.is_err() {
+                if blocks.send(framed(&Kept { at: made, change })).await.is_err() {
                     // The writer says itself why it ended.
                     return Ok(());
                 }
@@ -153,8 +134,73 @@ impl Handle {
     }
 }
 
+/// A revision as it is written.
+pub(super) fn framed(kept: &Kept) -> Bytes {
+    let kept = kept.to_bytes();
+    let mut block = BytesMut::with_capacity(4 + kept.len());
+    block.put_u32_le(u32::try_from(kept.len()).expect("a revision is bounded"));
+    block.put_slice(&kept);
+    block.freeze()
+}
+
+/// Milliseconds since 1970.
+pub(super) fn milliseconds() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Puts revisions together that come in parts.
+#[derive(Default)]
+pub(super) struct Gathered {
+    partial: Option<Change>,
+    /// Bytes of it.
+    bytes: usize,
+}
+
+/// What came.
+pub(super) enum Taken {
+    /// Whole revisions, in order; none too.
+    Whole(Vec<Change>),
+    /// History in between is gone, or the watch ended.
+    Gone,
+    /// A revision takes more than is kept this way.
+    TooLarge,
+}
+
+impl Gathered {
+    pub(super) fn take(&mut self, batch: Option<WatchBatch>) -> Taken {
+        let mut whole = Vec::new();
+        match batch {
+            Some(WatchBatch::Changes(changes)) => {
+                for change in changes {
+                    match self.partial.take_if(|partial| partial.revision == change.revision) {
+                        Some(mut begun) => {
+                            begun.events.extend(change.events);
+                            whole.push(begun);
+                        }
+                        None => whole.push(change),
+                    }
+                }
+            }
+            Some(WatchBatch::Part(change)) => {
+                self.bytes = if self.partial.is_some() { self.bytes } else { 0 } + change.to_bytes().len();
+                if self.bytes > MAX_REVISION_BYTES {
+                    return Taken::TooLarge;
+                }
+                match &mut self.partial {
+                    Some(begun) => begun.events.extend(change.events),
+                    None => self.partial = Some(change),
+                }
+            }
+            Some(WatchBatch::Progress(_)) => whole.extend(self.partial.take()),
+            Some(WatchBatch::Compacted(_)) | None => return Taken::Gone,
+        }
+        Taken::Whole(whole)
+    }
+}
+
 /// Of any key: what counts is the header.
-fn one_key() -> crate::types::RangeRequest {
+pub(super) fn one_key() -> crate::types::RangeRequest {
     crate::types::RangeRequest {
         range: KeyRange::key("raft-kv"),
         count_only: true,
@@ -194,7 +240,7 @@ pub(in crate::client) fn read_changes(
         take(&info, kept)?;
     }
     let totals = opener.finish().map_err(|fault| fault.about(&shown))?;
-    Ok(BackupSummary { info, encrypted, file_bytes: totals.file })
+    Ok(BackupSummary { info, encrypted, file_bytes: totals.file, digest: totals.digest })
 }
 
 fn frame(opener: &mut impl Read) -> Option<Bytes> {
@@ -218,7 +264,8 @@ pub enum RestoreTo {
     End,
     /// This revision.
     Revision(Revision),
-    /// What was there at this time, in seconds since 1970: all of what was backed up by then.
+    /// What was there at this time, in milliseconds since 1970: nothing that came later, and all of what was known by
+    /// then to whoever made the backup.
     Time(i64),
 }
 
@@ -237,7 +284,7 @@ impl RestoreTo {
         let newer = match self {
             Self::End => false,
             Self::Revision(to) => info.revision > to,
-            Self::Time(to) => info.made > to,
+            Self::Time(to) => info.made.saturating_mul(1000) > to,
         };
         if newer {
             Err(refused(file, "it is newer than what is asked for; give an older one"))
@@ -257,6 +304,16 @@ impl RestoreTo {
             _ => Ok(()),
         }
     }
+}
+
+/// Refuses changes from an archive that were made behind another file than `before`, by its digest; empty where there
+/// is none.
+pub(super) fn check_chain(file: &Path, info: &BackupInfo, before: &Bytes) -> Result<(), StartError> {
+    if info.follows.is_empty() || before.is_empty() || info.follows == *before {
+        return Ok(());
+    }
+    let why = "it was made behind another file than the one before; something in the archive was exchanged";
+    Err(Fault::Damaged { offset: 0, why: why.into() }.about(&file.display().to_string()))
 }
 
 /// Refuses changes that don't follow on what was restored so far.

@@ -245,12 +245,14 @@ impl Fault {
 }
 
 /// What was in a file that was read to its end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(in crate::client) struct Totals {
     /// Bytes of the file.
     pub(in crate::client) file: u64,
     /// Bytes of content.
     pub(in crate::client) content: u64,
+    /// SHA-256 of the file, without what etcd's clients put behind it.
+    pub(in crate::client) digest: Bytes,
 }
 
 /// Counts and hashes what is read.
@@ -294,6 +296,8 @@ pub(in crate::client) struct Opener<R: Read> {
     part: Vec<u8>,
     at: usize,
     ended: bool,
+    /// The digest of the file, once it has ended.
+    whole: Bytes,
     fault: Option<Fault>,
 }
 
@@ -330,8 +334,22 @@ impl<R: Read> Opener<R> {
         let mut digest = Context::new(&SHA256);
         digest.update(&raw);
         let head = digest_of(&raw);
-        let (part, at, number, content, ended, fault) = (Vec::new(), 0, 0, 0, false, None);
-        Ok(Self { source, info, encrypted, cipher, head, digest, number, content, part, at, ended, fault })
+        let (part, at, number, content, ended) = (Vec::new(), 0, 0, 0, false);
+        Ok(Self {
+            source,
+            info,
+            encrypted,
+            cipher,
+            head,
+            digest,
+            number,
+            content,
+            part,
+            at,
+            ended,
+            whole: Bytes::new(),
+            fault: None,
+        })
     }
 
     pub(in crate::client) fn info(&self) -> &BackupInfo {
@@ -359,7 +377,11 @@ impl<R: Read> Opener<R> {
             return Err(bad("a part is longer than it can be"));
         }
         let mut body = vec![0; stored];
-        self.source.exact(&mut body, "a part")?;
+        // Where the file ends too soon it may be the length before it that is damaged.
+        self.source.exact(&mut body, "a part").map_err(|fault| match fault {
+            Fault::Damaged { why, .. } => Fault::damaged(start, why),
+            other => other,
+        })?;
         if checksum(self.number, frame, &body).to_le_bytes() != *sum {
             return Err(bad("a part's checksum is wrong"));
         }
@@ -418,6 +440,7 @@ impl<R: Read> Opener<R> {
             return Err(Fault::damaged(start, "there is something in the place of the zeros at its end"));
         }
         let expect = self.source.digest.clone().finish();
+        self.whole = Bytes::copy_from_slice(expect.as_ref());
         let (at, mut rest) = (self.source.offset, Vec::new());
         (&mut self.source.input)
             .take(SHA256_OUTPUT_LEN as u64 + 1)
@@ -440,7 +463,8 @@ impl<R: Read> Opener<R> {
         while !self.ended {
             self.next_part()?;
         }
-        Ok(Totals { file: self.source.offset, content: self.content })
+        let digest = self.whole;
+        Ok(Totals { file: self.source.offset, content: self.content, digest })
     }
 }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::changes::read_changes;
 use super::container::{Fault, Opener};
 use crate::client::api::BackupInfo;
@@ -32,6 +34,8 @@ pub struct BackupSummary {
     pub encrypted: bool,
     /// Bytes of the file.
     pub file_bytes: u64,
+    /// SHA-256 of the file, without what etcd's clients put behind it: what the next one of an archive names.
+    pub digest: Bytes,
 }
 
 /// A name that can't lead out of its folder.
@@ -73,7 +77,7 @@ pub(in crate::client) fn read_all(
     }
     let totals = opener.finish().map_err(|fault| fault.about(&shown))?;
     found.check(&info, totals.content).map_err(|why| Fault::Damaged { offset: 0, why }.about(&shown))?;
-    let summary = BackupSummary { info, encrypted, file_bytes: totals.file };
+    let summary = BackupSummary { info, encrypted, file_bytes: totals.file, digest: totals.digest };
     Ok((summary, found.keys))
 }
 
@@ -124,7 +128,7 @@ fn each<R: Read>(
         if path == KEYS && len <= MAX_KEYS_BYTES {
             let mut bytes = zeroize::Zeroizing::new(Vec::new());
             entry.read_to_end(&mut bytes)?;
-            let keys = HandedKeys::from_bytes(bytes::Bytes::copy_from_slice(&bytes));
+            let keys = HandedKeys::from_bytes(Bytes::copy_from_slice(&bytes));
             found.keys = Some(keys.map_err(|_| Failed::Content("its data keys can't be read".into()))?);
             continue;
         }

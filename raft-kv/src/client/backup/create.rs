@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -51,11 +52,25 @@ impl Handle {
         key: Option<&BackupKey>,
         force: bool,
     ) -> Result<BackupSummary, StartError> {
-        let part = Part::take(file, force)?;
+        let (part, summary) = self.backup_into(Part::take(file, force)?, key, |_| {}).await?;
+        part.finish(force)?;
+        Ok(summary)
+    }
+
+    /// The same into a file that has its name afterwards; `note` may change what its head says.
+    pub(super) async fn backup_into(
+        &self,
+        part: Part,
+        key: Option<&BackupKey>,
+        note: impl FnOnce(&mut BackupInfo) + Send,
+    ) -> Result<(Part, BackupSummary), StartError> {
         let mut arriving = self.backup_stream(key.is_some()).await?;
-        let (blocks, waiting) = mpsc::channel(WAITING);
+        note(&mut arriving.info);
+        let (blocks, mut waiting) = mpsc::channel(WAITING);
         let (info, owned) = (arriving.info.clone(), key.cloned());
-        let writer = tokio::task::spawn_blocking(move || part.write(&info, owned.as_ref(), waiting));
+        let writer = tokio::task::spawn_blocking(move || {
+            part.write(&info, owned.as_ref(), std::iter::from_fn(|| waiting.blocking_recv()))
+        });
         let sent = async {
             while let Some(block) = arriving.next().await? {
                 if blocks.send(block).await.is_err() {
@@ -73,12 +88,42 @@ impl Handle {
             (Err(error), _) => Err(error.into()),
             (_, Err(error)) => Err(error),
             (Ok(()), Ok(written)) => {
-                let (part, file_bytes) = written;
-                part.finish(force)?;
-                Ok(BackupSummary { info: arriving.info, encrypted: key.is_some(), file_bytes })
+                let (part, written) = written;
+                Ok((part, summary_of(arriving.info, key, written)))
             }
         }
     }
+}
+
+/// A file that is whole on the disk.
+pub(super) struct Written {
+    /// Its bytes.
+    file: u64,
+    /// Their SHA-256.
+    digest: Bytes,
+}
+
+/// Hashes what goes by.
+struct Hashed<W> {
+    out: W,
+    digest: Context,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+pub(super) fn summary_of(info: BackupInfo, key: Option<&BackupKey>, written: Written) -> BackupSummary {
+    let Written { file: file_bytes, digest } = written;
+    BackupSummary { info, encrypted: key.is_some(), file_bytes, digest }
 }
 
 /// A file that has not its name yet. Dropped before that, it goes.
@@ -115,33 +160,23 @@ impl Part {
         Ok(Self { file: file.into(), path, open: Some(open), done: false })
     }
 
-    /// Writes what comes up to an empty block; gives itself back, and the file's length.
+    /// It will have another name: that of what is in it.
+    pub(super) fn named(mut self, file: PathBuf) -> Self {
+        self.file = file;
+        self
+    }
+
+    /// Writes what comes up to an empty block; gives itself back, and what was written.
     pub(super) fn write(
-        mut self,
+        self,
         info: &BackupInfo,
         key: Option<&BackupKey>,
-        mut blocks: mpsc::Receiver<Bytes>,
-    ) -> Result<(Self, u64), StartError> {
-        let fail = |error| failed(&self.path, "writing it")(error);
-        let open = self.open.take().expect("it is written once");
-        let form = key.map_or(Form::Small, Form::Secret);
-        let out = BufWriter::with_capacity(WRITE, &open);
-        let mut sealer = Sealer::new(out, info, form).map_err(fail)?;
-        let mut whole = false;
-        while let Some(block) = blocks.blocking_recv() {
-            whole = block.is_empty();
-            sealer.write_all(&block).map_err(|error| failed(&self.path, "writing it")(error))?;
-        }
-        if !whole {
-            let why = "the backup did not come to its end; make another".into();
-            return Err(Error::NotDone(NotDone::Unreachable(why)).into());
-        }
-        let written = sealer.finish();
-        let (out, len) = written.map_err(|error| failed(&self.path, "writing it")(error))?;
-        let synced = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all);
-        synced.map_err(failed(&self.path, "syncing it"))?;
-        self.open = Some(open);
-        Ok((self, len))
+        blocks: impl IntoIterator<Item = Bytes>,
+    ) -> Result<(Self, Written), StartError> {
+        // Its lock is held on.
+        let open = self.open.as_ref().expect("it is open until it has its name");
+        let written = seal(open, &self.path, info, key.map_or(Form::Small, Form::Secret), blocks)?;
+        Ok((self, written))
     }
 
     /// Gives it its name.
@@ -155,6 +190,31 @@ impl Part {
         let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
         Ok(synced.map_err(failed(&self.file, "syncing its folder"))?)
     }
+}
+
+fn seal(
+    open: &File,
+    path: &Path,
+    info: &BackupInfo,
+    form: Form<'_>,
+    blocks: impl IntoIterator<Item = Bytes>,
+) -> Result<Written, StartError> {
+    let fail = |error| failed(path, "writing it")(error);
+    let out = Hashed { out: BufWriter::with_capacity(WRITE, open), digest: Context::new(&SHA256) };
+    let mut sealer = Sealer::new(out, info, form).map_err(fail)?;
+    let mut whole = false;
+    for block in blocks {
+        whole = block.is_empty();
+        sealer.write_all(&block).map_err(fail)?;
+    }
+    if !whole {
+        let why = "the backup did not come to its end; make another".into();
+        return Err(Error::NotDone(NotDone::Unreachable(why)).into());
+    }
+    let (Hashed { out, digest }, file) = sealer.finish().map_err(fail)?;
+    let synced = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(File::sync_all);
+    synced.map_err(failed(path, "syncing it"))?;
+    Ok(Written { file, digest: Bytes::copy_from_slice(digest.finish().as_ref()) })
 }
 
 impl Drop for Part {

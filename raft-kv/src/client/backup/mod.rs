@@ -5,6 +5,7 @@
 //! that open them are in it only where it is encrypted itself: no backup has a secret in clear. Nothing
 //! is restored from a file before all of it was checked.
 
+mod archive;
 mod changes;
 pub(super) mod container;
 mod contents;
@@ -13,6 +14,9 @@ mod restore;
 mod stream;
 
 pub use super::api::BackupInfo;
+pub use archive::{
+    ArchiveEvent, ArchiveGap, ArchivePlan, ArchiveStatus, ArchiveSummary, FullReason, verify_archive,
+};
 pub use changes::RestoreTo;
 pub use contents::{BackupSummary, verify_backup};
 pub(super) use contents::{KEYS, STATE};

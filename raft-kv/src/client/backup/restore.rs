@@ -10,10 +10,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rand::RngCore;
 use zeroize::Zeroizing;
 
-use super::changes::{RestoreTo, check_follows, read_changes};
+use super::archive;
+use super::changes::{RestoreTo, check_chain, check_follows, read_changes};
 use super::container::Fault;
 use super::contents::{BackupSummary, read_all};
 use crate::client::api::BackupInfo;
@@ -90,7 +92,7 @@ pub struct RestoredCluster {
 }
 
 /// Makes in `config.data_dir`, which must be empty or missing, the first member of a new cluster from the backup
-/// in `file`; [`Node::open`](crate::client::Node::open) then starts it. Nothing is sent to anybody.
+/// in `file`, or in the folder of an archive, from which what the plan asks for is taken; [`Node::open`](crate::client::Node::open) then starts it. Nothing is sent to anybody.
 ///
 /// Where the backup was encrypted the cluster's root and secrets are kept. Without that the cluster gets
 /// another root ([`Config::own_root`] may bring one), everybody needs another certificate, and users have no
@@ -100,6 +102,8 @@ pub struct RestoredCluster {
 /// [`StartError`]: the backup is damaged, foreign, or made with another key; the directory is not empty; an
 /// address is taken. No member is left behind then.
 pub async fn restore(config: Config, file: &Path, plan: &RestorePlan) -> Result<RestoredCluster, StartError> {
+    let lead = archive::lead(file, plan)?;
+    let (file, plan) = lead.as_ref().map_or((file, plan), |(full, plan)| (full, plan));
     let addr = checked(&config)?;
     let door = Door::of(&config, &addr)?;
     let signer = config.external_signer.as_ref().map(Signer::new).transpose()?;
@@ -250,10 +254,14 @@ async fn redone(
         let mut machine = opened.ok_or_else(|| StorageFailed::damaged("state", "the copy holds no state"))?;
         // How far the files go, whatever is taken of them.
         let mut reached = info.revision;
+        // Clocks may have gone back: nothing comes behind what is not taken.
+        let mut taking = true;
+        let mut before = Bytes::new();
         for changes in &plan.changes {
             let of = read_changes(changes, plan.key.as_ref(), |of, kept| {
                 check_follows(changes, of, &info, reached)?;
-                if kept.change.revision > machine.revision() && plan.to.takes(&kept) {
+                taking &= kept.change.revision <= machine.revision() || plan.to.takes(&kept);
+                if kept.change.revision > machine.revision() && taking {
                     machine.replay(&kept.change).map_err(|failed| {
                         let why = format!("what it says can't follow on the backup: {}", failed.why);
                         Fault::Damaged { offset: 0, why }.about(&changes.display().to_string())
@@ -263,6 +271,8 @@ async fn redone(
             })?;
             // One without any changes too.
             check_follows(changes, &of.info, &info, reached)?;
+            check_chain(changes, &of.info, &before)?;
+            before = of.digest;
             reached = reached.max(of.info.revision);
         }
         plan.to.check_reached(&file, machine.revision())?;

@@ -6,7 +6,7 @@
 //! of one can be taken for the other's. It must never change the old content before that rename, and never
 //! leave a directory in which a member could run that is neither the old nor the new one.
 
-mod place;
+pub(super) mod place;
 mod report;
 #[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -18,9 +18,9 @@ use crate::error::StorageFailed;
 use crate::net::write_private;
 
 /// Where the new epoch is built.
-const BUILDING: &str = "recovering";
+pub(in crate::client) const BUILDING: &str = "recovering";
 /// Its name once it is decided.
-const DECIDED: &str = "recovered";
+pub(in crate::client) const DECIDED: &str = "recovered";
 /// What is said of it; there until everything is in its place.
 const REPORT: &str = "report";
 /// The parts of a member's directory. The second copies move first, which would bring the others back; who it
@@ -34,6 +34,15 @@ fn failed(path: &Path, action: &str) -> impl Fn(std::io::Error) -> StorageFailed
 /// Whether a recovery in `dir` was decided and not completed: nothing else may use it then.
 pub(in crate::client) fn is_unfinished(dir: &Path) -> bool {
     dir.join(DECIDED).join(REPORT).exists()
+}
+
+/// Which epoch the content of a folder of that name was before a recovery began the next one.
+pub(in crate::client) fn epoch_of(name: &str) -> Option<u64> {
+    let mut numbers = name.strip_prefix("epoch-")?.split('-').map(str::parse);
+    match (numbers.next(), numbers.next(), numbers.next()) {
+        (Some(Ok(epoch)), None | Some(Ok(2u64..)), None) => Some(epoch),
+        _ => None,
+    }
 }
 
 /// The recovery that was decided and not completed.

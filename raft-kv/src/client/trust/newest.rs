@@ -69,6 +69,7 @@ pub(in crate::client) fn gives_trust(call: &Call) -> bool {
         | Call::Points(_)
         | Call::Quota(_)
         | Call::Backup { keys: false }
+        | Call::Dates { .. }
         | Call::Readmit(_)
         // It is looked at where it is served.
         | Call::Rejoin { .. } => false,

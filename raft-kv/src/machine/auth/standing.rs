@@ -174,6 +174,7 @@ impl May<'_> {
             | Command::Auth(_)
             | Command::Alarm(_)
             | Command::Quota { .. }
+            | Command::Seen { .. }
             | Command::RaiseRevision { .. }
             | Command::As { .. }
             | Command::From { .. } => false,

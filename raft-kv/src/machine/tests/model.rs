@@ -130,6 +130,7 @@ impl Model {
                 unreachable!("users, roles and alarms have tests of their own")
             }
             Command::Noop => Ok(Answer::Done),
+            Command::Seen { .. } => Err(Refusal::Malformed { what: "the model has no members".into() }),
             Command::RaiseRevision { to } => {
                 if *to < 0 || *to > MAX_RAISED_REVISION {
                     let why = format!("{to} is not in 0 to {MAX_RAISED_REVISION}");

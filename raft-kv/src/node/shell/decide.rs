@@ -2,9 +2,9 @@
 //! effects: frames first, so that the network works while the disk does.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
@@ -21,6 +21,7 @@ use crate::node::wire::PeerFrame;
 use crate::raft::Leadership;
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{Durable, Log, LogWrite};
+use crate::types::Older;
 
 /// Inputs of one turn, at most.
 const MOST_INPUTS: usize = 4096;
@@ -40,6 +41,7 @@ pub(super) struct Decide {
     pub(super) incoming: Arc<Incoming>,
     pub(super) leadership: watch::Sender<Leadership>,
     pub(super) ended: watch::Sender<Option<Error>>,
+    pub(super) older: Arc<OnceLock<Older>>,
     pub(super) callers: HashMap<Ticket, oneshot::Sender<Result<Told, Error>>>,
     pub(super) next_ticket: Ticket,
 }
@@ -72,6 +74,11 @@ impl Decide {
                     if received {
                         self.incoming
                             .settle(effects.apply.iter().any(|work| matches!(work, Work::Install(_))));
+                    }
+                    if let Some(older) = effects.older {
+                        // Nothing of this turn goes out.
+                        self.older.get_or_init(|| older);
+                        return self.end(Error::Stopped(older.to_string()));
                     }
                     if self.carry_out(effects) {
                         return self.end(Error::NotDone(NotDone::ShuttingDown));

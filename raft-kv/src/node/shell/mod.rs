@@ -12,9 +12,9 @@ mod snapshots;
 mod watch_set;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use crate::raft::{Leadership, PeerMessage, Status};
 use crate::storage::files::FolderFiles;
 use crate::storage::log::{Log, LogWriter, Stats};
 use crate::storage::state::State;
-use crate::types::{Member, NodeId, Revision, Room, SnapshotMeta};
+use crate::types::{Member, NodeId, Older, Revision, Room, SnapshotMeta};
 
 pub use publish::{Subscription, Watches};
 pub use snapshots::Incoming;
@@ -93,6 +93,8 @@ pub struct Shell {
     auth_counts: Arc<AtomicBool>,
     trust: watch::Receiver<u64>,
     room: Arc<Mutex<Room>>,
+    older: Arc<OnceLock<Older>>,
+    folder: PathBuf,
     incoming: Arc<Incoming>,
     checkpoints: snapshots::Checkpoints,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -122,6 +124,7 @@ impl Shell {
         let (leadership_sender, leadership) = watch::channel(*replica.leadership());
         let (ended_sender, ended) = watch::channel(None);
         let (collected_sender, collected) = watch::channel(0);
+        let older = Arc::new(OnceLock::new());
         let log_stats = Arc::new(Mutex::new(Stats::default()));
         let inbox_bytes = Arc::new(AtomicUsize::new(0));
 
@@ -153,6 +156,7 @@ impl Shell {
             incoming: incoming.clone(),
             leadership: leadership_sender,
             ended: ended_sender,
+            older: older.clone(),
             callers: Default::default(),
             next_ticket: 1,
         };
@@ -174,6 +178,8 @@ impl Shell {
             auth_counts,
             trust,
             room,
+            older,
+            folder,
             incoming,
             checkpoints,
             threads: Mutex::new(threads),
@@ -250,6 +256,13 @@ impl Shell {
     /// what spares a look at the state while there is plenty.
     pub fn room(&self) -> Room {
         *self.room.lock()
+    }
+
+    /// What shows that this member's directory is an older copy of itself, once the others have said so; the
+    /// loop has ended then.
+    pub fn older(&self) -> Option<StorageFailed> {
+        let older = self.older.get()?;
+        Some(StorageFailed::damaged(self.folder.display().to_string(), older.to_string()))
     }
 
     /// Syncs and bytes of the log so far.

@@ -10,12 +10,24 @@ use crate::types::{Change, Revision};
 pub const FIRST: Revision = 2;
 
 /// All changes, and when the first member had made them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Changes {
+    before: Revision,
     all: Vec<(Change, Duration)>,
 }
 
+impl Default for Changes {
+    fn default() -> Self {
+        Self::after(FIRST - 1)
+    }
+}
+
 impl Changes {
+    /// Of a cluster that begins at a revision.
+    pub fn after(before: Revision) -> Self {
+        Self { before, all: Vec::new() }
+    }
+
     /// A member made this change.
     pub fn made(&mut self, change: &Change, now: Duration) -> Verdict {
         if change.events.is_empty() {
@@ -40,7 +52,7 @@ impl Changes {
 
     /// The newest revision.
     pub fn head(&self) -> Revision {
-        FIRST - 1 + self.all.len() as Revision
+        self.before + self.all.len() as Revision
     }
 
     /// What a revision changed.
@@ -54,7 +66,7 @@ impl Changes {
     }
 
     fn at(&self, revision: Revision) -> Option<&(Change, Duration)> {
-        self.all.get(usize::try_from(revision - FIRST).ok()?)
+        self.all.get(usize::try_from(revision - self.before - 1).ok()?)
     }
 
     /// All changes, ascending.

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod model;
 pub mod points;
 pub mod promises;
+pub mod space;
 pub mod states;
 pub mod trust;
 pub mod watches;

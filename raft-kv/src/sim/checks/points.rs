@@ -125,6 +125,8 @@ impl Points {
             (Ok(right), Ok(Answer::Point(told))) => right == told,
             (Err(()), Err(_)) => true,
             // Whether an older revision can be read is judged where it is read.
+            // Whether there is room is judged by what takes it.
+            (Ok(_), Err(Refusal::Alarmed { .. })) => matches!(change, PointChange::Create { .. }),
             (Ok(_), Err(Refusal::Compacted { .. } | Refusal::FutureRevision { .. })) => {
                 matches!(change, PointChange::Create { at: Some(_), .. })
             }

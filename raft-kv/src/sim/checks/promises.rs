@@ -3,6 +3,7 @@
 
 use super::{Verdict, violation};
 use crate::sim::{Promise, Stop};
+use crate::types::NodeId;
 
 /// A member is up again.
 pub fn kept(host: usize, promised: Promise, has: Promise) -> Verdict {
@@ -15,6 +16,14 @@ pub fn kept(host: usize, promised: Promise, has: Promise) -> Verdict {
     Ok(())
 }
 
+/// A member that runs on an old copy of its disk has promised something.
+pub fn old(id: NodeId) -> Verdict {
+    violation(
+        "an old copy of a disk promises nothing",
+        format!("{id} voted or acknowledged, and the others had seen it promise more"),
+    )
+}
+
 /// A process ended; `hurt` says whether its disk was damaged on purpose.
 pub fn ended(host: usize, why: &Stop, hurt: bool) -> Verdict {
     match why {
@@ -23,6 +32,9 @@ pub fn ended(host: usize, why: &Stop, hurt: bool) -> Verdict {
         }
         Stop::Behind if !hurt => {
             violation("promises are kept", format!("m{host} lost a part of its log on a healthy disk"))
+        }
+        Stop::Older(older) if !hurt => {
+            violation("the roll call turns away only old copies", format!("m{host} was turned away: {older}"))
         }
         _ => Ok(()),
     }

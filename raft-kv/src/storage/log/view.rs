@@ -133,6 +133,11 @@ impl<F: Files> Log<F> {
         self.identity
     }
 
+    /// The number of this run, from this opening to the next: above that of each run before.
+    pub fn run(&self) -> u64 {
+        self.epoch
+    }
+
     /// Bytes of entries in memory.
     pub fn cached_bytes(&self) -> usize {
         self.cache_bytes

@@ -246,6 +246,8 @@ pub enum Bug {
     InstallDamaged,
     /// Times that leases and requests have left follow a clock that somebody sets.
     StepLoopClock,
+    /// A leader proposes what its sender has given up.
+    ProposeClosed,
 }
 
 #[cfg(feature = "sim")]

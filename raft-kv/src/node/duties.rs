@@ -96,6 +96,7 @@ impl<L: LogView> Replica<L> {
             for proposal in forwarded {
                 self.decline(Some(proposal.request), Error::NotDone(NotDone::NotLeader), out);
             }
+            self.lost.leader_changed();
             let calls = std::mem::take(&mut self.lease_calls);
             self.lease_retries.extend(calls.into_values().map(|(call, _)| call));
             for reader in std::mem::take(&mut self.ending) {
@@ -148,6 +149,7 @@ impl<L: LogView> Replica<L> {
         for (ticket, error) in self.waiting.tick(now, no_leader) {
             out.answers.push((ticket, Err(error)));
         }
+        self.close_lost(now, out);
         self.late_readers(now, no_leader, out);
         self.reads.tick(now, self.leadership.leader);
         // A call or its answer may be lost on the way; to renew twice is to renew once.
@@ -242,6 +244,7 @@ impl<L: LogView> Replica<L> {
         if newer_term {
             self.waiting.term_applied(self.applied.term);
         }
+        self.retry_closed();
         match report.all_leases {
             Some(leases) => self.leases.reset(leases, now),
             None => self.leases.applied(&report.leases, now),

@@ -8,6 +8,7 @@ pub mod apply;
 pub mod ask;
 mod duties;
 pub mod leases;
+mod lost;
 pub mod membership;
 mod peers;
 mod propose;

@@ -69,6 +69,10 @@ impl<L: LogView> Replica<L> {
                     self.take_lease_call(from, request, id, renew, out)
                 }
                 PeerFrame::LeaseReply { request, result } => self.lease_reply(&request, result, out),
+                PeerFrame::Close { term, boot, up_to } => self.take_close(from, (term, boot, up_to)),
+                PeerFrame::Closed { term, boot, up_to, index } => {
+                    self.take_closed((term, boot, up_to), index);
+                }
                 PeerFrame::Transfer { to } => {
                     if self.leads() {
                         self.step(now, raft::Input::Transfer { to }, out)?;
@@ -108,6 +112,8 @@ impl<L: LogView> Replica<L> {
             // A member speaks for its own callers only, and within the same bounds as ours.
             let speaks_for_itself = proposal.request.origin == from;
             match ask::admit_command(&proposal.command) {
+                // It came too late, and is tried again under another number.
+                Ok(()) if self.lost.is_closed(&proposal.request) => {}
                 Ok(()) if speaks_for_itself => self.forwarded.push_back(proposal),
                 Ok(()) => tracing::warn!(%from, "dropped a request that claims another origin"),
                 Err(refusal) => {
@@ -133,6 +139,9 @@ impl<L: LogView> Replica<L> {
         if !self.leads() || self.leadership.term != term || self.stopping.is_some() {
             self.decline(proposal.request, Error::NotDone(NotDone::NotLeader), out);
             return Ok(());
+        }
+        if proposal.request.is_some_and(|request| self.lost.is_closed(&request)) {
+            return Ok(()); // too late, and tried again under another number
         }
         if let Err(error) = ask::admit(&What::Conf(proposal.change.clone())) {
             self.decline(proposal.request, error, out);

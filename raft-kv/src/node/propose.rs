@@ -35,7 +35,7 @@ impl<L: LogView> Replica<L> {
         match self.leadership.leader {
             Some(_) if self.leads() => self.propose_as_leader(now, out),
             Some(leader) => {
-                self.hand_on(leader, out);
+                self.hand_on(now, leader, out);
                 Ok(())
             }
             None => Ok(()),
@@ -54,7 +54,7 @@ impl<L: LogView> Replica<L> {
         }
         let mut confs = Vec::new();
         loop {
-            match self.next_in_line(gathered.room()) {
+            match self.next_in_line(now, gathered.room()) {
                 Some(Next::Proposal(proposal, size)) => {
                     self.maybe_answer_early(&proposal, out);
                     gathered.push(proposal, size);
@@ -74,7 +74,7 @@ impl<L: LogView> Replica<L> {
     }
 
     /// The next request whose size fits, other members' first: they have waited longer.
-    fn next_in_line(&mut self, room: usize) -> Option<Next> {
+    fn next_in_line(&mut self, now: Duration, room: usize) -> Option<Next> {
         if let Some(proposal) = self.forwarded.front() {
             let size = proposal.command.size();
             if size > room {
@@ -82,7 +82,7 @@ impl<L: LogView> Replica<L> {
             }
             return self.forwarded.pop_front().map(|proposal| Next::Proposal(proposal, size));
         }
-        match self.waiting.next_attempt(self.leadership.term, room)? {
+        match self.waiting.next_attempt(now, self.leadership.term, room)? {
             (Attempt::Proposal(proposal), size) => Some(Next::Proposal(proposal, size)),
             (Attempt::Conf(proposal), _) => Some(Next::Conf(proposal)),
         }
@@ -138,13 +138,13 @@ impl<L: LogView> Replica<L> {
     }
 
     /// Sends the callers' requests to the leader, to be proposed in its present term or never.
-    fn hand_on(&mut self, leader: NodeId, out: &mut Effects<L::Write>) {
+    fn hand_on(&mut self, now: Duration, leader: NodeId, out: &mut Effects<L::Write>) {
         let term = self.leadership.term;
         let mut proposals = Vec::new();
         let mut room = limits::MAX_ENTRY_BATCH_BYTES;
         loop {
             let fits = if proposals.is_empty() { usize::MAX } else { room };
-            match self.waiting.next_attempt(term, fits) {
+            match self.waiting.next_attempt(now, term, fits) {
                 Some((Attempt::Proposal(proposal), size))
                     if proposals.len() < limits::MAX_ENTRY_BATCH_REQUESTS =>
                 {

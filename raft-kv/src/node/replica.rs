@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::apply::{Report, Work};
 use super::ask::{Ask, Ticket, Told};
 use super::leases::Leases;
+use super::lost::Lost;
 use super::reads::{Reader, Reads};
 use super::roll::Roll;
 use super::waiting::Waiting;
@@ -192,6 +193,7 @@ pub struct Replica<L: LogView> {
     pub(super) stopping: Option<Duration>,
     pub(super) internal_seq: u64,
     pub(super) roll: Roll,
+    pub(super) lost: Lost,
 }
 
 impl<L: LogView> Replica<L> {
@@ -246,6 +248,7 @@ impl<L: LogView> Replica<L> {
             stopping: None,
             internal_seq: 0,
             roll,
+            lost: Lost::default(),
         })
     }
 
@@ -291,6 +294,7 @@ impl<L: LogView> Replica<L> {
             self.take_in(now, input, &mut out)?;
         }
         self.propose(now, &mut out)?;
+        self.answer_closes(&mut out);
         self.confirm_reads(now, &mut out)?;
         self.serve_reads(now, &mut out);
         self.check_stop(now, &mut out);

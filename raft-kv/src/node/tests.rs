@@ -317,6 +317,59 @@ fn a_clean_stop_of_the_leader_answers_every_caller() {
     }
 }
 
+/// A write of a follower whose frame is kept back for longer than its sender is patient, and arrives after
+/// all. How many revisions it took, once everybody is answered.
+fn revisions_of_a_late_frame() -> i64 {
+    let mut group = Group::new(3);
+    let (leader, follower) = (group.leader().unwrap(), group.follower());
+    let before = group.revision(leader);
+    let ticket = group.ask(follower, vec![put("k", 1)])[0];
+    let late = std::mem::take(&mut group.frames);
+    assert!(matches!(late[..], [(_, _, PeerFrame::Forward { .. })]), "{late:?}");
+    let began = group.now;
+    group.until(|group| group.told(follower, ticket).is_some());
+    assert!(group.told(follower, ticket).unwrap().is_ok());
+    assert!(group.now - began < Duration::from_secs(2), "long before its deadline");
+    group.frames.extend(late);
+    group.carry();
+    (0..20).for_each(|_| group.tick());
+    assert_eq!(group.leader(), Some(leader));
+    group.revision(leader) - before
+}
+
+#[test]
+fn a_request_that_is_lost_on_its_way_is_tried_again_and_done_once() {
+    assert_eq!(revisions_of_a_late_frame(), 1);
+    #[cfg(feature = "sim")]
+    {
+        use crate::planted::{self, Bug};
+        assert_eq!(planted::with(Some(Bug::ProposeClosed), revisions_of_a_late_frame), 2);
+    }
+}
+
+#[test]
+fn a_request_that_is_slow_and_not_lost_is_done_once() {
+    let mut group = Group::new(3);
+    let (leader, follower) = (group.leader().unwrap(), group.follower());
+    let before = group.revision(leader);
+    // The leader proposes it at once; the follower applies nothing for three seconds.
+    group.members.get_mut(&follower).unwrap().held = Some(Vec::new());
+    let ticket = group.ask(follower, vec![put("k", 1)])[0];
+    group.carry();
+    let end = group.now + Duration::from_secs(3);
+    group.until(|group| group.now >= end);
+    assert_eq!((group.told(follower, ticket), group.revision(leader)), (None, before + 1));
+    let member = group.members.get_mut(&follower).unwrap();
+    let held = member.held.take().unwrap();
+    let reports = held.into_iter().map(|work| member.apply(work)).collect();
+    group.turn(follower, reports);
+    group.carry();
+    group.until(|group| group.told(follower, ticket).is_some());
+    assert!(group.told(follower, ticket).unwrap().is_ok());
+    (0..20).for_each(|_| group.tick());
+    assert_eq!(group.revision(leader), before + 1);
+}
+
 #[test]
 fn a_lease_call_that_is_lost_is_asked_again() {
     let mut group = Group::new(3);

@@ -2,7 +2,8 @@
 //!
 //! An attempt is proposed in one term or never. So once an entry of a later term has been
 //! applied here and the attempt had no outcome, it was certainly not done and is tried again
-//! under a new request id. Only where outcomes were skipped (a snapshot was installed) or time ran
+//! under a new request id. So it is within a term once its leader has closed the attempt (see
+//! `lost`). Only where outcomes were skipped (a snapshot was installed) or time ran
 //! out with an attempt under way is the caller told that the outcome is unknown.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,8 +21,18 @@ struct Waiter {
     deadline: Duration,
     what: What,
     bytes: usize,
-    /// The attempt under way: its request's number and the term it belongs to.
-    attempt: Option<(u64, Term)>,
+    attempt: Option<UnderWay>,
+}
+
+/// An attempt that was proposed or handed on.
+#[derive(Clone, Copy, Debug)]
+struct UnderWay {
+    /// Its request's number.
+    seq: u64,
+    /// The term it belongs to.
+    term: Term,
+    /// When it was made.
+    since: Duration,
 }
 
 /// What an attempt puts into the log.
@@ -102,7 +113,7 @@ impl Waiting {
     }
 
     /// The next caller's attempt, to be proposed in `term`, if its size still fits `room`.
-    pub fn next_attempt(&mut self, term: Term, room: usize) -> Option<(Attempt, usize)> {
+    pub fn next_attempt(&mut self, now: Duration, term: Term, room: usize) -> Option<(Attempt, usize)> {
         let ticket = loop {
             let ticket = *self.queue.front()?;
             if self.waiters.contains_key(&ticket) {
@@ -117,7 +128,7 @@ impl Waiting {
         self.queue.pop_front();
         let seq = self.next_seq;
         self.next_seq += 1;
-        waiter.attempt = Some((seq, term));
+        waiter.attempt = Some(UnderWay { seq, term, since: now });
         self.attempts.insert(seq, ticket);
         let request = RequestId { origin: self.me, boot: self.boot, seq };
         let attempt = match &waiter.what {
@@ -143,8 +154,8 @@ impl Waiting {
         if let Some(waiter) = self.waiters.remove(&ticket) {
             self.deadlines.remove(&(waiter.deadline, ticket));
             self.bytes -= waiter.bytes;
-            if let Some((seq, _)) = waiter.attempt {
-                self.attempts.remove(&seq);
+            if let Some(attempt) = waiter.attempt {
+                self.attempts.remove(&attempt.seq);
             }
         }
     }
@@ -173,8 +184,24 @@ impl Waiting {
     /// An entry of `term` was applied and all outcomes up to it were seen: attempts of earlier
     /// terms are certainly not done and are tried again.
     pub fn term_applied(&mut self, term: Term) {
-        let stale = self.attempts_where(|attempt| attempt < term);
-        for (seq, ticket) in stale {
+        self.again_where(|attempt| attempt.term < term);
+    }
+
+    /// The youngest of the attempts of `term` that were made at `then` or before.
+    pub fn oldest(&self, term: Term, then: Duration) -> Option<u64> {
+        let attempts = self.attempts.values().map(|ticket| self.under_way(ticket));
+        let old = attempts.take_while(|attempt| attempt.since <= then);
+        old.filter(|attempt| attempt.term == term).last().map(|attempt| attempt.seq)
+    }
+
+    /// The leader of `term` takes no request up to number `up_to` any more, and the outcomes of all that it
+    /// had taken were seen: the others are certainly not done and are tried again.
+    pub fn closed(&mut self, term: Term, up_to: u64) {
+        self.again_where(|attempt| attempt.term == term && attempt.seq <= up_to);
+    }
+
+    fn again_where(&mut self, which: impl Fn(&UnderWay) -> bool) {
+        for (seq, ticket) in self.attempts_where(which) {
             self.attempts.remove(&seq);
             self.waiters.get_mut(&ticket).expect("an attempt has its caller").attempt = None;
             self.queue.push_back(ticket);
@@ -184,19 +211,25 @@ impl Waiting {
     /// Entries up to one of `term` were skipped by a snapshot: what became of attempts up to that
     /// term is unknown. Those callers, taken out.
     pub fn skipped(&mut self, term: Term) -> Vec<Ticket> {
-        let tickets: Vec<_> =
-            self.attempts_where(|attempt| attempt <= term).into_iter().map(|(_, ticket)| ticket).collect();
+        let tickets: Vec<_> = self
+            .attempts_where(|attempt| attempt.term <= term)
+            .into_iter()
+            .map(|(_, ticket)| ticket)
+            .collect();
         for &ticket in &tickets {
             self.remove(ticket);
         }
         tickets
     }
 
-    fn attempts_where(&self, keep: impl Fn(Term) -> bool) -> Vec<(u64, Ticket)> {
-        let term_of = |ticket: &Ticket| self.waiters[ticket].attempt.expect("listed under its attempt").1;
+    fn under_way(&self, ticket: &Ticket) -> UnderWay {
+        self.waiters[ticket].attempt.expect("listed under its attempt")
+    }
+
+    fn attempts_where(&self, which: impl Fn(&UnderWay) -> bool) -> Vec<(u64, Ticket)> {
         self.attempts
             .iter()
-            .filter(|(_, ticket)| keep(term_of(ticket)))
+            .filter(|(_, ticket)| which(&self.under_way(ticket)))
             .map(|(seq, ticket)| (*seq, *ticket))
             .collect()
     }
@@ -266,7 +299,7 @@ mod tests {
     }
 
     fn attempt(waiting: &mut Waiting, term: Term) -> RequestId {
-        request(waiting.next_attempt(term, usize::MAX).unwrap().0)
+        request(waiting.next_attempt(Duration::ZERO, term, usize::MAX).unwrap().0)
     }
 
     #[derive(Clone, Debug)]
@@ -276,6 +309,7 @@ mod tests {
         Applied(usize),
         Declined(usize),
         TermApplied(Term),
+        Closed(Term, u64),
         Skipped(Term),
         Tick(u64),
         Stop,
@@ -288,6 +322,7 @@ mod tests {
             3 => any::<usize>().prop_map(Event::Applied),
             2 => any::<usize>().prop_map(Event::Declined),
             1 => (1..7u64).prop_map(Event::TermApplied),
+            1 => (1..7u64, 0..20u64).prop_map(|(term, seq)| Event::Closed(term, seq)),
             1 => (1..7u64).prop_map(Event::Skipped),
             1 => (0..20u64).prop_map(Event::Tick),
             1 => Just(Event::Stop),
@@ -311,7 +346,7 @@ mod tests {
                         asked += 1;
                         waiting.add(ask(asked, deadline)).unwrap();
                     }
-                    Event::Propose(term) => while let Some((made, _)) = waiting.next_attempt(term, usize::MAX) {
+                    Event::Propose(term) => while let Some((made, _)) = waiting.next_attempt(Duration::ZERO, term, usize::MAX) {
                         let made = request(made);
                         assert!(open.insert(made.seq, term).is_none(), "a request id used twice");
                         attempts.push(made);
@@ -336,6 +371,10 @@ mod tests {
                     Event::TermApplied(term) => {
                         waiting.term_applied(term);
                         open.retain(|_, attempt| *attempt >= term);
+                    }
+                    Event::Closed(term, up_to) => {
+                        waiting.closed(term, up_to);
+                        open.retain(|seq, attempt| *attempt != term || *seq > up_to);
                     }
                     Event::Skipped(term) => {
                         let told = waiting.skipped(term);
@@ -407,12 +446,36 @@ mod tests {
     }
 
     #[test]
+    fn what_the_leader_has_closed_is_tried_again_and_nothing_else() {
+        let mut waiting = Waiting::new(ME, BOOT);
+        (1..=3).for_each(|ticket| waiting.add(ask(ticket, 50)).unwrap());
+        let mut made = |second| {
+            let (attempt, _) = waiting.next_attempt(Duration::from_secs(second), 3, usize::MAX).unwrap();
+            request(attempt).seq
+        };
+        let [first, second, third] = [1, 2, 3].map(&mut made);
+        let oldest = |waiting: &Waiting, term, then| waiting.oldest(term, Duration::from_secs(then));
+        assert_eq!(oldest(&waiting, 3, 0), None);
+        assert_eq!(oldest(&waiting, 3, 2), Some(second));
+        assert_eq!(oldest(&waiting, 3, 9), Some(third));
+        assert_eq!(oldest(&waiting, 4, 9), None, "another term's are the later term's matter");
+        waiting.closed(4, third);
+        assert!(!waiting.has_queued());
+        waiting.closed(3, second);
+        let again = [attempt(&mut waiting, 3), attempt(&mut waiting, 3)].map(|request| request.seq);
+        assert!(again[0] > third && again[1] > third);
+        let of = |seq| RequestId { origin: ME, boot: BOOT, seq };
+        assert_eq!((waiting.finish(&of(first)), waiting.finish(&of(second))), (None, None));
+        assert_eq!((waiting.finish(&of(third)), waiting.finish(&of(again[0]))), (Some(3), Some(1)));
+    }
+
+    #[test]
     fn a_declined_caller_waits_for_the_tick_and_keeps_its_place() {
         let mut waiting = Waiting::new(ME, BOOT);
         waiting.add(ask(1, 5)).unwrap();
         let first = attempt(&mut waiting, 3);
         waiting.declined(&first);
-        assert!(waiting.next_attempt(3, usize::MAX).is_none());
+        assert!(waiting.next_attempt(Duration::ZERO, 3, usize::MAX).is_none());
         waiting.tick(Duration::ZERO, false);
         let second = attempt(&mut waiting, 3);
         assert_eq!(waiting.finish(&second), Some(1));

@@ -99,13 +99,34 @@ pub enum PeerFrame {
         /// Up to where it holds its leader's log, or its own as leader.
         index: Index,
     },
+    /// The sender's requests of this run up to a number, that the leader has not proposed yet, are not to be
+    /// proposed any more: some may have been lost on the way.
+    Close {
+        /// The receiver's term as leader.
+        term: Term,
+        /// The sender's run.
+        boot: u64,
+        /// The number.
+        up_to: u64,
+    },
+    /// The answer: what was proposed of them stands in the log up to here.
+    Closed {
+        /// As asked.
+        term: Term,
+        /// As asked.
+        boot: u64,
+        /// As asked.
+        up_to: u64,
+        /// The leader's last entry.
+        index: Index,
+    },
 }
 wire_enum!(PeerFrame {
     1 => Raft(message), 2 => Forward { term, proposals }, 3 => ForwardConf { term, proposal },
     4 => Declined { requests, why }, 5 => ReadIndex { context }, 6 => ReadConfirmed { context, index },
     7 => LeaseCall { request, id, renew }, 8 => LeaseReply { request, result }, 9 => Transfer { to },
     10 => Runs { run, end }, 11 => RunHeard { run, older, leads, conf, applied },
-    12 => Held { term, index },
+    12 => Held { term, index }, 13 => Close { term, boot, up_to }, 14 => Closed { term, boot, up_to, index },
 });
 
 impl PeerFrame {
@@ -113,7 +134,8 @@ impl PeerFrame {
     pub fn urgent(&self) -> bool {
         match self {
             Self::Raft(message) => message.priority() == raft::Priority::Urgent,
-            Self::Forward { .. } | Self::ForwardConf { .. } => false,
+            // Behind what it closes, which may be on its way still.
+            Self::Forward { .. } | Self::ForwardConf { .. } | Self::Close { .. } => false,
             _ => true,
         }
     }
@@ -175,6 +197,8 @@ mod tests {
             PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: Some((5, 6)) },
             PeerFrame::Runs { run: Run { number: 3, boot: 4 }, end: None },
             PeerFrame::Held { term: 1, index: 2 },
+            PeerFrame::Close { term: 1, boot: 2, up_to: 3 },
+            PeerFrame::Closed { term: 1, boot: 2, up_to: 3, index: 4 },
             heard(None, true),
             heard(Some(Older::Run { newest: 7 }), false),
             heard(Some(Older::Promised { term: 8, index: 9 }), false),
@@ -201,7 +225,10 @@ mod tests {
         for frame in every_frame() {
             let bulk = matches!(
                 frame,
-                PeerFrame::Raft(_) | PeerFrame::Forward { .. } | PeerFrame::ForwardConf { .. }
+                PeerFrame::Raft(_)
+                    | PeerFrame::Forward { .. }
+                    | PeerFrame::ForwardConf { .. }
+                    | PeerFrame::Close { .. }
             );
             assert_eq!(frame.urgent(), !bulk, "{frame:?}");
         }
@@ -209,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..14u8) {
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), tag in 0..16u8) {
             let tagged = [&[tag], &bytes[..]].concat();
             let _ = PeerFrame::from_bytes(Bytes::from(bytes));
             let _ = PeerFrame::from_bytes(Bytes::from(tagged));

@@ -166,7 +166,8 @@ pub(super) struct Nemesis {
     excused: BTreeSet<HostId>,
     /// Machines that lose their power when their process stops for a failed sync.
     cycled: BTreeSet<HostId>,
-    images: BTreeMap<HostId, DiskImage>,
+    /// Of whose log each is: a member that has another id since then would refuse it, as it should.
+    images: BTreeMap<HostId, (NodeId, DiskImage)>,
     whole: BTreeMap<HostId, OldImage>,
     /// Until when nothing else goes wrong: who could tell that an image is old must be there.
     quiet: Duration,
@@ -314,7 +315,8 @@ impl Nemesis {
             }
             Alarm::OldLog(host) => {
                 let image = self.images.remove(&host);
-                if let Some(image) = image.filter(|_| !Self::weak(cluster, None)) {
+                let same = |(id, _): &(NodeId, DiskImage)| *id == cluster.hosts()[host].id();
+                if let Some((_, image)) = image.filter(same).filter(|_| !Self::weak(cluster, None)) {
                     cluster.hurt(host);
                     cluster.restore_log(host, &image);
                 }
@@ -558,7 +560,8 @@ impl Nemesis {
             // These lose what was promised: only a minority may, and its member is lost with it.
             _ if Self::weak(cluster, Some(host)) => return false,
             Fault::OldLog => {
-                self.images.insert(host, cluster.hosts()[host].disk().image());
+                let member = &cluster.hosts()[host];
+                self.images.insert(host, (member.id(), member.disk().image()));
                 return true;
             }
             _ => {

@@ -11,7 +11,8 @@ const FILES: [&str; 9] =
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = FILES.iter().chain(&["lock", "election", "rollback", "worker"]).map(|name| format!("{name}.proto"));
+    let files =
+        FILES.iter().chain(&["lock", "election", "rollback", "worker"]).map(|name| format!("{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let encoded = descriptors.encode_to_vec();
     let out = PathBuf::from(env::var("OUT_DIR")?);

@@ -435,6 +435,8 @@ impl Life {
     }
 
     fn run(&mut self, until: Duration) -> Verdict {
+        // Time passes also where nothing else happens any more.
+        self.cluster.timer(until.saturating_sub(self.cluster.now()), 0);
         let mut happened = Vec::new();
         while self.cluster.next_at().is_some_and(|at| at <= until) {
             self.cluster.step(&mut happened);

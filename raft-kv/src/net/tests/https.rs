@@ -114,6 +114,7 @@ fn a_door_that_does_not_check_is_found_out() {
     use crate::planted::{self, Bug};
     let ours = Authority::new(CLUSTER);
     let live = door(&ours);
+    live.set_standing(|_| Standing::Removed);
     let removed = ours.node(66, Role::Worker);
     planted::with(Some(Bug::SkipDoorCheck), || assert!(handshake(&live, &removed).is_ok()));
     assert_eq!(handshake(&live, &removed).unwrap_err().reason, "removed");

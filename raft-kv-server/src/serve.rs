@@ -159,6 +159,10 @@ async fn serve(
         if node.is_damaged() {
             return Err(again.start(&error.to_string()));
         }
+        // Who asked for this end, by removing the member through itself, still gets the answer.
+        if let Some(door) = door {
+            door.close().await;
+        }
         // Whatever the error is called, for this process it is the end.
         return Err(Failure::new(Kind::Stopped, error.to_string()));
     }

@@ -519,6 +519,42 @@ fn the_door_is_remembered_moved_and_turned_off() {
     assert!(StdStream::connect(url.strip_prefix("https://").unwrap()).is_err());
 }
 
+#[test]
+fn who_removes_a_member_through_itself_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = process::Member::first(folder.path());
+    let out = folder.path().join("client");
+    one.ask(&["cert", "issue", "tester", "--out", out.to_str().unwrap()]).json();
+    let files = ["cacert", "cert", "key"].map(|name| out.join(format!("{name}.pem")));
+    let own = raft_kv::net::read_credentials(&files[0], &files[1], &files[2]).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for name in ["two", "three", "four"] {
+        let member = one.joined_by(name, folder.path());
+        let id = process::until("it votes", || {
+            let members = one.ask(&["member", "ls"]).json()["members"].take();
+            let found = members.as_array().unwrap().iter().find(|member| member["name"] == name)?.clone();
+            (found["role"] == "voter").then(|| found["id"].as_str().unwrap().to_owned())
+        });
+        let id = u64::from_str_radix(&id, 16).unwrap();
+        let addr = member.etcd_url.strip_prefix("https://").unwrap().parse().unwrap();
+        let answer = runtime.block_on(async {
+            let mut stream = knock(addr, Some(&own), &["http/1.1"]).await.unwrap();
+            let body = format!("{{\"ID\":\"{id}\"}}");
+            let request = format!(
+                "POST /v3/cluster/member/remove HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut text = Vec::new();
+            let _ = stream.read_to_end(&mut text).await;
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer:?}");
+        assert_ne!(member.running.ended().code, Some(0));
+    }
+    stop(one);
+}
+
 fn stop(member: process::Member) {
     member.running.terminate();
     assert_eq!(member.running.ended().code, Some(0));

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raft_kv::client::{Node, Overrides, StartError, Tuning, check};
+use raft_kv::client::{Node, Overrides, RestorePlan, StartError, Tuning, check, restore};
 use raft_kv::error::Error;
 use raft_kv::storage::check::Harm;
 use raft_kv::types::{KeyRange, RangeRequest};
@@ -260,4 +260,26 @@ async fn what_rots_while_a_member_runs_is_found_and_never_served() {
         member.shutdown().await.unwrap();
         member = Node::open(&dir, Overrides::default(), quick.clone()).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rot_that_a_backup_has_carried_along_is_not_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("a");
+    let node = Node::init(config(folder.path(), "a")).await.unwrap();
+    fill(&node).await;
+    node.shutdown().await.unwrap();
+    let node = Node::open(&dir, Overrides::default(), tuning()).await.unwrap();
+    eventually("it leads", || async { node.handle().get("x").await.ok() }).await;
+    let (sound, rotten) = (folder.path().join("sound"), folder.path().join("rotten"));
+    node.handle().backup(&sound, None, false).await.unwrap();
+    // The first block has values. Files are copied as they are: nobody reads it on the way.
+    flip(&named(&dir, ".sst"), 10, 4);
+    node.handle().backup(&rotten, None, false).await.unwrap();
+    let place = config(folder.path(), "new");
+    let refused = restore(place.clone(), &rotten, &RestorePlan::default()).await.unwrap_err().to_string();
+    assert!(refused.contains("damaged") && refused.contains("another backup"), "{refused}");
+    let left: Vec<_> = fs::read_dir(&place.data_dir).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
+    restore(place, &sound, &RestorePlan::default()).await.unwrap();
 }

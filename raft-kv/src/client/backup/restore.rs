@@ -31,9 +31,10 @@ use crate::client::trust::signer::Signer;
 use crate::client::trust::vault::Vault;
 use crate::error::{Refusal, StorageFailed};
 use crate::limits::{RECOVERY_REVISIONS, TOKEN_KEY_BYTES};
-use crate::machine::{self, Machine, Restore, Restored, Store, Table, check_raise};
+use crate::machine::{self, Machine, Restore, Restored, Store, check_raise};
 use crate::net::write_private;
 use crate::pki::{BackupKey, Credentials, Keyring, NodeKey, Subject, UnlockKey, successor_name};
+use crate::storage::check::{Harm, check_files};
 use crate::storage::log::{self, Log};
 use crate::storage::state::State;
 use crate::types::{
@@ -219,11 +220,10 @@ async fn unpacked(
         let (summary, keys) = read_all(&from, key.as_ref(), place)?;
         let state = State::open(&root, state_options(&tuning))?;
         // A member whose disk had rotted has copied that too.
+        let rotten = check_files(&state.tables()?.1, &mut |_| true).unwrap_or_default();
         let all = state.view(|view| -> Result<(), StorageFailed> {
-            for table in Table::ALL {
-                for pair in view.scan(table, b"", None) {
-                    pair?;
-                }
+            if let Some(problem) = rotten.iter().find(|problem| problem.harm == Harm::Damage) {
+                return Err(StorageFailed::damaged(&problem.file, &problem.what));
             }
             let (applied, revision) = (machine::read::applied(view)?, machine::read::current_revision(view)?);
             let info = &summary.info;

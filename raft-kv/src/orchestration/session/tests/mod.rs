@@ -322,6 +322,7 @@ proptest! {
 }
 
 /// A history with what each planted bug needs.
+#[cfg(feature = "sim")]
 fn telling() -> Vec<Step> {
     let task = |id, node| Step::Task { id, node, refs: vec![id % 4] };
     vec![
@@ -336,6 +337,7 @@ fn telling() -> Vec<Step> {
     ]
 }
 
+#[cfg(feature = "sim")]
 #[test]
 fn planted_bugs_are_caught() {
     use crate::planted::{Bug, with};

@@ -122,7 +122,7 @@ async fn break_things(options: &Options, cluster: &mut Cluster, stage: &Stage) -
     let mut count = 0;
     while began.elapsed() < options.duration || count < options.faults.len() {
         let (fault, lasts) = schedule.next_fault();
-        let leader = leader(&stage.directory).await;
+        let leader = leader(cluster, &stage.directory).await;
         let victims = schedule.bring(fault, cluster, leader, &stage.recorder)?;
         let names: Vec<&str> = victims.iter().map(|&index| stage.directory.name(index)).collect();
         eprintln!("jepsen: {:5.1} s  {} {}", began.elapsed().as_secs_f64(), fault.name(), names.join(" "));
@@ -135,11 +135,13 @@ async fn break_things(options: &Options, cluster: &mut Cluster, stage: &Stage) -
     Ok(())
 }
 
-async fn leader(directory: &Directory) -> Option<usize> {
+/// By the members' ids as they are now: who was taken in again has another one.
+async fn leader(cluster: &Cluster, directory: &Directory) -> Option<usize> {
     let asked = async {
         let handle = directory.connect(&directory.all_from(0)).await.ok()?;
         let (_, info) = handle.info().await.ok()?;
-        directory.find(info.leader?)
+        let id = info.leader?.to_string();
+        cluster.members().iter().position(|member| member.id == id)
     };
     timeout(Duration::from_secs(2), asked).await.ok().flatten()
 }

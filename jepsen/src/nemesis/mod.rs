@@ -1,6 +1,7 @@
 //! What breaks things: one file a fault. A fault is brought about, held for a while and healed;
 //! both ends are written into the history.
 
+mod damage;
 mod kill;
 mod partition;
 mod pause;
@@ -40,11 +41,15 @@ pub enum Fault {
     Deaf,
     /// Two halves do not reach each other; one member between them reaches both.
     Bridge,
+    /// One bit of one file of a member that is down is another one.
+    BitFlip,
+    /// A member's whole directory is as it was a while ago.
+    OldImage,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Kill,
         Self::Pause,
         Self::KillLeader,
@@ -56,6 +61,8 @@ impl Fault {
         Self::Mute,
         Self::Deaf,
         Self::Bridge,
+        Self::BitFlip,
+        Self::OldImage,
     ];
 
     /// Its name in a history.
@@ -72,6 +79,8 @@ impl Fault {
             Self::Mute => "mute",
             Self::Deaf => "deaf",
             Self::Bridge => "bridge",
+            Self::BitFlip => "bit-flip",
+            Self::OldImage => "old-image",
         }
     }
 
@@ -99,7 +108,9 @@ impl Fault {
             | Self::Isolate
             | Self::Mute
             | Self::Deaf
-            | Self::Bridge => vec![chance.random_range(0..nodes)],
+            | Self::Bridge
+            | Self::BitFlip
+            | Self::OldImage => vec![chance.random_range(0..nodes)],
             Self::KillLeader | Self::IsolateLeader => {
                 vec![leader.unwrap_or_else(|| chance.random_range(0..nodes))]
             }
@@ -107,8 +118,10 @@ impl Fault {
         }
     }
 
-    fn bring(self, cluster: &mut Cluster, victims: &[usize]) -> Result<(), String> {
+    fn bring(self, cluster: &mut Cluster, victims: &[usize], chance: &mut ChaCha8Rng) -> Result<(), String> {
         match self {
+            Self::BitFlip => damage::flip_bit(cluster, victims, chance),
+            Self::OldImage => damage::take_image(cluster, victims),
             Self::Pause => pause::bring(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::bring(cluster, victims),
             Self::PowerCut | Self::PowerCutAll => power::bring(cluster, victims),
@@ -120,6 +133,8 @@ impl Fault {
 
     fn heal(self, cluster: &mut Cluster, victims: &[usize]) -> Result<(), String> {
         match self {
+            Self::BitFlip => kill::heal(cluster, victims),
+            Self::OldImage => damage::put_back(cluster, victims),
             Self::Pause => pause::heal(cluster, victims),
             Self::Kill | Self::KillLeader | Self::KillAll => kill::heal(cluster, victims),
             Self::PowerCut | Self::PowerCutAll => power::heal(cluster, victims),
@@ -178,7 +193,7 @@ impl Schedule {
     ) -> Result<Vec<usize>, String> {
         let victims = fault.victims(cluster.members().len(), leader, &mut self.chance);
         record(Function::Break, fault, cluster, &victims, recorder);
-        fault.bring(cluster, &victims)?;
+        fault.bring(cluster, &victims, &mut self.chance)?;
         Ok(victims)
     }
 }

@@ -1,7 +1,7 @@
 //! Calls on the node in this process: writes go through the loop, linearizable reads wait for a
 //! confirmed index and are then served from the node's own state.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -50,8 +50,9 @@ pub(super) struct Local {
     /// Where HTTP clients reach it; empty where they don't.
     pub(super) client_url: String,
     pub(super) trust: LiveTrust,
-    /// Members that are being taken in under a new id: their connection outlives their old one.
-    pub(super) spared: Mutex<BTreeSet<NodeId>>,
+    /// Members that are being taken in under a new id, and how often: their connections outlive their old one
+    /// until they have it.
+    pub(super) spared: Mutex<BTreeMap<NodeId, usize>>,
     /// Turns to check a password.
     pub(super) password_checks: Semaphore,
     /// Counts of ranges that were answered lately.

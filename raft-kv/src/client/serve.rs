@@ -195,6 +195,8 @@ async fn serve_request(
     };
     // A worker is served little; nothing below has to think of it.
     let call = call.and_then(|call| worker::admit(stream.identity, call));
+    // Lives until the answer has arrived.
+    let mut spared = None;
     let answered = match call {
         Ok(Call::Trust(TrustCall::Status)) if worker::is_one(stream.identity) => {
             local.own_status(&stream).await
@@ -215,15 +217,12 @@ async fn serve_request(
         // Who rejoins proves by its certificate who it was; anything else is asked for in a name.
         Ok(Call::Rejoin { request, name, addr, client_url }) => {
             let place = Place { name, addr, client_url };
-            rejoin(&local, &stream, request, place).await
+            rejoin(&local, &stream, request, place, &mut spared).await
         }
         Ok(call) => carry_out(&local, &stream, call).await,
         Err(error) => Err(error),
     };
     answer(&mut stream, &answered).await;
-    if let Some(identity) = stream.identity {
-        local.spared.lock().remove(&identity.node);
-    }
 }
 
 async fn carry_out(local: &Local, stream: &RequestStream, call: Call) -> Answered {
@@ -337,7 +336,33 @@ async fn join(local: &Arc<Local>, from: IpAddr, request: JoinRequest) -> Answere
     admit_member(local, &request.request, place, Some(token), None).await
 }
 
-async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, place: Place) -> Answered {
+/// While it lives, the connections of a member outlive its place in the cluster.
+struct Spared(Arc<Local>, NodeId);
+
+impl Spared {
+    fn new(local: &Arc<Local>, node: NodeId) -> Self {
+        *local.spared.lock().entry(node).or_default() += 1;
+        Self(local.clone(), node)
+    }
+}
+
+impl Drop for Spared {
+    fn drop(&mut self) {
+        let mut spared = self.0.spared.lock();
+        if let Some(count) = spared.get_mut(&self.1) {
+            *count -= 1;
+        }
+        spared.retain(|_, count| *count > 0);
+    }
+}
+
+async fn rejoin(
+    local: &Arc<Local>,
+    stream: &RequestStream,
+    request: Bytes,
+    place: Place,
+    spared: &mut Option<Spared>,
+) -> Answered {
     let identity = stream.identity.filter(|identity| identity.role == Role::Manager);
     let Some(identity) = identity else {
         return Err(Refusal::NotAllowed { role: "client".into() }.into());
@@ -350,7 +375,7 @@ async fn rejoin(local: &Arc<Local>, stream: &RequestStream, request: Bytes, plac
         confirmed = local.barrier(OWN_PATIENCE) => confirmed?,
     }
     // The connection must live until it has the new one.
-    local.spared.lock().insert(identity.node);
+    *spared = Some(Spared::new(local, identity.node));
     let mut tries = 0;
     loop {
         let answered = admit_member(local, &request, place.clone(), None, Some(identity.node)).await;

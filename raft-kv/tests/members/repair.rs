@@ -6,7 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raft_kv::client::{Node, Overrides, RestorePlan, StartError, Tuning, check, restore};
+use raft_kv::client::{
+    Handle, Node, Overrides, RestorePlan, StartError, Tuning, check, credentials_of, restore,
+};
 use raft_kv::error::Error;
 use raft_kv::storage::check::Harm;
 use raft_kv::types::{KeyRange, RangeRequest};
@@ -282,4 +284,38 @@ async fn rot_that_a_backup_has_carried_along_is_not_restored() {
     let left: Vec<_> = fs::read_dir(&place.data_dir).unwrap().map(|it| it.unwrap().file_name()).collect();
     assert_eq!(left, ["lock"]);
     restore(place, &sound, &RestorePlan::default()).await.unwrap();
+}
+
+/// People ask with the certificate in its data directory while it comes back: its own connection is spared
+/// until it has its new id, whatever else ends meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_comes_back_while_others_ask_with_its_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(folder.path(), &["a", "b", "c"]).await;
+    fill(&nodes[0]).await;
+    let member = nodes.pop().unwrap();
+    let (dir, id) = (folder.path().join("c"), member.id());
+    member.shutdown().await.unwrap();
+    let (own, _) = credentials_of(&dir).unwrap();
+    let asking: Vec<_> = nodes
+        .iter()
+        .cycle()
+        .take(8)
+        .map(|node| {
+            let (addr, own) = (node.addr().to_owned(), own.clone());
+            tokio::spawn(async move {
+                let handle = Handle::connect(&[addr], own).await.unwrap();
+                // Until its certificate is one of nobody.
+                while handle.get("key-001").await.is_ok() {}
+            })
+        })
+        .collect();
+    flip(&segment(&dir), 80, 1);
+    let member = Node::open(&dir, Overrides::default(), tuning()).await.unwrap();
+    assert_ne!(member.id(), id);
+    eventually("all vote", || async { (voters(&nodes[0].handle()).await == 3).then_some(()) }).await;
+    assert_eq!(value(&member.handle(), "key-049").await, Some("v".repeat(200)));
+    for asking in asking {
+        asking.await.unwrap();
+    }
 }

@@ -270,7 +270,7 @@ impl Local {
         let live = endpoint.live();
         let spare = |info: &ConnectionInfo| {
             let Some(identity) = info.peer.as_ref().map(VerifiedPeer::identity) else { return true };
-            spared.contains(&identity.node) || !chains && live.standing(&identity) != Standing::Removed
+            spared.contains_key(&identity.node) || !chains && live.standing(&identity) != Standing::Removed
         };
         let ended = endpoint.recheck(spare);
         if ended > 0 {

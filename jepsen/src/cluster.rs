@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use raft_kv::client::{Handle, credentials_of};
-use raft_kv::pki::Credentials;
+use raft_kv::pki::{Credentials, NodeKey};
 use raft_kv::types::{MemberRole, Role};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -78,6 +79,8 @@ pub struct Cluster {
     disks: bool,
     /// Where each member has a namespace of its own.
     network: Option<Network>,
+    /// A client's own, once there is one: a member's would go with the member's id.
+    credentials: Option<Credentials>,
 }
 
 /// What members have of their own.
@@ -135,6 +138,7 @@ impl Cluster {
             etcd,
             disks: place.disks,
             network,
+            credentials: None,
         };
         cluster.add(&["init"])?;
         let handle = cluster.connect(&[0]).await?;
@@ -145,6 +149,16 @@ impl Cluster {
             }
         }
         cluster.await_voters(&handle).await?;
+        let key = NodeKey::generate();
+        let issued = handle.issue_certificate("jepsen", Role::Client, key.request().into()).await;
+        let (chain, roots) = issued.map_err(|error| error.to_string())?;
+        let der = |all: &[Bytes]| all.iter().map(|one| one.to_vec()).collect();
+        cluster.credentials = Some(Credentials {
+            chain: der(&chain),
+            key: key.der().to_vec(),
+            roots: der(&roots),
+            ..Credentials::default()
+        });
         Ok(cluster)
     }
 
@@ -187,8 +201,10 @@ impl Cluster {
     /// # Errors
     /// The first member's certificate can't be read.
     pub fn directory(&self) -> Result<Directory, String> {
-        let (credentials, _) =
-            credentials_of(&self.members[0].data_dir).map_err(|error| error.to_string())?;
+        let credentials = match &self.credentials {
+            Some(credentials) => credentials.clone(),
+            None => credentials_of(&self.members[0].data_dir).map_err(|error| error.to_string())?.0,
+        };
         let members = self.members.iter();
         let members = members.map(|m| (m.name.clone(), m.id.clone(), m.addr.clone())).collect();
         Ok(Directory { credentials, members })
@@ -503,6 +519,7 @@ mod tests {
             etcd: false,
             disks: false,
             network: None,
+            credentials: None,
         };
         let (name, data_dir) = ("n1".to_owned(), dir.join("n1"));
         cluster.members.push(Member {

@@ -129,6 +129,11 @@ async fn break_things(options: &Options, cluster: &mut Cluster, stage: &Stage) -
         sleep(lasts).await;
         // Waiting for processes blocks; the clients go on.
         tokio::task::block_in_place(|| nemesis::heal(fault, cluster, &victims, &stage.recorder))?;
+        if fault.costs_an_id() {
+            // Before it votes again nobody else may lose what it has promised.
+            let handle = stage.directory.connect(&stage.directory.all_from(0)).await?;
+            cluster.await_voters(&handle).await?;
+        }
         sleep(CALM).await;
         count += 1;
     }

@@ -89,6 +89,11 @@ impl Fault {
         !matches!(self, Self::KillAll | Self::PowerCutAll)
     }
 
+    /// Whether whom it meets may have to be taken in again under another id.
+    pub fn costs_an_id(self) -> bool {
+        matches!(self, Self::BitFlip | Self::OldImage)
+    }
+
     /// Whether each member needs a disk of its own.
     pub fn needs_disks(self) -> bool {
         matches!(self, Self::PowerCut | Self::PowerCutAll)

@@ -30,6 +30,8 @@ struct State {
     failing: usize,
     /// Reads of keys, by how many.
     pub read: usize,
+    /// How long a read or a transaction takes.
+    takes: Duration,
 }
 
 impl World {
@@ -45,6 +47,22 @@ impl World {
 
     pub fn fail(&self, calls: usize) {
         self.0.lock().failing = calls;
+    }
+
+    /// From here on each read and transaction takes so long; others come meanwhile.
+    pub fn take_time(&self, takes: Duration) {
+        self.0.lock().takes = takes;
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.0.lock().revision
+    }
+
+    async fn on_the_way(&self) {
+        let takes = self.0.lock().takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
     }
 
     pub fn read(&self) -> usize {
@@ -179,11 +197,13 @@ impl Store for World {
     type Watch = Following;
 
     async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
+        self.on_the_way().await;
         let mut state = self.0.lock();
         Ok((state.header()?, state.range(&request)?))
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<(Header, TxnResponse), Error> {
+        self.on_the_way().await;
         let mut state = self.0.lock();
         state.header()?;
         let mut events = Vec::new();

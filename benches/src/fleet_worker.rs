@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use prost::Message;
-use raft_kv::pki::Credentials;
-use raft_kv_etcd_api::raftkv::manager_says::Says as Answer;
-use raft_kv_etcd_api::raftkv::worker_client::WorkerClient as Stub;
-use raft_kv_etcd_api::raftkv::worker_says::Says;
-use raft_kv_etcd_api::raftkv::{
+use etcd_api::raftkv::manager_says::Says as Answer;
+use etcd_api::raftkv::worker_client::WorkerClient as Stub;
+use etcd_api::raftkv::worker_says::Says;
+use etcd_api::raftkv::{
     WorkerHeartbeat, WorkerOpen, WorkerReport, WorkerReported, WorkerSays, WorkerTaskStatus, WorkerUpdate,
 };
+use prost::Message;
+use raft_kv::pki::Credentials;
 use raft_kv_server::worker_client::channel;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -144,7 +144,8 @@ impl Worker {
         let id = self.ids[self.reports as usize % self.ids.len()].clone();
         self.reports += 1;
         let at = self.reports;
-        let status = WorkerTaskStatus { id, state: RUNNING, message: "started".into(), at, ..Default::default() };
+        let status =
+            WorkerTaskStatus { id, state: RUNNING, message: "started".into(), at, ..Default::default() };
         WorkerReport { number: self.reports, statuses: vec![status] }
     }
 

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raft_kv::error::Error;
+use raft_kv::error::{Error, Refusal};
 use raft_kv::limits::ORCHESTRATION_PREFIX;
 use raft_kv::orchestration::session::{Dispatcher, Settings};
 use raft_kv::orchestration::{
@@ -50,8 +50,11 @@ impl State {
         (kv.value, kv.mod_revision, kv.version) = (value, revision, kv.version + 1);
     }
 
-    fn range(&self, request: &RangeRequest) -> RangeResponse {
-        let range = &request.range;
+    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        let (range, requested, current) = (&request.range, request.revision, self.revision);
+        if requested > current {
+            return Err(Refusal::FutureRevision { requested, current }.into());
+        }
         let prefix = KeyRange::prefix(ORCHESTRATION_PREFIX);
         assert!(prefix.contains(&range.key), "{range:?} is read");
         if let Some(within) = self.within.as_ref().filter(|_| !range.is_single()) {
@@ -65,23 +68,26 @@ impl State {
         if request.keys_only {
             kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
-        RangeResponse { more: kvs.len() < count, count: count as i64, kvs }
+        Ok(RangeResponse { more: kvs.len() < count, count: count as i64, kvs })
     }
 
-    fn txn(&mut self, ops: &[TxnOp], revision: Revision) -> TxnResponse {
-        let responses = ops.iter().map(|op| match op {
-            TxnOp::Range(request) => TxnOpResponse::Range(self.range(request)),
-            TxnOp::Put(put) => {
-                self.put(&put.key, put.value.clone(), revision);
-                TxnOpResponse::Put(Default::default())
-            }
-            TxnOp::Delete(delete) => {
-                self.kvs.retain(|key, _| !delete.range.contains(key));
-                TxnOpResponse::Delete(Default::default())
-            }
-            TxnOp::Txn(nested) => TxnOpResponse::Txn(self.txn(&nested.success, revision)),
-        });
-        TxnResponse { responses: responses.collect(), succeeded: true }
+    fn txn(&mut self, ops: &[TxnOp], revision: Revision) -> Result<TxnResponse, Error> {
+        let mut responses = Vec::new();
+        for op in ops {
+            responses.push(match op {
+                TxnOp::Range(request) => TxnOpResponse::Range(self.range(request)?),
+                TxnOp::Put(put) => {
+                    self.put(&put.key, put.value.clone(), revision);
+                    TxnOpResponse::Put(Default::default())
+                }
+                TxnOp::Delete(delete) => {
+                    self.kvs.retain(|key, _| !delete.range.contains(key));
+                    TxnOpResponse::Delete(Default::default())
+                }
+                TxnOp::Txn(nested) => TxnOpResponse::Txn(self.txn(&nested.success, revision)?),
+            });
+        }
+        Ok(TxnResponse { responses, succeeded: true })
     }
 }
 
@@ -103,13 +109,13 @@ impl Store for Keys {
 
     async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
         let state = self.0.lock().unwrap();
-        Ok((state.header(), state.range(&request)))
+        Ok((state.header(), state.range(&request)?))
     }
 
     async fn txn(&self, request: TxnRequest) -> Result<(Header, TxnResponse), Error> {
         let mut state = self.0.lock().unwrap();
         let revision = state.revision + 1;
-        let answer = state.txn(&request.success, revision);
+        let answer = state.txn(&request.success, revision)?;
         state.revision = revision;
         Ok((state.header(), answer))
     }

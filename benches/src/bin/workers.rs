@@ -31,6 +31,8 @@ const BATCHES: usize = 8;
 const ROUNDS: usize = 20;
 /// Memory settles before it is looked at.
 const SETTLE: Duration = Duration::from_secs(2);
+/// How long what changed may take to its worker.
+const LATE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(1);
 /// Bytes of a task's spec.
 const SPEC_BYTES: usize = 200;
@@ -348,12 +350,14 @@ async fn change_leader(
     }
     let mut resumed = fleet.ask(&json!({ "do": "all open" }))?;
     let all = began.elapsed();
-    // What is gathered is sent a moment later.
-    tokio::time::sleep(SETTLE).await;
-    let late = fleet.ask(&json!({ "do": "all open" }))?;
-    for count in ["opened", "sent_whole", "tasks_sent", "bytes_sent"] {
-        let sum = [&resumed, &late].map(|seen| seen[count].as_u64().unwrap_or_default()).iter().sum::<u64>();
-        resumed[count] = json!(sum);
+    // What changed is sent a moment later.
+    while resumed["tasks_sent"].as_u64() < Some(changed) && began.elapsed() < all + LATE {
+        tokio::time::sleep(SETTLE).await;
+        let late = fleet.ask(&json!({ "do": "all open" }))?;
+        for count in ["opened", "sent_whole", "tasks_sent", "bytes_sent"] {
+            let sum = [&resumed, &late].map(|seen| seen[count].as_u64().unwrap_or_default());
+            resumed[count] = json!(sum.iter().sum::<u64>());
+        }
     }
     Ok(json!({
         "next_leader_seconds": led.as_secs_f64(),

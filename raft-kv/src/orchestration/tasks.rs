@@ -168,8 +168,11 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
     async fn report_some(&self, reports: &[NodeReport]) -> Result<Vec<Reported>, Error> {
         // A name that can't be one is no key: the store would say something else of it.
         let possible = |id: &str| rules::word("task's id", id).is_ok();
-        for _ in 0..MAX_ORCHESTRATION_TRIES {
-            let mut draft = Draft::new(&self.store);
+        for attempt in 0..MAX_ORCHESTRATION_TRIES {
+            // What is old is found when it is committed. What is stored already was committed; only what would be
+            // refused is looked at anew.
+            let near = attempt == 0;
+            let mut draft = if near { Draft::near(&self.store) } else { Draft::new(&self.store) };
             let ids = reports.iter().map(|report| report.id.as_str()).filter(|id| possible(id));
             draft.fetch(ids.flat_map(|id| [layout::task(id), layout::task_status(id)]).collect()).await?;
             let mut answers = Vec::with_capacity(reports.len());
@@ -192,6 +195,9 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
                     draft.put(layout::task_status(id), status.to_bytes());
                     *known = status.clone();
                 }
+            }
+            if near && answers.iter().any(|one| *one != Reported::Taken) {
+                continue;
             }
             if self.commit(draft).await?.is_some() {
                 return Ok(answers);

@@ -150,3 +150,27 @@ fn a_store_that_does_not_answer_fails_all_who_wait() {
         assert_eq!(opened[0].report(running("t001")).await, Ok(vec![Reported::Taken]));
     });
 }
+
+/// What is read to decide a report may be old: what comes of it may not.
+#[test]
+fn a_member_that_is_behind_answers_as_one_that_is_not() {
+    run(async {
+        let (world, orch) = orchestrator().await;
+        let before = world.revision();
+        give(&orch, "a", NODE, &[]).await;
+        let given = world.revision();
+        let report = async |state| orch.report(NODE, vec![("a".into(), status(state))]).await.unwrap();
+        // It has not heard of the task.
+        world.fall_behind(before);
+        assert_eq!(report(TaskState::Running).await, [Reported::Taken]);
+        // Nor of what was reported since.
+        world.fall_behind(given);
+        assert_eq!(report(TaskState::Ready).await, [Reported::Old]);
+        assert_eq!(report(TaskState::Complete).await, [Reported::Taken]);
+        assert_eq!(orch.task("a").await.unwrap().unwrap().status.state, TaskState::Complete);
+        // Nor that it is gone.
+        orch.delete_task("a").await.unwrap();
+        assert_eq!(report(TaskState::Failed).await, [Reported::NotYours]);
+        assert!(orch.task("a").await.unwrap().is_none());
+    });
+}

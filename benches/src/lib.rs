@@ -5,6 +5,8 @@
 
 pub mod compare;
 pub mod data;
+pub mod fleet;
+pub mod fleet_worker;
 pub mod host;
 pub mod load;
 pub mod members;

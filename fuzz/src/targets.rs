@@ -3,6 +3,9 @@
 //!
 //! A target panics when a property is broken, and on nothing else.
 
+#[path = "typed.rs"]
+pub mod typed;
+
 use std::fmt::Debug;
 
 use bytes::Bytes;
@@ -30,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("call", call),
     ("token", token),
     ("certificate", certificate),
+    ("typed", typed::typed),
 ];
 
 /// Bytes that decode are the bytes that their value encodes to: nothing has two forms, and nothing is
@@ -189,6 +193,8 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     for (kind, value) in values.into_iter().enumerate() {
         seeds.push(("log_values", [&[kind as u8][..], &value].concat()));
     }
+    // Behind all others: their files in the corpora keep their names.
+    seeds.extend(typed::seeds().into_iter().map(|bytes| ("typed", bytes)));
     seeds
 }
 

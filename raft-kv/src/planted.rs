@@ -228,6 +228,8 @@ pub enum Bug {
     SessionLeaksOthers,
     /// A worker's token is good for any node.
     ResumeTrustsAnyToken,
+    /// Sessions whose reports share a transaction get each other's answers.
+    GatherMixesAnswers,
     /// A manager's loops go on after their member has heard that it does not lead.
     DutyOutlivesTerm,
     /// A key that changes while it is looked at is not looked at again.

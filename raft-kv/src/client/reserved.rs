@@ -128,6 +128,27 @@ mod tests {
         run();
     }
 
+    /// What is asked elsewhere pays nothing for the prefix: the check has the command and nothing else (no state, no
+    /// log, no wait), each key of it is looked at once, and reads and watches are no commands.
+    #[test]
+    fn requests_elsewhere_cost_a_look_at_their_keys() {
+        let _has_nothing_else: fn(&Command) -> Result<(), Refusal> = check;
+        let elsewhere = |number: usize| match number % 3 {
+            0 => TxnOp::Range(crate::types::RangeRequest {
+                range: KeyRange::prefix("_rk/"),
+                ..Default::default()
+            }),
+            1 => put("app/key"),
+            _ => delete("app/", "app0"),
+        };
+        let ops: Vec<TxnOp> = (0..crate::limits::MAX_TXN_OPS).map(elsewhere).collect();
+        let txn = TxnRequest { success: ops.clone(), failure: ops, ..Default::default() };
+        assert_eq!(check(&Command::Txn(txn)), Ok(()));
+        // A transaction that only reads may read there.
+        let reads = TxnRequest { success: vec![elsewhere(0)], ..Default::default() };
+        assert_eq!(check(&Command::Txn(reads)), Ok(()));
+    }
+
     #[cfg(feature = "sim")]
     #[test]
     fn an_open_prefix_is_found() {

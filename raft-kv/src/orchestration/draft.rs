@@ -21,6 +21,8 @@ use crate::types::{
 /// See the module.
 pub struct Draft<'a, S> {
     store: &'a S,
+    /// Reads are of what this member knows already, which may be old.
+    serializable: bool,
     revision: Revision,
     read: BTreeMap<Bytes, Option<KeyValue>>,
     writes: BTreeMap<Bytes, Option<Bytes>>,
@@ -31,7 +33,14 @@ pub struct Draft<'a, S> {
 impl<'a, S: Store> Draft<'a, S> {
     pub fn new(store: &'a S) -> Self {
         let (read, writes) = (BTreeMap::new(), BTreeMap::new());
-        Self { store, revision: 0, read, writes, same: BTreeMap::new(), quiet: BTreeMap::new() }
+        let (same, quiet) = (BTreeMap::new(), BTreeMap::new());
+        Self { store, serializable: false, revision: 0, read, writes, same, quiet }
+    }
+
+    /// One that reads what this member has, without asking the leader whether that is all: whatever rests on it must
+    /// be compared when it is committed, and nothing may be refused by it.
+    pub fn near(store: &'a S) -> Self {
+        Self { serializable: true, ..Self::new(store) }
     }
 
     /// The revision of its reads; 0 before the first.
@@ -45,7 +54,7 @@ impl<'a, S: Store> Draft<'a, S> {
         keys.sort();
         keys.dedup();
         for keys in keys.chunks(MAX_ORCHESTRATION_READ_KEYS) {
-            let (revision, found) = read_keys(self.store, keys, self.revision).await?;
+            let (revision, found) = read_keys(self.store, keys, self.revision, self.serializable).await?;
             self.revision = revision;
             self.read.extend(keys.iter().cloned().zip(found));
         }
@@ -187,9 +196,14 @@ pub async fn read_keys<S: Store>(
     store: &S,
     keys: &[Bytes],
     revision: Revision,
+    serializable: bool,
 ) -> Result<(Revision, Vec<Option<KeyValue>>), Error> {
-    let range =
-        |key: &Bytes| RangeRequest { range: KeyRange::key(key.clone()), revision, ..Default::default() };
+    let range = |key: &Bytes| RangeRequest {
+        range: KeyRange::key(key.clone()),
+        revision,
+        serializable,
+        ..Default::default()
+    };
     if let [key] = keys {
         let (header, mut found) = store.range(range(key)).await?;
         let at = if revision == 0 { header.revision } else { revision };

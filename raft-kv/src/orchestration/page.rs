@@ -107,7 +107,7 @@ pub async fn read_all<S: Store>(
 ) -> Result<Vec<Option<KeyValue>>, Error> {
     let mut all = Vec::with_capacity(keys.len());
     for keys in keys.chunks(MAX_ORCHESTRATION_READ_KEYS) {
-        all.extend(read_keys(store, keys, revision).await?.1);
+        all.extend(read_keys(store, keys, revision, false).await?.1);
     }
     Ok(all)
 }

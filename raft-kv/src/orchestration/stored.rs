@@ -1,14 +1,16 @@
 //! What the keys hold. Versions and statuses are not in it: the store knows the one, the other has a key of
-//! its own. Reading never panics, whatever the bytes are. Fields are only ever added at the end.
+//! its own. Reading never panics, whatever the bytes are, nor takes one
+//! key's value for another's. Fields are only ever added at the end.
 
 use bytes::Bytes;
 
+use super::layout;
 use super::words::{
     Availability, Labels, NodeRecord, NodeState, Object, ObjectKey, Task, TaskState, TaskStatus, Time,
 };
 use crate::codec::{Wire, wire_struct};
 use crate::error::{Error, Refusal};
-use crate::types::{KeyValue, NodeId};
+use crate::types::{KeyValue, NodeId, readable};
 
 struct StoredObject {
     key: ObjectKey,
@@ -48,9 +50,18 @@ wire_struct!(StoredNode { id, name, labels, availability, description, state, si
 
 fn read<T: Wire>(kv: &KeyValue) -> Result<T, Error> {
     T::from_bytes(kv.value.clone()).map_err(|error| {
-        let what = format!("{} ({})", crate::types::readable(&kv.key), error.what);
+        let what = format!("{} ({})", readable(&kv.key), error.what);
         Refusal::Malformed { what }.into()
     })
+}
+
+/// Refuses a value that says to be another key's: whatever is decided on it would be written there.
+fn at(kv: &KeyValue, key: &Bytes) -> Result<(), Error> {
+    if kv.key == key {
+        return Ok(());
+    }
+    let what = format!("{} (it holds what is of {})", readable(&kv.key), readable(key));
+    Err(Refusal::Malformed { what }.into())
 }
 
 /// The object of a key and its status' key.
@@ -59,6 +70,7 @@ fn read<T: Wire>(kv: &KeyValue) -> Result<T, Error> {
 /// [`Refusal::Malformed`] where this software did not write it.
 pub fn object_of(kv: &KeyValue, status: Option<&KeyValue>) -> Result<Object, Error> {
     let StoredObject { key, name, labels, refs, spec, created, updated } = read(kv)?;
+    at(kv, &layout::object(&key))?;
     let status = status.map(|kv| kv.value.clone()).unwrap_or_default();
     Ok(Object { key, name, labels, refs, spec, status, version: kv.mod_revision, created, updated })
 }
@@ -75,6 +87,7 @@ pub fn object_bytes(object: &Object) -> Bytes {
 /// [`Refusal::Malformed`] where this software did not write it.
 pub fn task_of(kv: &KeyValue, status: Option<&KeyValue>) -> Result<Task, Error> {
     let StoredTask { id, service, slot, node, labels, refs, spec, desired, created, updated } = read(kv)?;
+    at(kv, &layout::task(&id))?;
     let status = match status {
         Some(kv) => read(kv)?,
         None => TaskStatus {
@@ -101,6 +114,7 @@ pub fn task_bytes(task: &Task) -> Bytes {
 /// [`Refusal::Malformed`] where this software did not write it.
 pub fn node_of(kv: &KeyValue) -> Result<NodeRecord, Error> {
     let StoredNode { id, name, labels, availability, description, state, since } = read(kv)?;
+    at(kv, &layout::node(id))?;
     Ok(NodeRecord { id, name, labels, availability, description, state, since, version: kv.mod_revision })
 }
 

@@ -46,6 +46,17 @@ pub enum Reported {
     NotYours,
 }
 
+/// What a node says of a task.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeReport {
+    /// Who says it.
+    pub node: NodeId,
+    /// The task.
+    pub id: String,
+    /// What became of it.
+    pub status: TaskStatus,
+}
+
 impl<S: Store, C: Clock> Orchestrator<S, C> {
     /// Stores a new task; an empty id is drawn. `version`, `created` and `updated` are not looked at.
     ///
@@ -140,29 +151,35 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
         for (_, status) in &all {
             rules::reported(status)?;
         }
+        let of_node = |(id, status)| NodeReport { node, id, status };
+        self.report_of_many(&all.into_iter().map(of_node).collect::<Vec<_>>()).await
+    }
+
+    /// What several nodes say of their tasks, as [`report`](Self::report) of each; those of different nodes
+    /// share transactions. Each status must be one that a node can say.
+    pub(super) async fn report_of_many(&self, all: &[NodeReport]) -> Result<Vec<Reported>, Error> {
         let mut answers = Vec::with_capacity(all.len());
         for reports in all.chunks(MAX_REPORTED_AT_ONCE) {
-            answers.extend(self.report_some(node, reports).await?);
+            answers.extend(self.report_some(reports).await?);
         }
         Ok(answers)
     }
 
-    async fn report_some(
-        &self,
-        node: NodeId,
-        reports: &[(String, TaskStatus)],
-    ) -> Result<Vec<Reported>, Error> {
+    async fn report_some(&self, reports: &[NodeReport]) -> Result<Vec<Reported>, Error> {
         // A name that can't be one is no key: the store would say something else of it.
         let possible = |id: &str| rules::word("task's id", id).is_ok();
-        for _ in 0..MAX_ORCHESTRATION_TRIES {
-            let mut draft = Draft::new(&self.store);
-            let ids = reports.iter().map(|(id, _)| id.as_str()).filter(|id| possible(id));
+        for attempt in 0..MAX_ORCHESTRATION_TRIES {
+            // What is old is found when it is committed. What is stored already was committed; only what would be
+            // refused is looked at anew.
+            let near = attempt == 0;
+            let mut draft = if near { Draft::near(&self.store) } else { Draft::new(&self.store) };
+            let ids = reports.iter().map(|report| report.id.as_str()).filter(|id| possible(id));
             draft.fetch(ids.flat_map(|id| [layout::task(id), layout::task_status(id)]).collect()).await?;
             let mut answers = Vec::with_capacity(reports.len());
             let mut newest: BTreeMap<&str, TaskStatus> = BTreeMap::new();
-            for (id, status) in reports {
+            for NodeReport { node, id, status } in reports {
                 let task = if possible(id) { read(&mut draft, id).await? } else { None };
-                let Some(task) = task.filter(|task| task.node == Some(node)) else {
+                let Some(task) = task.filter(|task| task.node == Some(*node)) else {
                     answers.push(Reported::NotYours);
                     continue;
                 };
@@ -178,6 +195,9 @@ impl<S: Store, C: Clock> Orchestrator<S, C> {
                     draft.put(layout::task_status(id), status.to_bytes());
                     *known = status.clone();
                 }
+            }
+            if near && answers.iter().any(|one| *one != Reported::Taken) {
+                continue;
             }
             if self.commit(draft).await?.is_some() {
                 return Ok(answers);

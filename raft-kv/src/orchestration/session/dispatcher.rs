@@ -11,6 +11,7 @@ use super::super::store::{Clock, Events, Store};
 use super::hub::{Hub, SessionId};
 use super::opened::Session;
 use super::place::{Place, Sealer};
+use super::reports::Reports;
 use super::stored;
 use super::view::Held;
 use super::words::Settings;
@@ -29,6 +30,7 @@ pub(super) struct Inner<S, C> {
     pub orchestrator: Orchestrator<S, C>,
     pub settings: Settings,
     pub hub: Hub,
+    pub reports: Reports,
     sealer: Mutex<Option<Arc<Sealer>>>,
 }
 
@@ -42,7 +44,8 @@ impl<S: Store, C: Clock> Dispatcher<S, C> {
     /// Sessions on `orchestrator`, which needs no fence. [`run`](Self::run) must be driven for them to see
     /// changes at once.
     pub fn new(orchestrator: Orchestrator<S, C>, settings: Settings) -> Self {
-        Self(Arc::new(Inner { orchestrator, settings, hub: Hub::default(), sealer: Mutex::new(None) }))
+        let (hub, reports, sealer) = (Hub::default(), Reports::default(), Mutex::new(None));
+        Self(Arc::new(Inner { orchestrator, settings, hub, reports, sealer }))
     }
 
     /// The bounds.

@@ -13,6 +13,7 @@ mod hub;
 mod nodes;
 mod opened;
 mod place;
+mod reports;
 mod stored;
 mod view;
 mod words;

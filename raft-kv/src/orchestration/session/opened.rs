@@ -252,7 +252,8 @@ impl<S: Store, C: Clock> Voice<S, C> {
     }
 
     /// What became of the node's tasks; committed when it returns. One answer for each: what is not there
-    /// and what is not the node's are the same.
+    /// and what is not the node's are the same. It shares its transaction with what other sessions of this
+    /// member report meanwhile.
     ///
     /// # Errors
     /// [`Refusal::SessionTaken`], [`Refusal::Invalid`] for more than the [bounds](Settings) allow, and the
@@ -272,7 +273,8 @@ impl<S: Store, C: Clock> Voice<S, C> {
         if reports.is_empty() {
             return Ok(Vec::new());
         }
-        self.0.inner.orchestrator.report(self.0.node, reports).await
+        let Inner { orchestrator, reports: gathered, .. } = &*self.0.inner;
+        gathered.report(orchestrator, self.0.node, reports).await
     }
 
     /// What the node says of itself.

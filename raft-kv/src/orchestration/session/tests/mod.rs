@@ -1,6 +1,7 @@
 //! What a worker holds is what it should, whatever happens to its connection and to history; and the
 //! leader's duty on nodes. Time is paused: it goes on when nothing else can.
 
+mod reports;
 pub(in crate::orchestration) mod world;
 
 use std::collections::BTreeMap;

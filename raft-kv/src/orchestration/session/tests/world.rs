@@ -30,6 +30,10 @@ struct State {
     failing: usize,
     /// Reads of keys, by how many.
     pub read: usize,
+    /// How long a read or a transaction takes.
+    takes: Duration,
+    /// How far serializable reads are; 0 for all the way.
+    behind_at: Revision,
 }
 
 impl World {
@@ -45,6 +49,27 @@ impl World {
 
     pub fn fail(&self, calls: usize) {
         self.0.lock().failing = calls;
+    }
+
+    /// From here on each read and transaction takes so long; others come meanwhile.
+    pub fn take_time(&self, takes: Duration) {
+        self.0.lock().takes = takes;
+    }
+
+    pub fn revision(&self) -> Revision {
+        self.0.lock().revision
+    }
+
+    /// From here on serializable reads see nothing newer; 0 for an end of that.
+    pub fn fall_behind(&self, at: Revision) {
+        self.0.lock().behind_at = at;
+    }
+
+    async fn on_the_way(&self) {
+        let takes = self.0.lock().takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
     }
 
     pub fn read(&self) -> usize {
@@ -178,14 +203,29 @@ impl State {
 impl Store for World {
     type Watch = Following;
 
-    async fn range(&self, request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
+    async fn range(&self, mut request: RangeRequest) -> Result<(Header, RangeResponse), Error> {
+        self.on_the_way().await;
         let mut state = self.0.lock();
-        Ok((state.header()?, state.range(&request)?))
+        let mut header = state.header()?;
+        if request.serializable && request.revision == 0 && state.behind_at != 0 {
+            (request.revision, header.revision) = (state.behind_at, state.behind_at);
+        }
+        Ok((header, state.range(&request)?))
     }
 
-    async fn txn(&self, request: TxnRequest) -> Result<(Header, TxnResponse), Error> {
+    async fn txn(&self, mut request: TxnRequest) -> Result<(Header, TxnResponse), Error> {
+        self.on_the_way().await;
         let mut state = self.0.lock();
         state.header()?;
+        let behind_at = state.behind_at;
+        for op in &mut request.success {
+            if let TxnOp::Range(read) = op
+                && read.serializable
+                && read.revision == 0
+            {
+                read.revision = behind_at;
+            }
+        }
         let mut events = Vec::new();
         let answer = state.txn(&request, &mut events)?;
         state.push(events);

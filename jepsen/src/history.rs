@@ -143,8 +143,17 @@ pub fn parse(text: &str) -> Result<Vec<Event>, String> {
     Ok(events)
 }
 
+impl Event {
+    /// Whether a client's operation was done; watches and the last look are none.
+    pub fn is_operation_done(&self) -> bool {
+        self.kind == Kind::Ok && !matches!(self.f, Function::Watch | Function::FinalRead)
+    }
+}
+
 struct Book {
     events: Vec<Event>,
+    /// Operations of clients that were done.
+    operations: u64,
     file: BufWriter<File>,
 }
 
@@ -162,7 +171,7 @@ impl Recorder {
     /// The file can't be made.
     pub fn new(path: &Path) -> Result<Self, String> {
         let file = File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let book = Book { events: Vec::new(), file: BufWriter::new(file) };
+        let book = Book { events: Vec::new(), operations: 0, file: BufWriter::new(file) };
         Ok(Self { began: Instant::now(), book: Arc::new(Mutex::new(book)) })
     }
 
@@ -176,7 +185,13 @@ impl Recorder {
         event.time = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let line = serde_json::to_string(&event).expect("an event is JSON");
         writeln!(book.file, "{line}").expect("the history's file can be written");
+        book.operations += u64::from(event.is_operation_done());
         book.events.push(event);
+    }
+
+    /// How many operations of clients were done so far.
+    pub fn operations(&self) -> u64 {
+        self.book.lock().operations
     }
 
     /// The history so far; all of it is in the file then.

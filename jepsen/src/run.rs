@@ -20,6 +20,10 @@ use crate::workload::{Stage, append, register, set, watch};
 const CALM: Duration = Duration::from_millis(1500);
 /// How long the cluster may take to serve and to tell watchers everything, once all is healed.
 const RECOVERY: Duration = Duration::from_secs(30);
+/// Operations that are done in each fault that leaves a quorum, and after each.
+const LEAST: u64 = 3;
+/// How often it is looked whether they were.
+const LOOK: Duration = Duration::from_millis(20);
 /// Watchers of a run.
 const WATCHERS: usize = 2;
 
@@ -126,7 +130,12 @@ async fn break_things(options: &Options, cluster: &mut Cluster, stage: &Stage) -
         let victims = schedule.bring(fault, cluster, leader, &stage.recorder)?;
         let names: Vec<&str> = victims.iter().map(|&index| stage.directory.name(index)).collect();
         eprintln!("jepsen: {:5.1} s  {} {}", began.elapsed().as_secs_f64(), fault.name(), names.join(" "));
+        let begun = stage.recorder.operations();
         sleep(lasts).await;
+        if fault.leaves_quorum() {
+            // A quorum elects somebody while it lasts, however long that takes on a busy machine.
+            served(stage, begun + LEAST).await;
+        }
         // Waiting for processes blocks; the clients go on.
         tokio::task::block_in_place(|| nemesis::heal(fault, cluster, &victims, &stage.recorder))?;
         if fault.costs_an_id() {
@@ -134,10 +143,20 @@ async fn break_things(options: &Options, cluster: &mut Cluster, stage: &Stage) -
             let handle = stage.directory.connect(&stage.directory.all_from(0)).await?;
             cluster.await_voters(&handle).await?;
         }
+        let healed = stage.recorder.operations();
         sleep(CALM).await;
+        served(stage, healed + LEAST).await;
         count += 1;
     }
     Ok(())
+}
+
+/// Until so many operations were done, or nothing has come of them for too long: the verdict says so then.
+async fn served(stage: &Stage, operations: u64) {
+    let began = Instant::now();
+    while stage.recorder.operations() < operations && began.elapsed() < RECOVERY {
+        sleep(LOOK).await;
+    }
 }
 
 /// By the members' ids as they are now: who was taken in again has another one.
@@ -165,5 +184,6 @@ fn plan(options: &Options) -> activity::Plan {
             Workload::Watch => done.push((Function::Watch, each)),
         }
     }
-    activity::Plan { done, during: 3, after: 3, faults: options.faults.clone() }
+    let least = usize::try_from(LEAST).expect("a small number");
+    activity::Plan { done, during: least, after: least, faults: options.faults.clone() }
 }

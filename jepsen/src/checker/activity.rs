@@ -18,10 +18,6 @@ pub struct Plan {
     pub faults: Vec<Fault>,
 }
 
-fn is_operation(event: &Event) -> bool {
-    event.kind == Kind::Ok && !matches!(event.f, Function::Watch | Function::FinalRead)
-}
-
 /// Holds the history to the plan.
 pub fn check(history: &[Event], plan: &Plan) -> Verdict {
     let mut breaches = Vec::new();
@@ -42,7 +38,7 @@ pub fn check(history: &[Event], plan: &Plan) -> Verdict {
         (0..history.len()).filter(|&at| matches!(history[at].f, Function::Break | Function::Heal)).collect();
     for (number, &at) in marks.iter().enumerate() {
         let end = marks.get(number + 1).copied().unwrap_or(history.len());
-        let done = history[at..end].iter().filter(|event| is_operation(event)).count();
+        let done = history[at..end].iter().filter(|event| event.is_operation_done()).count();
         let fault = history[at].value.as_deref().unwrap_or("?");
         let least = if history[at].f == Function::Heal {
             plan.after
@@ -58,7 +54,7 @@ pub fn check(history: &[Event], plan: &Plan) -> Verdict {
             ));
         }
     }
-    let operations = history.iter().filter(|event| is_operation(event)).count();
+    let operations = history.iter().filter(|event| event.is_operation_done()).count();
     let anew = history.iter().filter(|e| e.f == Function::Watch && e.kind == Kind::Invoke).count();
     let mut terms: Vec<u64> = history.iter().filter_map(|event| event.term).collect();
     terms.sort_unstable();

@@ -390,6 +390,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// Waits until a member that was started serves under another id than `old`: it was taken in again.
+    ///
+    /// # Errors
+    /// It does not within a minute.
+    pub fn await_new_id(&mut self, index: usize, old: &str) -> Result<(), String> {
+        let began = Instant::now();
+        let (out, _) = self.files(index);
+        loop {
+            let said = fs::read_to_string(&out).unwrap_or_default();
+            let ids = said.lines().filter_map(|line| serving_id(&format!("{line}\n")));
+            if let Some(id) = ids.rev().find(|id| id != old) {
+                self.members[index].id = id;
+                return Ok(());
+            }
+            if began.elapsed() > START_LIMIT {
+                return Err(format!(
+                    "{} still has its id {old}{}",
+                    self.members[index].name,
+                    self.tail(index)
+                ));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn await_serving(&mut self, index: usize) -> Result<(), String> {
         let began = Instant::now();
         let (out, _) = self.files(index);

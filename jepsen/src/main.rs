@@ -31,7 +31,7 @@ struct Args {
     /// Members
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: u8,
-    /// Faults, separated by commas; `all`, or `none` for a run without
+    /// Faults, separated by commas; `all` but damage to disks (bit-flip, old-image), or `none`
     #[arg(long, default_value = "all")]
     nemesis: String,
     /// Workloads that run at the same time, separated by commas
@@ -52,7 +52,8 @@ fn faults(list: &str) -> Result<Vec<Fault>, String> {
         return Ok(Vec::new());
     }
     if list == "all" {
-        return Ok(Fault::ALL.to_vec());
+        // Damage may show only when it is read, in the middle of another fault: it is asked for by name.
+        return Ok(Fault::ALL.into_iter().filter(|fault| !fault.costs_an_id()).collect());
     }
     list.split(',').map(|word| Fault::from_str(word, false)).collect()
 }

@@ -22,8 +22,10 @@ pub(super) fn take_image(cluster: &mut Cluster, victims: &[usize]) -> Result<(),
     cluster.restart(victims)
 }
 
-/// The image takes the place of what the member has now.
+/// The image takes the place of what the member has now. It says that it serves, hears from the others that it is
+/// older than what they know, and comes back under another id.
 pub(super) fn put_back(cluster: &mut Cluster, victims: &[usize]) -> Result<(), String> {
+    let old: Vec<String> = victims.iter().map(|&index| cluster.members()[index].id.clone()).collect();
     for &index in victims {
         cluster.kill(index)?;
         let data = cluster.members()[index].data_dir.clone();
@@ -31,7 +33,8 @@ pub(super) fn put_back(cluster: &mut Cluster, victims: &[usize]) -> Result<(), S
         let image = image_of(&data);
         fs::rename(&image, &data).map_err(|error| failed(&image, &error))?;
     }
-    cluster.restart(victims)
+    cluster.restart(victims)?;
+    victims.iter().zip(&old).try_for_each(|(&index, old)| cluster.await_new_id(index, old))
 }
 
 /// Ends members and changes one bit of a file of each.
